@@ -1,0 +1,380 @@
+"""Configuration: frozen dataclasses, validated on construction; derived values are properties.
+
+The defaults are the paper's (Espeholt et al., 2018, appendix G, Atari). A file in `configs/` overrides what its
+experiment needs; the command line overrides the file. Nothing here builds an environment or imports JAX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from typing import Annotated, Any, Literal, get_type_hints
+
+import tyro
+
+
+class ConfigError(ValueError):
+    """A value that cannot work: the message names the field, the value and the remedy, in one line."""
+
+
+def closest(name: str, known: Any) -> str:
+    """'did you mean ...?' with the names in `known` nearest to `name`."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4) or sorted(known)
+    return f'did you mean {" or ".join(map(repr, close))}?'
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _require_positive(owner: str, **values: float) -> None:
+    for name, value in values.items():
+        _require(value > 0, f'{owner}.{name} must be positive, got {value}')
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvironmentConfig:
+    """Which task, and how it is stepped."""
+
+    name: str = 'catch'
+    """`catch`, `catch_memory`, `bsuite/catch/0`, `atari/pong`, `gymnasium/CartPole-v1`, or a factory `module:function`
+    that is called as `function(seed=...)` and returns a dm_env.Environment or a gymnasium.Env."""
+    preset: Literal['paper', 'machado'] = 'paper'
+    """Atari only. `paper`: no-op starts, the minimal action set, episodes end at life loss in training. `machado`
+    (Machado et al., 2018): sticky actions with probability .25, all 18 actions, episodes are games."""
+    action_repeat: int | None = None
+    """Environment frames in one agent step; all budgets and metrics count frames. None: 4 on Atari, 1 elsewhere. For a
+    factory it only states what the environment itself does."""
+    max_failures: int = 3
+    """An environment that fails this many times without finishing an episode in between ends the run."""
+    processes: int = 0
+    """Worker processes an actor spreads its environments over. 0: none for the built-in environments (which step
+    faster inside the actor), and as many as there are cores, at most one an environment, for the others."""
+
+    def __post_init__(self):
+        _require(bool(self.name), 'environment.name is empty; try --environment.name catch')
+        _require_positive('environment', max_failures=self.max_failures)
+        if self.action_repeat is not None:
+            _require_positive('environment', action_repeat=self.action_repeat)
+        _require(self.processes >= 0, f'environment.processes must be 0 or more, got {self.processes}')
+
+    @property
+    def frames_per_step(self) -> int:
+        """Environment frames in one agent step."""
+        if self.action_repeat is not None:
+            return self.action_repeat
+        return 4 if self.name.startswith('atari/') else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """The torso that every observation passes, and the core behind it (paper, figure 3)."""
+
+    torso: str = 'shallow'
+    """`shallow` (2 convolutions, figure 3 left), `shallow_atari` (3 convolutions), `deep` (15 convolutions, figure 3
+    right), `mlp`, or a flax module `module:Class` of your own."""
+    core: Literal['feedforward', 'lstm'] = 'feedforward'
+    lstm_size: int = 256
+    mlp_sizes: tuple[int, ...] = (64, 64)
+    """Hidden layers of the `mlp` torso."""
+
+    def __post_init__(self):
+        known = ('shallow', 'shallow_atari', 'deep', 'mlp')
+        _require(
+            self.torso in known or ':' in self.torso,
+            f'unknown network.torso {self.torso!r}; {closest(self.torso, known)}, or a class of yours as module:Class',
+        )
+        _require_positive('network', lstm_size=self.lstm_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class VTraceConfig:
+    """V-trace's truncation levels (section 4.1); `inf` means no truncation."""
+
+    rho_bar: float = 1.0
+    """Truncates rho in the temporal differences: decides WHAT is converged to."""
+    c_bar: float = 1.0
+    """Truncates the trace: decides how FAST; rho_bar >= c_bar in the theory."""
+    pg_rho_bar: float = 1.0
+    """Truncates rho in the policy gradient's advantage."""
+    lambda_: Annotated[float, tyro.conf.arg(name='lambda')] = 1.0
+    """Multiplies the trace coefficients c (remark 2)."""
+    outside_theory: bool = False
+    """Allow c_bar > rho_bar, for which Theorem 1 proves nothing."""
+    implementation: Literal['auto', 'scan', 'associative_scan'] = 'auto'
+    """How the recurrence is compiled; the results are the same. `auto`: what was measured to be faster there."""
+
+    def __post_init__(self):
+        for name in ('rho_bar', 'c_bar', 'pg_rho_bar'):
+            value = getattr(self, name)
+            _require(value > 0, f'vtrace.{name} must be positive (inf for no truncation), got {value}')
+        _require(0 <= self.lambda_ <= 1, f'vtrace.lambda must lie in [0, 1], got {self.lambda_}')
+        _require(
+            self.c_bar <= self.rho_bar or self.outside_theory,
+            f'vtrace.c_bar {self.c_bar} is above vtrace.rho_bar {self.rho_bar}, outside the theory; '
+            'lower c_bar, or set --vtrace.outside-theory',
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights of the loss, which is a SUM over time and batch."""
+
+    discount: float = 0.99
+    baseline_cost: float = 0.5
+    entropy_cost: float = 0.01
+    reward_clip: Literal['unit', 'none'] = 'unit'
+    """`unit`: rewards are clipped to [-1, 1] in the learner; the reported returns stay raw."""
+
+    def __post_init__(self):
+        _require(0 <= self.discount <= 1, f'loss.discount must lie in [0, 1], got {self.discount}')
+        for name in ('baseline_cost', 'entropy_cost'):
+            value = getattr(self, name)
+            _require(value >= 0, f'loss.{name} must not be negative, got {value}')
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimiser; the learning rate belongs to a SUMMED loss and to TensorFlow's RMSProp."""
+
+    name: Literal['rmsprop', 'adam'] = 'rmsprop'
+    learning_rate: float = 6e-4
+    schedule: Literal['linear', 'constant'] = 'linear'
+    """`linear`: to 0 over `total_frames`."""
+    epsilon: float = 0.01
+    """RMSProp's stands inside the square root, as TensorFlow's does; Adam's outside."""
+    decay: float = 0.99
+    """RMSProp's decay; its accumulator starts at 1, as TensorFlow's does."""
+    momentum: float = 0.0
+    b1: float = 0.9
+    """Adam."""
+    b2: float = 0.999
+    """Adam."""
+    max_grad_norm: float = 40.0
+    """The gradient's global norm is clipped to this; inf for no clipping."""
+
+    def __post_init__(self):
+        _require_positive(
+            'optimizer', learning_rate=self.learning_rate, epsilon=self.epsilon, max_grad_norm=self.max_grad_norm
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerConfig:
+    """The batched update."""
+
+    batch_size: int = 32
+    """Trajectories in an update, over all devices."""
+    unroll_length: int = 20
+    """Transitions in a trajectory (n in the paper)."""
+    num_devices: int | None = None
+    """Local devices to split the batch over; None: all."""
+    queue_capacity: int | None = None
+    """Trajectories that wait at most before actors block; None: two batches (but at least one unroll of each actor)."""
+    max_nonfinite_updates: int = 10
+    """An update whose gradient is not finite is skipped and counted; this many in a row end the run."""
+
+    def __post_init__(self):
+        _require_positive(
+            'learner',
+            batch_size=self.batch_size,
+            unroll_length=self.unroll_length,
+            max_nonfinite_updates=self.max_nonfinite_updates,
+        )
+        if self.num_devices is not None:
+            _require_positive('learner', num_devices=self.num_devices)
+            _require(
+                self.batch_size % self.num_devices == 0,
+                f'learner.batch_size {self.batch_size} does not divide over {self.num_devices} devices; '
+                f'try {math.ceil(self.batch_size / self.num_devices) * self.num_devices}',
+            )
+        if self.queue_capacity is not None:
+            _require(
+                self.queue_capacity >= self.batch_size,
+                f'learner.queue_capacity {self.queue_capacity} is below learner.batch_size {self.batch_size}: '
+                'no batch could ever be complete',
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ActorConfig:
+    """Actors; each steps a vector of environments with one batched inference a step."""
+
+    num_actors: int = 2
+    num_envs: int = 16
+    """Environments an actor."""
+
+    def __post_init__(self):
+        _require_positive('actor', num_actors=self.num_actors, num_envs=self.num_envs)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatorConfig:
+    """The evaluator plays whole episodes with the newest parameters, beside training and once more at the end."""
+
+    episodes: int = 20
+    """Episodes an evaluation; 0 for no evaluator."""
+    interval_s: float = 60.0
+    """Pause between two evaluations, s."""
+    num_envs: int = 10
+    """Environments stepped together; at most `episodes` are used."""
+    greedy: bool = False
+    """Play the most likely action; the paper samples."""
+
+    def __post_init__(self):
+        _require(self.episodes >= 0, f'evaluator.episodes must be 0 or more, got {self.episodes}')
+        _require_positive('evaluator', num_envs=self.num_envs, interval_s=self.interval_s)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When a checkpoint is written; one more is written at the end, and on SIGTERM and SIGINT."""
+
+    interval_s: float = 300.0
+    keep: int = 3
+    """The newest this many are kept; at least 2, so that a damaged one never loses the run."""
+
+    def __post_init__(self):
+        _require_positive('checkpoint', interval_s=self.interval_s)
+        _require(self.keep >= 2, f'checkpoint.keep must be 2 or more, got {self.keep}')
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingConfig:
+    """When a row of metrics is written."""
+
+    interval_s: float = 2.0
+    """Runtimes `threads` and `launchpad`."""
+    interval_updates: int = 50
+    """Runtime `lockstep`, whose rows must not depend on the clock."""
+
+    def __post_init__(self):
+        _require_positive('logging', interval_s=self.interval_s, interval_updates=self.interval_updates)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """An experiment."""
+
+    total_frames: int = 200_000_000
+    """Environment frames to train for, action repeat included; rounded up to whole updates."""
+    seed: int = 0
+    environment: EnvironmentConfig = EnvironmentConfig()
+    network: NetworkConfig = NetworkConfig()
+    vtrace: VTraceConfig = VTraceConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    learner: LearnerConfig = LearnerConfig()
+    actor: ActorConfig = ActorConfig()
+    evaluator: EvaluatorConfig = EvaluatorConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+    policy_lag: int = 0
+    """Runtime `lockstep`: actors act with parameters exactly this many updates old."""
+    launch_type: Literal['local_mt', 'local_mp'] = 'local_mt'
+    """Runtime `launchpad`: nodes are threads of one process, or processes."""
+    timeout_s: float = 300.0
+    """No wait of one part for another lasts longer than this; covers compilation and the slowest reset, s."""
+
+    def __post_init__(self):
+        for name, value in (('total_frames', self.total_frames), ('timeout_s', self.timeout_s)):
+            _require(value > 0, f'{name} must be positive, got {value}')
+        _require(self.policy_lag >= 0, f'policy_lag must be 0 or more, got {self.policy_lag}')
+        _require(0 <= self.seed < 2**31, f'seed must lie in [0, 2**31), got {self.seed}')
+
+    @property
+    def frames_per_update(self) -> int:
+        """Environment frames consumed by one update."""
+        return self.learner.batch_size * self.learner.unroll_length * self.environment.frames_per_step
+
+    @property
+    def total_updates(self) -> int:
+        """Updates in the whole run."""
+        return -(-self.total_frames // self.frames_per_update)
+
+    @property
+    def queue_capacity(self) -> int:
+        """Trajectories that wait at most before actors block."""
+        if self.learner.queue_capacity is not None:
+            return self.learner.queue_capacity
+        return max(2 * self.learner.batch_size, self.actor.num_actors * self.actor.num_envs)
+
+
+# What may differ between a checkpoint and the configuration that resumes it: how and where the run is executed, but
+# nothing that changes what is learned.
+_RESUMABLE = (
+    'actor',
+    'checkpoint',
+    'environment.max_failures',
+    'environment.processes',
+    'evaluator',
+    'launch_type',
+    'learner.max_nonfinite_updates',
+    'learner.num_devices',
+    'learner.queue_capacity',
+    'logging',
+    'timeout_s',
+    'total_frames',
+    'vtrace.implementation',
+    'vtrace.outside_theory',
+)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A nested dict of JSON values; infinities are the strings 'inf' and '-inf', which JSON lacks."""
+    return {
+        field.name: to_dict(value) if dataclasses.is_dataclass(value) else _to_json(value)
+        for field in dataclasses.fields(config)
+        for value in [getattr(config, field.name)]
+    }
+
+
+def from_dict(values: dict[str, Any], cls: type = Config, owner: str = '') -> Any:
+    """The inverse of `to_dict`; fields that are absent take their defaults.
+
+    Raises:
+      ConfigError: a field that does not exist, named with the closest one that does.
+    """
+    hints = get_type_hints(cls)
+    unknown = set(values) - set(hints)
+    for name in sorted(unknown):
+        raise ConfigError(f'unknown configuration field {owner}{name!r}; {closest(name, hints)}')
+    kwargs = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(hints[name]):
+            value = from_dict(value, hints[name], f'{owner}{name}.')  # pyright: ignore[reportArgumentType]
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif value in ('inf', '-inf'):
+            value = float(value)
+        kwargs[name] = value
+    return cls(**kwargs)
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """The fields, one line each, by which `new` cannot resume a run of `old`."""
+    old_flat, new_flat = _flatten(to_dict(old)), _flatten(to_dict(new))
+    return [
+        f'{name}: {old_flat.get(name)!r} in the checkpoint, {new_flat.get(name)!r} now'
+        for name in sorted(set(old_flat) | set(new_flat))
+        if old_flat.get(name) != new_flat.get(name)
+        and not any(name == free or name.startswith(free + '.') for free in _RESUMABLE)
+    ]
+
+
+def _flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f'{prefix}{name}.'))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, float) and math.isinf(value):
+        return 'inf' if value > 0 else '-inf'
+    return list(value) if isinstance(value, tuple) else value

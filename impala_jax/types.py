@@ -1,0 +1,72 @@
+"""The values that cross a `jit`, a thread or the wire.
+
+Shapes: T is the unroll's length, B the batch (of environments), A the number of actions.
+
+Time follows dm_env everywhere: a timestep holds what was received ON ARRIVING there. A trajectory is T + 1
+timesteps, and consecutive trajectories of one environment overlap by one. After a LAST timestep the next one
+is FIRST, and the action in between is ignored; any transition that arrives at a FIRST timestep is therefore
+no transition of the task, and is masked out of the loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+PyTree = Any
+Array = Any  # numpy or jax; the shape and dtype stand beside each field.
+
+# dm_env.StepType as plain integers, usable inside a jit.
+FIRST, MID, LAST = 0, 1, 2
+
+
+class ArraySpec(NamedTuple):
+    """Shape and dtype of one leaf of an observation, without batch dimensions."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+class EnvironmentSpec(NamedTuple):
+    """What the agent must know of an environment."""
+
+    observation: PyTree  # of ArraySpec
+    num_actions: int
+
+
+class TimeStep(NamedTuple):
+    """A batch of timesteps, [B, ...], or a sequence of them, [T + 1, B, ...]."""
+
+    step_type: Array  # int32; FIRST, MID or LAST
+    reward: Array  # float32, raw, received on arriving here; 0 at FIRST
+    discount: Array  # float32, the environment's own: 0 at a termination, 1 otherwise
+    observation: PyTree
+    previous_action: Array  # int32, the action that led here; 0 where there was none
+
+
+class StepInfo(NamedTuple):
+    """What is counted of a step, but never learned from. One entry an environment, [B] or [T, B]."""
+
+    episode_return: Array  # float32, the undiscounted raw return of the GAME that ended on arriving here, else NaN
+    restarts: Array  # int32, 1 where the environment failed and was rebuilt in this step, else 0
+
+
+class Trajectory(NamedTuple):
+    """T transitions of B environments, time-major."""
+
+    timesteps: TimeStep  # [T + 1, B, ...]
+    behaviour_logits: Array  # [T, B, A] float32, the very logits that the actions were sampled from
+    initial_state: PyTree  # [B, ...], the recurrent core's state before timestep 0
+    info: StepInfo  # [T, B], of the arrivals at timesteps 1 to T, so that each is counted once
+    version: Array  # [B] int32, the version of the parameters that acted
+
+    @property
+    def actions(self) -> Array:
+        """[T, B] int32; action t was taken from timestep t."""
+        return self.timesteps.previous_action[1:]
+
+
+class Closed(Exception):
+    """Raised by a queue or store that was closed: the run is ending, and whoever waits should end too."""
+
