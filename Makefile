@@ -1,0 +1,52 @@
+# GNU make. `make train` on a fresh clone does everything; `make help` lists the rest.
+
+PYTHON_VERSION ?= 3.10
+VENV ?= .venv
+ARGS ?=
+PY := $(VENV)/bin/python
+LOCKED := 3.10 3.11 3.12 3.13
+# uv wants the extras one by one. On Python 3.11 and later `launchpad` is empty.
+EXTRAS := --extra atari --extra video --extra dev --extra launchpad
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test test-slow doctor lint format lock clean-venv
+
+help: ## Show this.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "ARGS='...' is handed on: make train ARGS='--runtime threads', make test ARGS='-k vtrace'"
+
+install: ## Make .venv with the pinned packages (the targets below do this by themselves).
+	@bash requirements/install.sh $(PYTHON_VERSION) $(VENV)
+
+train: install ## Train on Catch, into runs/catch; the same command again resumes.
+	$(PY) launch/local.py --config configs/catch.py --workdir runs/catch $(ARGS)
+
+test: install ## Run all tests but the slow ones.
+	$(PY) -m pytest $(ARGS)
+
+test-slow: install ## Run the slow tests.
+	$(PY) -m pytest -m slow $(ARGS)
+
+doctor: install ## Show what works on this machine, and what to do about the rest.
+	$(PY) -m impala_jax.doctor $(ARGS)
+
+lint: install ## Check style and types.
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright
+
+format: install ## Put the code into the project's style.
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+lock: ## Write the pins in requirements/ anew from setup.py (needs uv).
+	@command -v uv >/dev/null || { echo "make lock needs uv: python -m pip install uv" >&2; exit 1; }
+	@set -e; for version in $(LOCKED); do \
+	  uv pip compile setup.py $(EXTRAS) --python-version $$version --upgrade --quiet \
+	    --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+	    --output-file requirements/py$$(echo $$version | tr -d .).txt; \
+	  echo "requirements for Python $$version written"; \
+	done
+
+clean-venv: ## Delete the virtual environments.
+	rm -rf .venv .venv3*

@@ -1,0 +1,125 @@
+"""The actor: a vector of environments, one batched inference a step, trajectories out."""
+
+from __future__ import annotations
+
+import pickle
+
+import jax
+import numpy as np
+
+from impala_jax.agent import Agent
+from impala_jax.environments import VectorEnvironment
+from impala_jax.parameter_store import ParameterStore
+from impala_jax.trajectory_queue import TrajectoryQueue
+from impala_jax.types import Closed, PyTree, StepInfo, TimeStep, Trajectory
+
+
+class Actor:
+    """Steps its environments with the agent, on the CPU, and cuts the experience into trajectories.
+
+    Args:
+      agent: the agent.
+      environment: N environments; the caller closes them.
+      unroll_length: T.
+      seed: of the actions.
+      greedy: play the most likely action instead of sampling.
+    """
+
+    def __init__(
+        self, agent: Agent, environment: VectorEnvironment, unroll_length: int, seed: int, *, greedy: bool = False
+    ):
+        self.environment = environment
+        self._unroll_length = unroll_length
+        self._device = jax.local_devices(backend='cpu')[0]
+        self._agent = agent
+        self._params: tuple[int, PyTree] | None = None
+        self.reset(seed)
+
+        def step(params, key, num_steps, timestep, state):
+            return agent.step(params, jax.random.fold_in(key, num_steps), timestep, state, greedy=greedy)
+
+        self._step = jax.jit(step)
+
+    def reset(self, seed: int) -> None:
+        """Starts all environments anew at the next unroll, with other actions."""
+        with jax.default_device(self._device):
+            self._key = np.asarray(jax.random.PRNGKey(seed))
+        self._num_steps = 0
+        self._state = self._agent.initial_state(self.environment.num_envs)
+        self._timestep: TimeStep | None = None
+
+    def unroll(self, version: int, params: PyTree) -> Trajectory:
+        """Acts for T steps with one set of parameters.
+
+        Returns:
+          Trajectory [T + 1, N], numpy; its first timestep is the last one of the trajectory before.
+        """
+        if self._params is None or self._params[0] != version:
+            self._params = (version, jax.device_put(params, self._device))
+        params = self._params[1]
+        if self._timestep is None:
+            self._timestep = self.environment.reset()
+
+        initial_state = jax.tree.map(np.asarray, self._state)
+        timestep, state = self._timestep, self._state
+        buffer = _Buffer(self._unroll_length, timestep)
+        with jax.default_device(self._device):
+            for t in range(self._unroll_length):
+                acted = self._step(params, self._key, np.int32(self._num_steps), timestep, state)
+                timestep, info = self.environment.step(np.asarray(acted.action))
+                buffer.add(t, timestep, np.asarray(acted.logits), info)
+                state = acted.state
+                self._num_steps += 1
+        self._state = state
+        # The environment may reuse its arrays in its next step; the buffer's last row stays as it is.
+        self._timestep = buffer.last_timestep()
+        num_envs = self.environment.num_envs
+        return buffer.trajectory(initial_state, np.full([num_envs], version, np.int32))
+
+    def get_state(self) -> bytes:
+        """All that is needed to go on bit-identically; NotImplementedError if the environment cannot be saved."""
+        state = jax.tree.map(np.asarray, (self._timestep, self._state))
+        return pickle.dumps((self._num_steps, state, self.environment.get_state()))
+
+    def set_state(self, state: bytes) -> None:
+        """Goes on where `get_state` was called."""
+        self._num_steps, (self._timestep, self._state), environment = pickle.loads(state)
+        self.environment.set_state(environment)
+
+
+class _Buffer:
+    """The arrays of one trajectory, written row by row, never reused: whoever gets the trajectory owns them."""
+
+    def __init__(self, unroll_length: int, timestep: TimeStep):
+        self._timesteps = jax.tree.map(lambda x: np.empty([unroll_length + 1, *x.shape], x.dtype), timestep)
+        self._timestep_leaves = jax.tree.leaves(self._timesteps)
+        self._rows: list[tuple[np.ndarray, StepInfo]] = []
+        self._write(0, timestep)
+
+    def add(self, t: int, timestep: TimeStep, logits: np.ndarray, info: StepInfo) -> None:
+        self._write(t + 1, timestep)
+        self._rows.append((logits, info))
+
+    def last_timestep(self) -> TimeStep:
+        return jax.tree.map(lambda x: x[-1], self._timesteps)
+
+    def trajectory(self, initial_state: PyTree, version: np.ndarray) -> Trajectory:
+        logits, infos = zip(*self._rows, strict=True)
+        info = StepInfo(*(np.stack(x) for x in zip(*infos, strict=True)))
+        return Trajectory(self._timesteps, np.stack(logits), initial_state, info, version)
+
+    def _write(self, row: int, timestep: TimeStep) -> None:
+        for buffer, value in zip(self._timestep_leaves, jax.tree.leaves(timestep), strict=True):
+            buffer[row] = value
+
+
+def run_actor(actor: Actor, queue: TrajectoryQueue, store: ParameterStore) -> None:
+    """Acts with the newest parameters until queue or store is closed."""
+    try:
+        while True:
+            version, params = store.latest()
+            queue.put(actor.unroll(version, params))
+    except Closed:
+        return
+    finally:
+        actor.environment.close()

@@ -1,0 +1,68 @@
+"""The agent: pure functions of parameters, used alike by actors, learner and evaluator."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from impala_jax import networks
+from impala_jax.config import NetworkConfig
+from impala_jax.networks import NetworkOutput
+from impala_jax.types import FIRST, Array, EnvironmentSpec, PyTree, TimeStep
+
+
+class AgentStep(NamedTuple):
+    """What acting at one timestep yields."""
+
+    action: Array  # [B] int32
+    logits: Array  # [B, A] float32, the very ones the action was sampled from
+    state: PyTree  # [B, ...], the core's state after the timestep
+
+
+class Agent:
+    """Network and action sampling for one kind of environment. Holds no parameters and no state."""
+
+    def __init__(self, config: NetworkConfig, spec: EnvironmentSpec):
+        self.spec = spec
+        self._config = config
+        self._network = networks.build(config, spec)
+
+    def init(self, key: Array) -> PyTree:
+        """Parameters, float32."""
+        timesteps = jax.tree.map(lambda x: x[None], dummy_timestep(self.spec, 1))
+        return self._network.init(key, timesteps, self.initial_state(1))
+
+    def initial_state(self, batch_size: int) -> PyTree:
+        """The core's state before an episode, [B, ...]; `()` without a recurrent core."""
+        return networks.initial_state(self._config, batch_size)
+
+    def unroll(self, params: PyTree, timesteps: TimeStep, state: PyTree) -> tuple[NetworkOutput, PyTree]:
+        """Logits [T, B, A] and values [T, B] of timesteps [T, B, ...], and the state after the last, from `state`
+        before the first."""
+        output, state = self._network.apply(params, timesteps, state)
+        return output, state  # pyright: ignore[reportReturnType]
+
+    def step(self, params: PyTree, key: Array, timestep: TimeStep, state: PyTree, *, greedy: bool = False) -> AgentStep:
+        """Acts at one timestep [B, ...]: an unroll of length one, and an action sampled (or the most likely one)."""
+        output, state = self.unroll(params, jax.tree.map(lambda x: x[None], timestep), state)
+        logits = output.logits[0]
+        action = jnp.argmax(logits, -1) if greedy else jax.random.categorical(key, logits)
+        return AgentStep(action.astype(jnp.int32), logits, state)
+
+
+def dummy_timestep(spec: EnvironmentSpec, batch_size: int) -> TimeStep:
+    """A timestep of zeros, [B, ...], of an environment's shapes and dtypes; numpy."""
+    return TimeStep(
+        step_type=np.full([batch_size], FIRST, np.int32),
+        reward=np.zeros([batch_size], np.float32),
+        discount=np.ones([batch_size], np.float32),
+        observation=jax.tree.map(
+            lambda leaf: np.zeros([batch_size, *leaf.shape], leaf.dtype),
+            spec.observation,
+            is_leaf=lambda x: hasattr(x, 'shape'),
+        ),
+        previous_action=np.zeros([batch_size], np.int32),
+    )

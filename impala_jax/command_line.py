@@ -1,0 +1,119 @@
+"""From the command line to a configuration: a file of `configs/`, overridden field by field."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import tyro
+
+from impala_jax.config import Config, ConfigError, closest, to_dict
+
+
+class TrainArguments(NamedTuple):
+    """What `launch/local.py` was asked for."""
+
+    config: Config
+    workdir: Path
+    runtime: str | None  # None: `launchpad` where it is installed, else `threads`
+
+
+def train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
+    """Parses `--config FILE --workdir DIR [--runtime R] [--field.name value ...]`.
+
+    Raises:
+      ConfigError: a file, field or value that cannot work.
+    """
+    parser = Parser(
+        description='Trains an agent on this machine; the same command again resumes.',
+        epilog='Every field of the configuration can be set, as in --learner.batch-size 64; --fields lists them all.',
+    )
+    parser.add_argument('--config', required=True, help='a Python file with get_config(), as in configs/')
+    parser.add_argument('--workdir', required=True, type=Path, help='holds all of the run')
+    parser.add_argument('--runtime', default=None, help='launchpad, threads or lockstep')
+    parser.add_argument('--fields', action='store_true', help='list the fields of the configuration and exit')
+    arguments, overrides = parser.parse_known_args(argv)
+    config = load_config_file(arguments.config)
+    return TrainArguments(
+        override(config, ['--help'] if arguments.fields else overrides), arguments.workdir, arguments.runtime
+    )
+
+
+def load_config_file(path: str) -> Config:
+    """The `Config` that a file's `get_config()` returns.
+
+    Raises:
+      ConfigError: there is no such file, or it has no such function.
+    """
+    file = Path(path)
+    if not file.is_file():
+        known = sorted(str(other) for other in file.parent.glob('*.py')) or sorted(map(str, Path('configs').glob('*.py')))
+        raise ConfigError(f'there is no configuration file {path}' + (f'; {closest(path, known)}' if known else ''))
+    spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, 'get_config'):
+        raise ConfigError(f'{path} has no function get_config() -> Config')
+    config = module.get_config()
+    if not isinstance(config, Config):
+        raise ConfigError(f'{path}: get_config() returned {type(config).__name__}, not an impala_jax.Config')
+    return config
+
+
+def override(config: Config, arguments: Sequence[str]) -> Config:
+    """`config` with fields set as in `--learner.batch-size 64`.
+
+    Raises:
+      ConfigError: a field that does not exist, or a value that cannot work.
+    """
+    known = _option_names(to_dict(config))
+    for argument in arguments:
+        name = argument.split('=')[0].replace('_', '-')
+        if name.startswith('--') and name not in known and name != '--help':
+            raise ConfigError(f'unknown option {name}; {closest(name, known)}')
+    try:
+        return tyro.cli(Config, args=arguments, default=config, console_outputs='--help' in arguments)
+    except SystemExit as error:
+        if error.code:
+            raise ConfigError(f'cannot read {" ".join(arguments)!r}: see --fields for the type of each field') from error
+        raise
+
+
+def main(body: Callable[[], None]) -> NoReturn:
+    """Runs a script's body; ends with status 0, or non-zero with the reason in one line, last."""
+    from impala_jax.runtimes.run import Interrupted
+
+    try:
+        body()
+    except ConfigError as error:
+        sys.exit(f'error: {error}')
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        sys.exit(128 + error.signal_number)
+    sys.exit(0)
+
+
+class Parser(argparse.ArgumentParser):
+    """Its errors are one line."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'error: {message} (--help tells more)\n')
+
+
+def _option_names(fields: dict[str, Any], prefix: str = '--') -> list[str]:
+    names = []
+    for name, value in fields.items():
+        name = prefix + name.rstrip('_').replace('_', '-')
+        if isinstance(value, dict):
+            names += _option_names(value, f'{name}.')
+        else:
+            names += [name, f'{name.rpartition(".")[0]}.no-{name.rpartition(".")[2]}'] if isinstance(value, bool) else [name]
+    return names

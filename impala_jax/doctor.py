@@ -1,0 +1,236 @@
+"""Shows what works on this machine, and the command that mends what does not: `python -m impala_jax.doctor`.
+
+Every check runs in a process of its own and does the real thing, so that what crashes or hangs there is a line of the
+table here. The exit code is 0 when the core works, whatever optional parts are missing.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+_TIMEOUT_S = 30.0
+_CHECKOUT = Path(__file__).resolve().parent.parent
+_PINS = _CHECKOUT / 'requirements' / f'py{sys.version_info.major}{sys.version_info.minor}.txt'
+_PIP = f'{sys.executable} -m pip install'
+_PIP_PINNED = f'{_PIP} -c {_PINS}' if _PINS.exists() else _PIP
+_ANEW = f'make -C {_CHECKOUT} clean-venv install'
+
+
+class Check(NamedTuple):
+    """One line of the table."""
+
+    name: str
+    code: str  # Python; prints the details
+    mend: str  # a command, or a sentence where there is none
+    required: bool = False
+    cpu: bool = True  # False: on whatever devices JAX finds
+
+
+class Result(NamedTuple):
+    check: Check
+    state: str  # 'works', 'missing' or 'fails'
+    detail: str  # one line
+
+
+def _steps(name: str) -> str:
+    """Code that builds and steps one of our own environments."""
+    return f"""
+import numpy as np
+from impala_jax import environments
+from impala_jax.config import EnvironmentConfig
+environment = environments.make(EnvironmentConfig(name={name!r}), 1, seed=0)
+environment.reset()
+timestep, _ = environment.step(np.zeros(1, np.int32))
+print('{name} steps, observations', *timestep.observation.shape[1:], timestep.observation.dtype)
+environment.close()
+"""
+
+
+CHECKS = (
+    Check(
+        'Python',
+        """
+import platform, sys
+assert (3, 10) <= sys.version_info[:2] <= (3, 13), f'Python {platform.python_version()}; 3.10 to 3.13 are supported'
+print(platform.python_version(), platform.machine(), platform.system())
+""",
+        f'install Python 3.10, then: {_ANEW}',
+        required=True,
+    ),
+    Check(
+        'JAX',
+        """
+import jax
+devices = [f'{device.platform}:{device.id} ({device.device_kind})' for device in jax.devices()]
+print(jax.__version__, 'on', jax.default_backend() + ';', len(devices), 'device(s):', ', '.join(devices))
+""",
+        f"{_ANEW}  (for a GPU: {_PIP} 'jax[cuda12]'; for a TPU: {_PIP} 'jax[tpu]')",
+        required=True,
+        cpu=False,
+    ),
+    Check(
+        'core packages',
+        """
+from importlib.metadata import version
+import rlax, chex, dm_env, flax, numpy, optax, orbax.checkpoint, rich, tensorboardX, tyro
+import impala_jax
+print(*(f'{name} {version(name)}' for name in ('flax', 'optax', 'chex', 'orbax-checkpoint', 'numpy')), sep=', ')
+""",
+        _ANEW,
+        required=True,
+    ),
+    Check(
+        'runtime launchpad',
+        """
+import sys
+if sys.version_info >= (3, 11):
+    raise ModuleNotFoundError('dm-launchpad exists for Python 3.10 only')
+import rlax  # TensorFlow Probability refuses an old TensorFlow that was imported before it.
+import reverb, launchpad
+from importlib.metadata import version
+server = reverb.Server([reverb.Table.queue('queue', 1)])
+reverb.Client(f'localhost:{server.port}').server_info(timeout=10)
+server.stop()
+print('Launchpad', version('dm-launchpad') + '; a Reverb', version('dm-reverb'), 'server answers')
+""",
+        _ANEW,
+    ),
+    Check('runtime threads', "import impala_jax.runtimes.threads; print('imports')", _ANEW, required=True),
+    Check('runtime lockstep', "import impala_jax.runtimes.lockstep; print('imports')", _ANEW, required=True),
+    Check('Catch', _steps('catch'), _ANEW, required=True),
+    Check('Atari', _steps('atari/pong'), f"{_PIP_PINNED} 'ale-py>=0.12' 'gymnasium>=1.1'"),
+    Check(
+        'Gymnasium',
+        """
+import gymnasium
+environment = gymnasium.make('CartPole-v1')
+environment.reset(seed=0)
+environment.step(0)
+environment.close()
+print(gymnasium.__version__ + '; CartPole-v1 steps')
+""",
+        f'{_PIP_PINNED} gymnasium',
+    ),
+    Check(
+        'bsuite',
+        """
+import bsuite
+environment = bsuite.load_from_id('catch/0')
+environment.reset()
+environment.step(0)
+from importlib.metadata import version
+print(version('bsuite') + '; catch/0 steps')
+""",
+        f'{_PIP_PINNED} bsuite',
+    ),
+    Check(
+        'DeepMind Lab',
+        """
+import deepmind_lab
+deepmind_lab.Lab('contributed/dmlab30/rooms_watermaze', ['RGB_INTERLEAVED'], {'width': '96', 'height': '72'}).close()
+print('rooms_watermaze builds')
+""",
+        'build deepmind_lab as docs/users/build.md of github.com/google-deepmind/lab says, then install its wheel',
+    ),
+    Check(
+        'video',
+        """
+import os, tempfile
+import imageio.v2 as imageio
+import numpy as np
+with tempfile.TemporaryDirectory() as directory:
+    path = os.path.join(directory, 'video.mp4')
+    imageio.mimwrite(path, [np.zeros((32, 32, 3), np.uint8)] * 4, fps=4)
+    print('mp4 written,', os.path.getsize(path), 'bytes')
+""",
+        f"{_PIP_PINNED} imageio imageio-ffmpeg 'pillow>=11'",
+    ),
+)
+
+# Turns what a check raises into one line on stdout; an exit code of 3 means that a module is not installed.
+_WRAPPER = """
+import sys, warnings
+warnings.simplefilter('ignore')
+try:
+    exec(sys.argv[1], {'__name__': '__main__'})
+except BaseException as error:
+    cause, missing = error, False
+    while cause is not None and not missing:
+        missing, cause = isinstance(cause, ModuleNotFoundError), cause.__cause__
+    print(f'{type(error).__name__}: ' + ' '.join(str(error).split()), flush=True)
+    sys.exit(3 if missing else 1)
+"""
+
+
+def run_check(check: Check, timeout_s: float = _TIMEOUT_S) -> Result:
+    """Runs one check in a process of its own; never raises for what goes wrong there."""
+    env = {**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'}
+    if check.cpu:
+        env['JAX_PLATFORMS'] = 'cpu'
+    try:
+        done = subprocess.run(
+            [sys.executable, '-c', _WRAPPER, check.code],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors='replace',
+            timeout=timeout_s,
+            env=env,
+        )
+    except subprocess.TimeoutExpired:
+        return Result(check, 'fails', f'no answer within {timeout_s:g} s')
+    except OSError as error:
+        return Result(check, 'fails', str(error))
+    printed = (done.stdout.strip() or done.stderr.strip()).splitlines()
+    detail = printed[-1] if printed else ''
+    if done.returncode < 0:
+        return Result(check, 'fails', f'killed by {signal.Signals(-done.returncode).name}. {detail}'.strip())
+    state = {0: 'works', 3: 'missing'}.get(done.returncode, 'fails')
+    return Result(check, state, detail or f'exit code {done.returncode}')
+
+
+def diagnose(checks: tuple[Check, ...] = CHECKS) -> list[Result]:
+    """Runs all checks, as many at a time as there are cores."""
+    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        return list(pool.map(run_check, checks))
+
+
+def report(results: list[Result], console: Console) -> bool:
+    """Prints the table, and below it each problem in one line with its remedy; returns whether the core works."""
+    table = Table(title='impala_jax on this machine', title_justify='left')
+    table.add_column('what', no_wrap=True)
+    table.add_column('state', no_wrap=True)
+    table.add_column('details', overflow='fold')
+    problems = [result for result in results if result.state != 'works']
+    for result in results:
+        color = {'works': 'green', 'missing': 'yellow'}.get(result.state, 'red')
+        if result in problems and result.check.required:
+            color = 'red'
+        detail = result.detail if result.state == 'works' else 'see below'
+        table.add_row(escape(result.check.name), f'[{color}]{result.state}[/]', escape(detail))
+    console.print(table)
+    for name, state, detail, mend in ((r.check.name, r.state, r.detail, r.check.mend) for r in problems):
+        # Never wrapped, so that a command can be copied.
+        console.print(f'{name} {state}: {detail}\n    {mend}', markup=False, highlight=False, soft_wrap=True)
+    works = not any(result.check.required for result in problems)
+    console.print('The core works.' if works else 'The core does not work; see above.', highlight=False)
+    return works
+
+
+def main() -> int:
+    return 0 if report(diagnose(), Console()) else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

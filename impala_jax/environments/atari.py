@@ -1,0 +1,146 @@
+"""Atari games, emulated and preprocessed in C++ threads by ale-py's `AtariVectorEnv`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from impala_jax.config import ConfigError, EnvironmentConfig, closest
+from impala_jax.environments import base
+from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec, StepInfo, TimeStep
+
+_MAX_FRAMES = 108_000  # half an hour of play, after which a game is truncated
+_STACK = 4
+_NOOP = 0
+
+
+def games() -> list[str]:
+    """The games that ale-py has, as `space_invaders`.
+
+    Raises:
+      ConfigError: ale-py is not installed.
+    """
+    try:
+        import gymnasium  # noqa: F401 - which ale_py.vector_env needs
+        from ale_py import roms
+    except ImportError as error:
+        raise ConfigError(f"Atari needs ale-py and gymnasium: pip install 'impala_jax[atari]' ({error})") from error
+    return sorted(roms.get_all_rom_ids())
+
+
+def game_name(name: str) -> str:
+    """The game that `name` means, whatever its case and underscores.
+
+    Raises:
+      ConfigError: there is none; says the closest.
+    """
+    known = {game.replace('_', ''): game for game in games()}
+    plain = re.sub('[^a-z0-9]', '', name.lower())
+    if plain not in known:
+        raise ConfigError(f'unknown Atari game {name!r}; {closest(plain, known)}')
+    return known[plain]
+
+
+class AtariVectorEnvironment:
+    """A `VectorEnvironment` of one Atari game.
+
+    Observations are [84, 84, 4] uint8: grey, the maximum of the last two frames, the newest of four last.
+
+    In training with the preset `paper` an episode ends when a life is lost, but the game goes on: the next episode's
+    first timestep is one no-op later in the same game, and `episode_return` counts the whole game. (AtariVectorEnv's
+    own `episodic_life` would begin a new game at each lost life, so that only first lives would ever be played.)
+    """
+
+    def __init__(self, config: EnvironmentConfig, num_envs: int, seed: int, *, evaluation: bool = False):
+        game = game_name(config.name.removeprefix('atari/'))
+        from ale_py.vector_env import AtariVectorEnv
+
+        paper = config.preset == 'paper'
+        self.num_envs = num_envs
+        self._episodes_are_lives = paper and not evaluation
+        self._seeds = np.array([base.derived_seed(seed, i) for i in range(num_envs)])
+        self._emulator: Any = AtariVectorEnv(
+            game,
+            num_envs,
+            max_num_frames_per_episode=_MAX_FRAMES,
+            repeat_action_probability=0.0 if paper else 0.25,
+            full_action_space=not paper,
+            stack_num=1,  # stacked here: in the order that convolutions want, and only the new frame is copied
+            frameskip=config.frames_per_step,
+            noop_max=31 if paper else 0,  # ale-py's bound is exclusive: 0 to 30 no-ops
+            reward_clipping=False,
+            use_fire_reset=False,
+        )
+        num_actions = len(self._emulator.ale.get_action_set())
+        self.spec = EnvironmentSpec(ArraySpec((84, 84, _STACK), np.dtype(np.uint8)), num_actions)
+        self._stack = np.zeros((num_envs, 84, 84, _STACK), np.uint8)
+        self._lives = np.zeros(num_envs, np.int32)
+        self._returns = np.zeros(num_envs, np.float64)
+        self._game_over = np.zeros(num_envs, bool)  # The next step starts a game,
+        self._life_lost = np.zeros(num_envs, bool)  # or goes on with the game in a new episode.
+        self._started = False
+
+    def reset(self) -> TimeStep:
+        n = self.num_envs
+        frames, info = self._emulator.reset(seed=None if self._started else self._seeds)
+        self._started = True
+        self._push(frames, np.ones(n, bool))
+        self._lives = info['lives']
+        self._returns[:] = 0
+        self._game_over[:] = False
+        self._life_lost[:] = False
+        zeros = np.zeros(n, np.float32)
+        return TimeStep(np.full(n, FIRST, np.int32), zeros, np.ones(n, np.float32), self._stack, np.zeros(n, np.int32))
+
+    def step(self, actions: np.ndarray) -> tuple[TimeStep, StepInfo]:
+        # AtariVectorEnv waits forever for the thread that an unknown action kills.
+        actions = base.check_actions(actions, self.num_envs, self.spec.num_actions)
+        new_game = self._game_over
+        first = new_game | self._life_lost
+        frames, rewards, terminated, truncated, info = self._emulator.step(np.where(self._life_lost, _NOOP, actions))
+        self._push(frames, new_game)
+
+        over = terminated | truncated
+        lives = info['lives']
+        lost = (lives < self._lives) & (lives > 0) & ~over & ~first if self._episodes_are_lives else np.zeros_like(over)
+        self._lives = lives
+        self._returns += rewards
+        episode_returns = np.where(over, self._returns, np.nan).astype(np.float32)
+        self._returns[over] = 0
+        # A game that ends in the no-op after a lost life ends at a FIRST, and another FIRST follows.
+        self._game_over, self._life_lost = over, lost
+        last = (over | lost) & ~first
+
+        timestep = TimeStep(
+            np.select([first, last], [FIRST, LAST], MID).astype(np.int32),
+            np.where(first, 0, rewards).astype(np.float32),
+            np.where(last & ~truncated, 0, 1).astype(np.float32),
+            self._stack,
+            np.where(first, 0, actions).astype(np.int32),
+        )
+        return timestep, StepInfo(episode_returns, np.zeros(self.num_envs, np.int32))
+
+    def get_state(self) -> bytes:
+        raise NotImplementedError('AtariVectorEnv cannot be saved: a resumed run starts new games')
+
+    def set_state(self, state: bytes) -> None:
+        raise NotImplementedError('AtariVectorEnv cannot be restored: a resumed run starts new games')
+
+    def render(self) -> np.ndarray:
+        """The newest frame as the agent sees it, in the screen's proportions."""
+        return base.picture(self._stack[0], height=416, width=320)
+
+    def close(self) -> None:
+        self._emulator = None
+
+    def _push(self, frames: np.ndarray, new_game: np.ndarray) -> None:
+        """Puts the newest frames, [N, 1, 84, 84], into a new stack, which is empty for new games."""
+        stack = np.empty_like(self._stack)
+        # Four stacked bytes are one little-endian integer: this drops the oldest, three times as fast as four copies.
+        np.right_shift(self._stack.view('<u4'), 8, out=stack.view('<u4'))
+        stack[..., -1] = frames[:, 0]
+        if new_game.any():
+            stack[new_game, ..., :-1] = 0
+        self._stack = stack

@@ -1,0 +1,170 @@
+"""What every vector of environments is, and the small helpers that its implementations share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import dm_env
+import numpy as np
+from dm_env import specs
+
+from impala_jax.config import ConfigError
+from impala_jax.types import ArraySpec, EnvironmentSpec, PyTree, StepInfo, TimeStep
+
+
+class EnvironmentFailure(RuntimeError):
+    """An environment failed `max_failures` times without finishing an episode in between."""
+
+
+class VectorEnvironment(Protocol):
+    """N environments that step together.
+
+    Each follows dm_env: after a LAST timestep the next action is ignored and a FIRST timestep comes. An environment
+    that fails is rebuilt with another seed; its failing step then yields a FIRST timestep and counts in `restarts`.
+    A caller may keep what `reset` and `step` return: no array is written to again.
+    """
+
+    num_envs: int
+    spec: EnvironmentSpec
+
+    def reset(self) -> TimeStep:
+        """Starts a new episode everywhere; [N, ...], all FIRST."""
+        ...
+
+    def step(self, actions: np.ndarray) -> tuple[TimeStep, StepInfo]:
+        """Takes `actions`, [N] int32, and returns what was received on arriving.
+
+        Raises:
+          EnvironmentFailure: an environment keeps failing.
+          ValueError: an action that does not exist.
+        """
+        ...
+
+    def get_state(self) -> bytes:
+        """Everything that the future depends on; the caller keeps its last timestep itself.
+
+        Raises:
+          NotImplementedError: these environments cannot be saved exactly; says why.
+        """
+        ...
+
+    def set_state(self, state: bytes) -> None:
+        """Continues exactly where `get_state` was called. Only for a state that you trust: it is a pickle."""
+        ...
+
+    def render(self) -> np.ndarray:
+        """A picture of environment 0, [H, W, 3] uint8.
+
+        Raises:
+          NotImplementedError: it has none.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees everything and ends every process; more than once does no harm."""
+        ...
+
+
+def environment_spec(environment: dm_env.Environment, name: str) -> EnvironmentSpec:
+    """The spec of a dm_env environment.
+
+    Raises:
+      ConfigError: its actions are not 0 to n - 1.
+    """
+    actions: Any = environment.action_spec()
+    discrete = isinstance(actions, specs.BoundedArray) and actions.shape == () and actions.dtype.kind in 'iu'
+    if not discrete or actions.minimum != 0:
+        raise ConfigError(f'environment {name!r} has no plain discrete actions (0 to n - 1) but {actions}')
+    observation = map_leaves(
+        lambda leaf: ArraySpec(tuple(leaf.shape), canonical_dtype(leaf.dtype)), environment.observation_spec()
+    )
+    return EnvironmentSpec(observation, int(actions.maximum) + 1)
+
+
+def canonical_dtype(dtype: Any) -> np.dtype:
+    """uint8 stays, other integers become int32, all else float32."""
+    dtype = np.dtype(dtype)
+    if dtype == np.uint8:
+        return dtype
+    return np.dtype(np.int32 if dtype.kind in 'iu' else np.float32)
+
+
+def require_same_spec(name: str, first: EnvironmentSpec, index: int, other: EnvironmentSpec) -> None:
+    """Raises ConfigError unless environment `index` has the same spec as environment 0."""
+    if first != other:
+        raise ConfigError(f'the environments of {name!r} differ: number 0 has {first}, number {index} has {other}')
+
+
+def derived_seed(*entropy: int) -> int:
+    """A seed in [0, 2**31), independent of that of any other `entropy`."""
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
+
+
+def check_actions(actions: np.ndarray, num_envs: int, num_actions: int) -> np.ndarray:
+    """`actions` as int32, [num_envs]; ValueError if there is one that the environments lack."""
+    actions = np.asarray(actions, np.int32)
+    if actions.shape != (num_envs,):
+        raise ValueError(f'expected {num_envs} actions, got an array of shape {actions.shape}')
+    if actions.min() < 0 or actions.max() >= num_actions:
+        raise ValueError(f'actions must lie in [0, {num_actions}), got {actions.min()} to {actions.max()}')
+    return actions
+
+
+def one_line(error: BaseException) -> str:
+    """The error as one line."""
+    return ' '.join(f'{type(error).__name__}: {error}'.split())
+
+
+# jax.tree would do, but environments run in worker processes that should start without loading JAX.
+
+
+def map_leaves(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
+    """`jax.tree.map` over dicts, tuples and lists; an ArraySpec is a leaf."""
+    if isinstance(tree, dict):
+        return {key: map_leaves(fn, value, *(other[key] for other in rest)) for key, value in tree.items()}
+    if isinstance(tree, (tuple, list)) and not isinstance(tree, ArraySpec):
+        values = [map_leaves(fn, *values) for values in zip(tree, *rest, strict=True)]
+        return type(tree)(*values) if hasattr(tree, '_fields') else type(tree)(values)  # pyright: ignore
+    return fn(tree, *rest)
+
+
+def leaves(tree: PyTree) -> Iterator[Any]:
+    """The leaves of dicts, tuples and lists; an ArraySpec is a leaf."""
+    if isinstance(tree, dict):
+        for value in tree.values():
+            yield from leaves(value)
+    elif isinstance(tree, (tuple, list)) and not isinstance(tree, ArraySpec):
+        for value in tree:
+            yield from leaves(value)
+    else:
+        yield tree
+
+
+def concatenate(trees: list[Any]) -> Any:
+    """Joins TimeSteps or StepInfos along the environments."""
+    return map_leaves(lambda *parts: np.concatenate(parts), trees[0], *trees[1:])
+
+
+def picture(observation: np.ndarray, height: int = 320, width: int | None = None) -> np.ndarray:
+    """An observation that is an image, [H, W] or [H, W, C], as [height, width, 3] uint8.
+
+    Without `width` the proportions stay, but for a width that divides by 16, as video codecs want it.
+
+
+    Raises:
+      NotImplementedError: it is no image.
+    """
+    image = np.asarray(observation)
+    if image.ndim == 3 and image.shape[-1] != 3:
+        image = image[..., -1]  # the newest of stacked grey frames
+    if image.ndim not in (2, 3) or min(image.shape[:2]) < 2:
+        raise NotImplementedError(f'an observation of shape {np.shape(observation)} is no picture')
+    if image.dtype != np.uint8:
+        low, high = float(image.min()), float(image.max())
+        image = ((image - low) * (255 / ((high - low) or 1))).astype(np.uint8)
+    width = width or max(16, round(height * image.shape[1] / image.shape[0] / 16) * 16)
+    rows = np.arange(height) * image.shape[0] // height
+    columns = np.arange(width) * image.shape[1] // width
+    image = image[rows][:, columns]
+    return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1)

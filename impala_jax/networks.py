@@ -1,0 +1,202 @@
+"""The networks of figure 3: a torso for each observation, an optional LSTM that resets, two heads.
+
+Everything takes time-major input [T, B, ...]. The torso runs on time x batch folded into one axis; only the LSTM runs
+step by step.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from impala_jax.config import ConfigError, NetworkConfig
+from impala_jax.types import FIRST, Array, EnvironmentSpec, PyTree, TimeStep
+
+
+class NetworkOutput(NamedTuple):
+    """The two heads."""
+
+    logits: Array  # [T, B, A] float32
+    values: Array  # [T, B] float32
+
+
+class ShallowTorso(nn.Module):
+    """Two convolutions (figure 3, left)."""
+
+    channels: tuple[int, ...] = (16, 32)
+    kernels: tuple[int, ...] = (8, 4)
+    strides: tuple[int, ...] = (4, 2)
+    hidden_size: int = 256
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        """[N, H, W, C] -> [N, hidden_size]."""
+        x = images
+        for channels, kernel, stride in zip(self.channels, self.kernels, self.strides, strict=True):
+            x = nn.relu(nn.Conv(channels, (kernel, kernel), (stride, stride), padding='VALID')(x))
+        return nn.relu(nn.Dense(self.hidden_size)(x.reshape(x.shape[0], -1)))
+
+
+class ResidualBlock(nn.Module):
+    """ReLU-conv-ReLU-conv plus the input."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[N, H, W, C] -> [N, H, W, C]."""
+        y = nn.Conv(x.shape[-1], (3, 3))(nn.relu(x))
+        y = nn.Conv(x.shape[-1], (3, 3))(nn.relu(y))
+        return x + y
+
+
+class DeepTorso(nn.Module):
+    """Fifteen convolutions in three residual sections (figure 3, right)."""
+
+    channels: tuple[int, ...] = (16, 32, 32)
+    hidden_size: int = 256
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        """[N, H, W, C] -> [N, hidden_size]."""
+        x = images
+        for channels in self.channels:
+            x = nn.Conv(channels, (3, 3))(x)
+            x = nn.max_pool(x, (3, 3), (2, 2), padding='SAME')
+            for _ in range(2):
+                x = ResidualBlock()(x)
+        x = nn.relu(x)
+        return nn.relu(nn.Dense(self.hidden_size)(x.reshape(x.shape[0], -1)))
+
+
+class MLPTorso(nn.Module):
+    """Dense layers over the flattened observation."""
+
+    hidden_sizes: tuple[int, ...] = (64, 64)
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[N, ...] -> [N, hidden_sizes[-1]]."""
+        x = x.reshape(x.shape[0], -1)
+        for size in self.hidden_sizes:
+            x = nn.relu(nn.Dense(size)(x))
+        return x
+
+
+class ResettingLSTM(nn.Module):
+    """An LSTM whose state becomes zeros BEFORE a step that starts an episode."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self, inputs: Array, resets: Array, state: PyTree) -> tuple[Array, PyTree]:
+        """[T, B, D], bool [T, B], two of [B, size] -> [T, B, size], two of [B, size]."""
+
+        def step(cell, carry, step_inputs):
+            x, reset = step_inputs
+            carry = jax.tree.map(lambda s: jnp.where(reset[:, None], jnp.zeros_like(s), s), carry)
+            return cell(carry, x)
+
+        scan = nn.scan(step, variable_broadcast='params', split_rngs={'params': False})
+        state, outputs = scan(nn.OptimizedLSTMCell(self.size), state, (inputs, resets))
+        return outputs, state
+
+
+class ImpalaNetwork(nn.Module):
+    """Torso, core and heads."""
+
+    num_actions: int
+    config: NetworkConfig
+
+    @nn.compact
+    def __call__(self, timesteps: TimeStep, state: PyTree) -> tuple[NetworkOutput, PyTree]:
+        """Runs T timesteps of B environments.
+
+        Args:
+          timesteps: [T, B, ...].
+          state: [B, ...], the core's state before timestep 0; `()` without a recurrent core.
+
+        Returns:
+          NetworkOutput ([T, B, A] and [T, B]) and the state after the last timestep.
+        """
+        num_steps, batch = timesteps.step_type.shape
+        first = timesteps.step_type == FIRST
+        leaves = [
+            _torso(self.config, leaf.ndim - 2)(_to_float(leaf.reshape(num_steps * batch, *leaf.shape[2:])))
+            for leaf in jax.tree.leaves(timesteps.observation)
+        ]
+        x = leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=-1)
+        x = x.reshape(num_steps, batch, -1)
+
+        if self.config.core == 'lstm':
+            # Nothing of the episode before is seen at an episode's first step.
+            action = jax.nn.one_hot(timesteps.previous_action, self.num_actions) * ~first[..., None]
+            reward = jnp.clip(jnp.where(first, 0.0, timesteps.reward), -1.0, 1.0)[..., None]
+            x, state = ResettingLSTM(self.config.lstm_size)(jnp.concatenate([x, action, reward], -1), first, state)
+
+        logits = nn.Dense(self.num_actions, name='policy')(x)
+        values = nn.Dense(1, name='baseline')(x)[..., 0]
+        return NetworkOutput(logits, values), state
+
+
+def build(config: NetworkConfig, spec: EnvironmentSpec) -> ImpalaNetwork:
+    """The network for an environment.
+
+    Raises:
+      ConfigError: a torso that cannot take the environment's observations, or a class that cannot be found.
+    """
+    for leaf in jax.tree.leaves(spec.observation, is_leaf=_is_array_spec):
+        if config.torso in _IMAGE_TORSOS and len(leaf.shape) == 3 and min(leaf.shape[:2]) < _IMAGE_TORSOS[config.torso]:
+            raise ConfigError(
+                f'network.torso {config.torso!r} needs images of at least {_IMAGE_TORSOS[config.torso]} pixels a '
+                f'side, the environment has {leaf.shape}; try --network.torso mlp'
+            )
+    if ':' in config.torso:
+        _custom_torso(config.torso)
+    return ImpalaNetwork(spec.num_actions, config)
+
+
+def initial_state(config: NetworkConfig, batch_size: int) -> PyTree:
+    """The core's state at an episode's start: zeros, two of [B, lstm_size] float32, or `()` without an LSTM."""
+    if config.core == 'feedforward':
+        return ()
+    return (np.zeros([batch_size, config.lstm_size], np.float32), np.zeros([batch_size, config.lstm_size], np.float32))
+
+
+# The smallest image side each torso can take.
+_IMAGE_TORSOS = {'shallow': 20, 'shallow_atari': 36, 'deep': 8}
+
+
+def _torso(config: NetworkConfig, rank: int) -> nn.Module:
+    """The torso for observations of this rank; what is not an image goes through the MLP."""
+    if ':' in config.torso:
+        return _custom_torso(config.torso)()
+    if rank != 3 or config.torso == 'mlp':
+        return MLPTorso(config.mlp_sizes)
+    if config.torso == 'deep':
+        return DeepTorso()
+    if config.torso == 'shallow_atari':
+        return ShallowTorso((32, 64, 64), (8, 4, 3), (4, 2, 1), 512)
+    return ShallowTorso()
+
+
+def _custom_torso(path: str) -> type[nn.Module]:
+    module_name, _, class_name = path.partition(':')
+    try:
+        torso = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f'network.torso {path!r} cannot be imported: {error}') from error
+    if not (isinstance(torso, type) and issubclass(torso, nn.Module)):
+        raise ConfigError(f'network.torso {path!r} is not a flax.linen.Module')
+    return torso
+
+
+def _to_float(x: Array) -> Array:
+    return x.astype(jnp.float32) / 255.0 if x.dtype == jnp.uint8 else x.astype(jnp.float32)
+
+
+def _is_array_spec(x) -> bool:
+    return hasattr(x, 'shape') and hasattr(x, 'dtype')

@@ -1,0 +1,169 @@
+"""The nodes as a Launchpad program: a Reverb server, actors, a learner, an evaluator; threads or processes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import launchpad as lp
+import reverb
+from absl import flags
+from launchpad.nodes.python.local_multi_processing import PythonProcess
+
+from impala_jax import allocator
+from impala_jax.agent import Agent
+from impala_jax.config import Config
+from impala_jax.learner import LearnerLoop
+from impala_jax.runtimes import nodes
+from impala_jax.runtimes.reverb_transport import ReverbParameterStore, ReverbTrajectoryQueue, tables
+from impala_jax.types import EnvironmentSpec
+
+# From the request to stop to SIGKILL, s: Launchpad's default of 10 could cut a checkpoint short.
+_TERMINATION_NOTICE_S = 30
+_FAILURE = '.failure.txt'
+
+
+class NodeFailure(RuntimeError):
+    """A node of the program raised; the message is its traceback."""
+
+
+class _Setup(NamedTuple):
+    """What every node gets; crosses to its process by pickle, when the program starts."""
+
+    config: Config
+    spec: EnvironmentSpec
+    workdir: Path
+    stop_program: Callable[[], None]
+
+
+class _Connection(NamedTuple):
+    """A node's queue, store and agent, and the event that tells it to end."""
+
+    queue: ReverbTrajectoryQueue
+    store: ReverbParameterStore
+    agent: Agent
+    stop: threading.Event
+
+
+def build_program(setup: _Setup) -> lp.Program:
+    """The topology: figure 1 of the paper, with Reverb between actors and learner."""
+    config = setup.config
+    program = lp.Program('impala')
+    with program.group('reverb'):
+        server = program.add_node(_ReverbNode(lambda: tables(config.queue_capacity)))
+    with program.group('learner'):
+        program.add_node(lp.PyNode(_learner, setup, server))
+    with program.group('actor'):
+        for index in range(config.actor.num_actors):
+            program.add_node(lp.PyNode(_actor, setup, server, index))
+    if config.evaluator.episodes:
+        with program.group('evaluator'):
+            program.add_node(lp.PyNode(_evaluator, setup, server))
+    return program
+
+
+def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> int:
+    """Trains until the budget is spent or the program is stopped; returns the updates done in all.
+
+    Raises:
+      NodeFailure: a node raised.
+      RuntimeError: a node's process died.
+    """
+    del stop  # Launchpad hears the same signals, and tells its nodes.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(sys.argv[:1])
+    flags.FLAGS.lp_termination_notice_secs = _TERMINATION_NOTICE_S
+    failure = workdir / _FAILURE
+    failure.unlink(missing_ok=True)
+    setup = _Setup(config, agent.spec, workdir, lp.make_program_stopper(config.launch_type))
+    on_cpu = PythonProcess(env={'JAX_PLATFORMS': 'cpu'})
+    program = build_program(setup)
+    manager = lp.launch(
+        program,
+        launch_type=config.launch_type,
+        terminal='current_terminal',
+        local_resources={name: on_cpu for name in program.groups if name != 'learner'}
+        if config.launch_type == 'local_mp'
+        else None,
+    )
+    try:
+        manager.wait(['learner'])
+    finally:
+        with contextlib.redirect_stdout(io.StringIO()):  # It counts the seconds it waits.
+            manager.stop_and_wait()
+    if failure.exists():
+        raise NodeFailure(failure.read_text())
+    return int((workdir / _PROGRESS).read_text())
+
+
+_PROGRESS = '.num_updates'
+
+
+class _ReverbNode(lp.ReverbNode):
+    """Stops its server when the program stops, instead of whenever Python collects it."""
+
+    def run(self) -> None:
+        super().run()
+        self._server.stop()
+
+
+def _learner(setup: _Setup, client: reverb.Client) -> None:
+    with _node(setup, client) as connection:
+        loop = LearnerLoop(setup.config, connection.agent, setup.workdir, connection.store)
+        try:
+            loop.run(connection.queue.get_batch, connection.stop)
+        finally:
+            connection.queue.close()
+            try:
+                loop.finish()
+                (setup.workdir / _PROGRESS).write_text(str(loop.num_updates))
+            finally:
+                loop.close()
+
+
+def _actor(setup: _Setup, client: reverb.Client, index: int) -> None:
+    with _node(setup, client) as connection:
+        nodes.act(setup.config, connection.agent, index, connection.queue, connection.store)
+
+
+def _evaluator(setup: _Setup, client: reverb.Client) -> None:
+    with _node(setup, client) as connection:
+        nodes.evaluate_beside(setup.config, connection.agent, connection.store, setup.workdir, connection.stop)
+
+
+@contextlib.contextmanager
+def _node(setup: _Setup, client: reverb.Client) -> Iterator[_Connection]:
+    """A node's life: connected; closed when the program stops; its failure is written down and stops the program."""
+    config, stop = setup.config, lp.stop_event()
+    ended = threading.Event()
+    try:
+        allocator.keep_memory()
+        agent = Agent(config.network, setup.spec)
+        queue = ReverbTrajectoryQueue(client, config.learner.batch_size, agent, config.timeout_s)
+        params = jax.eval_shape(agent.init, jax.random.PRNGKey(0))
+        store = ReverbParameterStore(client, params, config.timeout_s)
+
+        def close_when_stopped():
+            while not (stop.wait(0.1) or ended.is_set()):
+                pass
+            queue.close()
+            store.close()
+
+        watcher = threading.Thread(target=close_when_stopped, name='stop watcher', daemon=True)
+        watcher.start()
+        try:
+            yield _Connection(queue, store, agent, stop)
+        finally:
+            ended.set()
+            watcher.join(timeout=5.0)
+    except BaseException:  # noqa: BLE001 - `run` raises it in the launching process.
+        with contextlib.suppress(FileExistsError), open(setup.workdir / _FAILURE, 'x') as file:
+            file.write(traceback.format_exc())
+        setup.stop_program()

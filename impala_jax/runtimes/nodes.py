@@ -1,0 +1,114 @@
+"""What every runtime is made of: the constructors of its nodes, and how they end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import types
+from pathlib import Path
+
+import numpy as np
+
+from impala_jax import environments
+from impala_jax.actor import Actor, run_actor
+from impala_jax.agent import Agent
+from impala_jax.config import Config
+from impala_jax.evaluation import Evaluation, Evaluator
+from impala_jax.parameter_store import ParameterStore
+from impala_jax.trajectory_queue import TrajectoryQueue
+from impala_jax.types import Closed
+
+
+class StopSignals:
+    """While active, SIGTERM and SIGINT set `stop` and are remembered; the second SIGINT interrupts at once.
+
+    Does nothing outside the main thread, where Python allows no handlers.
+    """
+
+    def __init__(self, stop: threading.Event):
+        self._stop = stop
+        self._previous: dict[int, object] = {}
+        self.received: signal.Signals | None = None
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+
+    def _handle(self, number: int, _: types.FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+        self._stop.set()
+
+
+def node_seed(config: Config, *path: int) -> int:
+    """An independent seed in [0, 2**31) for the node at `path` (role, index, ...)."""
+    return int(np.random.SeedSequence([config.seed, *path]).generate_state(1)[0] % 2**31)
+
+
+def make_actor(config: Config, agent: Agent, index: int, version: int = 0) -> Actor:
+    """Actor `index`; `version` is the learner's when the run starts, so that a resumed run sees new episodes."""
+    seed = node_seed(config, 0, index, version)
+    environment = environments.make(config.environment, config.actor.num_envs, seed)
+    return Actor(agent, environment, config.learner.unroll_length, seed)
+
+
+def act(config: Config, agent: Agent, index: int, queue: TrajectoryQueue, store: ParameterStore) -> None:
+    """The life of actor `index`: until queue or store is closed."""
+    try:
+        version, _ = store.latest()
+    except Closed:
+        return
+    run_actor(make_actor(config, agent, index, version), queue, store)
+
+
+def evaluate_beside(
+    config: Config, agent: Agent, store: ParameterStore, workdir: Path, stop: threading.Event
+) -> None:
+    """The life of the evaluator: plays with the newest parameters every so often, until `stop`."""
+    if stop.wait(config.evaluator.interval_s):
+        return
+    evaluator = make_evaluator(config, agent)
+    try:
+        while True:
+            version, params = store.latest()
+            record_evaluation(config, workdir, version, evaluator.play(version, params, stop))
+            if stop.wait(config.evaluator.interval_s):
+                return
+    except Closed:
+        return
+    finally:
+        evaluator.close()
+
+
+def make_evaluator(config: Config, agent: Agent) -> Evaluator:
+    """The evaluator, as configured."""
+    return Evaluator(
+        agent,
+        config.environment,
+        episodes=config.evaluator.episodes,
+        num_envs=config.evaluator.num_envs,
+        seed=node_seed(config, 1),
+        greedy=config.evaluator.greedy,
+    )
+
+
+def record_evaluation(config: Config, workdir: Path, version: int, evaluation: Evaluation) -> None:
+    """Appends a row to `evaluations.jsonl`."""
+    row = {
+        'frames': version * config.frames_per_update,
+        'learner_steps': version,
+        'episodes': len(evaluation.returns),
+        'mean_return': evaluation.mean,
+        'median_return': evaluation.median,
+        'stderr': evaluation.stderr,
+    }
+    with open(workdir / 'evaluations.jsonl', 'a') as file:
+        file.write(json.dumps(row) + '\n')

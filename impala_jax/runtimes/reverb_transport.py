@@ -1,0 +1,199 @@
+"""Queue and store over Reverb: trajectories and parameters cross as plain tensors, through one server and one port."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import reverb
+
+from impala_jax.agent import Agent, dummy_timestep
+from impala_jax.trajectory_queue import LocalTrajectoryQueue, batch_size, columns
+from impala_jax.types import Closed, PyTree, StepInfo, Trajectory
+
+_logger = logging.getLogger(__name__)
+
+_T = TypeVar('_T')
+
+TRAJECTORIES = 'trajectories'
+PARAMETERS = 'parameters'
+_STOP_NOTICE_S = 3.0
+_SLICE_MS = 200  # How long a wait goes on before it looks whether the run has ended.
+
+
+def tables(queue_capacity: int) -> list[reverb.Table]:
+    """The server's tables: a first-in-first-out queue of trajectories, and the newest parameters only."""
+    return [
+        reverb.Table.queue(TRAJECTORIES, max_size=queue_capacity),
+        reverb.Table(
+            PARAMETERS,
+            sampler=reverb.selectors.Lifo(),
+            remover=reverb.selectors.Fifo(),
+            max_size=1,
+            rate_limiter=reverb.rate_limiters.MinSize(1),
+        ),
+    ]
+
+
+class _Writer:
+    """Inserts lists of arrays as items, with a bounded wait."""
+
+    def __init__(self, client: reverb.Client, table: str, closed: threading.Event, timeout_s: float, waits_for: str):
+        self._writer = client.trajectory_writer(num_keep_alive_refs=1, validate_items=False)
+        self._table = table
+        self._closed = closed
+        self._timeout_s = timeout_s
+        self._waits_for = waits_for
+
+    def write(self, leaves: list[Any]) -> None:
+        """Returns when the server has the item."""
+        _unless_closed(lambda: self._write(leaves), self._closed)
+
+    def _write(self, leaves: list[Any]) -> None:
+        self._writer.append(leaves)
+        self._writer.create_item(self._table, 1.0, [column[-1:] for column in self._writer.history])
+        deadline = time.monotonic() + self._timeout_s
+        while not self._closed.is_set():
+            try:
+                self._writer.flush(timeout_ms=_SLICE_MS)
+                return
+            except reverb.errors.DeadlineExceededError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f'waited {self._timeout_s:g} s for {self._waits_for}') from None
+        raise Closed
+
+
+class ReverbTrajectoryQueue:
+    """A `TrajectoryQueue` over a Reverb table. Each process may hold one; a trajectory of one environment is one item.
+
+    Args:
+      client: of the server with `tables`.
+      batch_size: trajectories in a batch.
+      agent: gives the structure of what is read.
+      timeout_s: longest wait.
+    """
+
+    def __init__(self, client: reverb.Client, batch_size: int, agent: Agent, timeout_s: float):
+        self._client = client
+        self._treedef = _trajectory_structure(agent)
+        self._closed = threading.Event()
+        self._timeout_s = timeout_s
+        self._writer: _Writer | None = None
+        # What was read waits here, so that the wait for a batch is bounded: Reverb's own is not.
+        self._read = LocalTrajectoryQueue(batch_size, batch_size, timeout_s)
+        self._reader: threading.Thread | None = None
+        self._read_error: Exception | None = None
+
+    def put(self, trajectories: Trajectory) -> None:
+        if self._writer is None:
+            self._writer = _Writer(
+                self._client,
+                TRAJECTORIES,
+                self._closed,
+                self._timeout_s,
+                'the learner to take trajectories from a full queue',
+            )
+        for i in range(batch_size(trajectories)):
+            leaves = jax.tree.leaves(columns(trajectories, i, i + 1))
+            self._writer.write([np.ascontiguousarray(leaf) for leaf in leaves])
+
+    def get_batch(self) -> Trajectory:
+        if self._reader is None:
+            self._reader = threading.Thread(target=self._read_all, name='reverb reader', daemon=True)
+            self._reader.start()
+        try:
+            return self._read.get_batch()
+        except Closed:
+            if self._read_error is not None:
+                raise self._read_error from None
+            raise
+
+    def close(self) -> None:
+        self._closed.set()
+        self._read.close()
+
+    def _read_all(self) -> None:
+        """Moves items from the server to `_read`; ends when the server or the queue does."""
+        try:
+            while not self._closed.is_set():
+                for sample in self._client.sample(TRAJECTORIES, num_samples=1 << 30, emit_timesteps=False):
+                    leaves = [np.asarray(column)[0] for column in sample.data]
+                    self._read.put(jax.tree.unflatten(self._treedef, leaves))
+        except Closed:
+            return
+        except Exception as error:  # Reverb's errors share no base class; `get_batch` raises it.
+            if not self._closed.wait(_STOP_NOTICE_S):
+                self._read_error = error
+                self._read.close()
+
+
+class ReverbParameterStore:
+    """A `ParameterStore` over a Reverb table that keeps the newest item only.
+
+    Args:
+      client: of the server with `tables`.
+      structure: parameters of the experiment's shape; gives the structure of what is read.
+      timeout_s: longest wait.
+    """
+
+    def __init__(self, client: reverb.Client, structure: PyTree, timeout_s: float):
+        self._client = client
+        self._treedef = jax.tree.structure(structure)
+        self._timeout_s = timeout_s
+        self._closed = threading.Event()
+        self._writer: _Writer | None = None
+
+    def publish(self, version: int, params: PyTree) -> None:
+        if self._writer is None:
+            self._writer = _Writer(self._client, PARAMETERS, self._closed, self._timeout_s, 'the parameter server')
+        self._writer.write([np.int64(version), *jax.tree.leaves(params)])
+
+    def latest(self) -> tuple[int, PyTree]:
+        deadline = time.monotonic() + self._timeout_s
+        while not self._closed.is_set():
+            found = _unless_closed(self._sample, self._closed)
+            if found is not None:
+                version, *leaves = found
+                return int(version), jax.tree.unflatten(self._treedef, leaves)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f'waited {self._timeout_s:g} s for the learner to publish its first parameters')
+            self._closed.wait(_SLICE_MS / 1000)
+        raise Closed
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _sample(self) -> list[np.ndarray] | None:
+        # A sample from an empty table would wait without end.
+        if not self._client.server_info(timeout=10)[PARAMETERS].current_size:
+            return None
+        sample = next(iter(self._client.sample(PARAMETERS, num_samples=1, emit_timesteps=False)))
+        return [np.asarray(column)[0] for column in sample.data]
+
+
+def _unless_closed(fn: Callable[[], _T], closed: threading.Event) -> _T:
+    """Calls, and takes any failure of a server that is going away for the end of the run."""
+    if closed.is_set():
+        raise Closed
+    try:
+        return fn()
+    except (Closed, TimeoutError):
+        raise
+    except Exception:
+        # Reverb's errors share no base class. A server that stops may do so a moment before this node is told.
+        if closed.wait(_STOP_NOTICE_S):
+            raise Closed from None
+        raise
+
+
+def _trajectory_structure(agent: Agent) -> PyTree:
+    leaf = 0
+    return jax.tree.structure(
+        Trajectory(dummy_timestep(agent.spec, 1), leaf, agent.initial_state(1), StepInfo(leaf, leaf), leaf)
+    )
+

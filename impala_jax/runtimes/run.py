@@ -1,0 +1,91 @@
+"""Running an experiment from its configuration to its summary."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+from impala_jax import allocator, environments
+from impala_jax.agent import Agent
+from impala_jax.checkpoint import restore
+from impala_jax.config import Config, ConfigError, closest
+from impala_jax.evaluation import Evaluation
+from impala_jax.metrics import write_run_config
+from impala_jax.runtimes import lockstep, nodes, threads
+
+RUNTIMES = ('launchpad', 'threads', 'lockstep')
+
+
+class RunResult(NamedTuple):
+    """What a finished run leaves behind."""
+
+    workdir: Path
+    frames: int
+    learner_steps: int
+    evaluation: Evaluation | None  # of the last parameters; None without an evaluator
+
+
+class Interrupted(Exception):
+    """The run was stopped by a signal; its checkpoint is written, and the same command resumes it."""
+
+    def __init__(self, signal_number: int, frames: int, workdir: Path):
+        super().__init__(
+            f'stopped by signal {signal_number} at {frames:,} frames; the same command resumes from {workdir}'
+        )
+        self.signal_number = signal_number
+
+
+def default_runtime() -> str:
+    """`launchpad` where it is installed, else `threads`."""
+    installed = all(importlib.util.find_spec(name) for name in ('launchpad', 'reverb'))
+    return 'launchpad' if installed else 'threads'
+
+
+def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunResult:
+    """Trains, or resumes, the experiment in `workdir`, and evaluates the result.
+
+    Args:
+      config: the experiment.
+      workdir: holds all of the run; made when missing.
+      runtime: 'launchpad', 'threads' or 'lockstep'; None: `default_runtime()`.
+
+    Raises:
+      ConfigError: something in the configuration cannot work; raised before any long work.
+      Interrupted: SIGTERM or SIGINT; the checkpoint is written.
+      Exception: whatever ended a node of the run.
+    """
+    runtime = default_runtime() if runtime is None else runtime
+    if runtime not in RUNTIMES:
+        raise ConfigError(f'unknown runtime {runtime!r}; {closest(runtime, RUNTIMES)}')
+    workdir = Path(workdir).absolute()
+    agent = Agent(config.network, environments.spec(config.environment))
+    write_run_config(workdir, config)
+    allocator.keep_memory()
+
+    stop = threading.Event()
+    with nodes.StopSignals(stop) as signals:
+        if runtime == 'launchpad':
+            from impala_jax.runtimes import launchpad
+
+            num_updates = launchpad.run(config, agent, workdir, stop)
+        else:
+            train = threads.run if runtime == 'threads' else lockstep.run
+            num_updates = train(config, agent, workdir, stop)
+        frames = num_updates * config.frames_per_update
+        if num_updates < config.total_updates:
+            raise Interrupted(signals.received or 0, frames, workdir)
+        evaluation = _evaluate_last(config, agent, workdir, stop) if config.evaluator.episodes else None
+    return RunResult(workdir, frames, num_updates, evaluation)
+
+
+def _evaluate_last(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> Evaluation:
+    checkpoint = restore(workdir, {'learner': {'params': None}})
+    evaluator = nodes.make_evaluator(config, agent)
+    try:
+        evaluation = evaluator.play(checkpoint.step, checkpoint.state['learner']['params'], stop)
+    finally:
+        evaluator.close()
+    nodes.record_evaluation(config, workdir, checkpoint.step, evaluation)
+    return evaluation

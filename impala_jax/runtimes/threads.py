@@ -1,0 +1,85 @@
+"""The nodes as threads of one process, with the queue and the store in memory."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from impala_jax.agent import Agent
+from impala_jax.config import Config
+from impala_jax.learner import LearnerLoop
+from impala_jax.parameter_store import LocalParameterStore
+from impala_jax.runtimes import nodes
+from impala_jax.trajectory_queue import LocalTrajectoryQueue
+
+_JOIN_TIMEOUT_S = 8.0
+
+
+class NodeThreads:
+    """Threads that end together: the first one to fail stops all, and its error is raised where they are joined."""
+
+    def __init__(self, on_failure: Callable[[], None]):
+        self._on_failure = on_failure
+        self._threads: list[threading.Thread] = []
+        self._first_error: BaseException | None = None
+        self._lock = threading.Lock()
+
+    def start(self, name: str, target: Callable[[], None]) -> None:
+        """Starts a node."""
+
+        def run():
+            try:
+                target()
+            except BaseException as error:  # noqa: BLE001 - raised again by `join`.
+                with self._lock:
+                    self._first_error = self._first_error or error
+                self._on_failure()
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def join(self) -> None:
+        """Waits a few seconds for all to end; raises the first failure among them."""
+        deadline = time.monotonic() + _JOIN_TIMEOUT_S
+        for thread in self._threads:
+            thread.join(max(deadline - time.monotonic(), 0.0))
+        stuck = [thread.name for thread in self._threads if thread.is_alive()]
+        if self._first_error is not None:
+            raise self._first_error
+        if stuck:
+            logging.getLogger(__name__).warning(
+                'did not end within %g s: %s', _JOIN_TIMEOUT_S, ', '.join(stuck)
+            )
+
+
+def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> int:
+    """Trains until the budget is spent or `stop` is set; returns the updates done in all."""
+    queue = LocalTrajectoryQueue(config.learner.batch_size, config.queue_capacity, config.timeout_s)
+    store = LocalParameterStore(config.timeout_s)
+    loop = LearnerLoop(config, agent, workdir, store)
+    node_stop = threading.Event()
+
+    def stop_all():
+        node_stop.set()
+        queue.close()
+        store.close()
+
+    threads = NodeThreads(on_failure=stop_all)
+    try:
+        for index in range(config.actor.num_actors):
+            threads.start(f'actor {index}', lambda i=index: nodes.act(config, agent, i, queue, store))
+        if config.evaluator.episodes:
+            threads.start('evaluator', lambda: nodes.evaluate_beside(config, agent, store, workdir, node_stop))
+        loop.run(queue.get_batch, stop)
+    finally:
+        stop_all()
+        try:
+            loop.finish()
+        finally:
+            loop.close()
+            threads.join()
+    return loop.num_updates

@@ -1,0 +1,104 @@
+"""V-trace (Espeholt et al., 2018, section 4.1), compiled.
+
+The recurrence `a_t = delta_t + gamma_t c_t a_{t+1}`, with `a_t = v_t - V(x_t)`, is linear, so it can run backwards
+step by step (`lax.scan`) or as a parallel prefix (`lax.associative_scan`) in O(log T) steps.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from impala_jax.types import Array
+
+
+class VTraceReturns(NamedTuple):
+    """Targets, through which no gradient flows."""
+
+    vs: Array  # [T, B] targets of the baseline
+    pg_advantages: Array  # [T, B] the policy gradient's advantages, rho^pg included
+
+
+def from_importance_weights(
+    *,
+    log_rhos: Array,
+    discounts: Array,
+    rewards: Array,
+    values: Array,
+    bootstrap_value: Array,
+    clip_rho_threshold: float | None = 1.0,
+    clip_c_threshold: float | None = 1.0,
+    clip_pg_rho_threshold: float | None = 1.0,
+    lambda_: float = 1.0,
+    implementation: Literal['auto', 'scan', 'associative_scan'] = 'auto',
+) -> VTraceReturns:
+    """V-trace targets and advantages (equation 1 and section 4.2).
+
+    Row t holds the reward and discount received after action t. A transition that is none of the task (the one into
+    an episode's first timestep) is cut out by `log_rhos = -inf`: its target is its value, its advantage 0, and the
+    trace ends there. The thresholds are independent; Theorem 1 asks for clip_c_threshold <= clip_rho_threshold.
+
+    Args:
+      log_rhos: [T, B] float32, log pi(a_t|x_t) - log mu(a_t|x_t), not clipped.
+      discounts: [T, B] float32, gamma times the environment's discount: 0 where the episode terminated.
+      rewards: [T, B] float32.
+      values: [T, B] float32, V(x_t) under the learner's parameters.
+      bootstrap_value: [B] float32, V(x_T).
+      clip_rho_threshold: rho_bar, in the temporal differences; None for no clipping.
+      clip_c_threshold: c_bar, in the trace; None for no clipping.
+      clip_pg_rho_threshold: rho_bar of the advantages; None for no clipping.
+      lambda_: multiplies the trace coefficients (remark 2).
+      implementation: 'scan', 'associative_scan', or 'auto': the one measured to be faster (benchmarks/vtrace.py).
+
+    Returns:
+      VTraceReturns, each [T, B] float32.
+
+    Raises:
+      AssertionError: shapes that do not agree.
+    """
+    chex.assert_rank([log_rhos, discounts, rewards, values, bootstrap_value], [2, 2, 2, 2, 1])
+    chex.assert_equal_shape([log_rhos, discounts, rewards, values])
+    chex.assert_equal_shape([values[0], bootstrap_value])
+
+    ratios = jnp.exp(log_rhos)
+    rhos = _clip(ratios, clip_rho_threshold)
+    cs = lambda_ * _clip(ratios, clip_c_threshold)
+    pg_rhos = _clip(ratios, clip_pg_rho_threshold)
+
+    values_t_plus_1 = jnp.concatenate([values[1:], bootstrap_value[None]])
+    deltas = rhos * (rewards + discounts * values_t_plus_1 - values)
+    vs = values + discounted_sum(deltas, discounts * cs, implementation)
+    # The advantage uses v_{t+1}, not V(x_{t+1}): appendix E.3.
+    vs_t_plus_1 = jnp.concatenate([vs[1:], bootstrap_value[None]])
+    pg_advantages = pg_rhos * (rewards + discounts * vs_t_plus_1 - values)
+    return VTraceReturns(jax.lax.stop_gradient(vs), jax.lax.stop_gradient(pg_advantages))
+
+
+def discounted_sum(deltas: Array, factors: Array, implementation: str = 'auto') -> Array:
+    """Solves a_t = deltas_t + factors_t a_{t+1}, a_T = 0; all [T, B]."""
+    if implementation == 'auto':
+        implementation = 'scan' if jax.default_backend() == 'cpu' else 'associative_scan'
+    if implementation == 'scan':
+
+        def step(carry, inputs):
+            delta, factor = inputs
+            carry = delta + factor * carry
+            return carry, carry
+
+        _, sums = jax.lax.scan(step, jnp.zeros_like(deltas[0]), (deltas, factors), reverse=True)
+        return sums
+
+    def combine(later, earlier):
+        later_delta, later_factor = later
+        delta, factor = earlier
+        return delta + factor * later_delta, factor * later_factor
+
+    sums, _ = jax.lax.associative_scan(combine, (deltas, factors), reverse=True)
+    return sums
+
+
+def _clip(ratios: Array, threshold: float | None) -> Array:
+    return ratios if threshold is None else jnp.minimum(threshold, ratios)

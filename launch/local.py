@@ -1,0 +1,22 @@
+"""Trains on this machine, or resumes: python launch/local.py --config configs/catch.py --workdir runs/catch"""
+
+from impala_jax.metrics import print_summary, quiet_libraries
+
+quiet_libraries()  # Before they are imported.
+
+from impala_jax import command_line  # noqa: E402
+from impala_jax.runtimes.run import default_runtime, run  # noqa: E402
+
+
+def train() -> None:
+    config, workdir, runtime = command_line.train_arguments()
+    if runtime is None:
+        runtime = default_runtime()
+        reason = 'installed' if runtime == 'launchpad' else 'Launchpad is not installed: python -m impala_jax.doctor'
+        print(f'runtime: {runtime} ({reason})', flush=True)
+    result = run(config, workdir, runtime)
+    print_summary(result.workdir)
+
+
+if __name__ == '__main__':
+    command_line.main(train)

@@ -1,0 +1,37 @@
+"""Settings for all tests: eight CPU devices, no silent broadcasting, and a counted skip for what is not installed."""
+
+import importlib.util
+import os
+import warnings
+
+# JAX reads these when it is imported; subprocesses of tests inherit them.
+os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+# TensorFlow Probability, which RLax imports, refuses an old TensorFlow that was imported before it.
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    import rlax  # noqa: F401
+
+import jax
+import pytest
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+_MODULES = {'launchpad': ('launchpad', 'reverb'), 'atari': ('ale_py', 'gymnasium'), 'dmlab': ('deepmind_lab',)}
+
+
+def pytest_collection_modifyitems(items):
+    """Skips the tests whose marker names something that this machine lacks."""
+    reasons = {}
+    for marker, modules in _MODULES.items():
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        if missing:
+            reasons[marker] = f'{" and ".join(missing)} not installed'
+    if jax.default_backend() != 'gpu':
+        reasons['gpu'] = f'JAX runs on {jax.default_backend()} here'
+    for item in items:
+        for marker, reason in reasons.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))

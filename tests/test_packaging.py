@@ -1,0 +1,195 @@
+"""The pins, the extras, and which module may import which."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / 'impala_jax'
+PINS = sorted((ROOT / 'requirements').glob('py*.txt'))
+
+# The package's layers. Each of these modules may import those of the sets named after it, and no others of the table,
+# directly or by way of other modules.
+LAYERS = {
+    'types': set(),
+    'config': set(),
+    'networks': {'types', 'config'},
+    'agent': {'types', 'config', 'networks'},
+    'environments': {'types', 'config'},
+    'trajectory_queue': {'types', 'config'},
+    'parameter_store': {'types', 'config'},
+    'vtrace': {'types', 'config', 'networks', 'agent'},
+    'loss': {'types', 'config', 'networks', 'agent', 'vtrace'},
+    'learner': {
+        'types', 'config', 'networks', 'agent', 'environments', 'vtrace', 'loss', 'trajectory_queue', 'parameter_store'
+    },
+    'actor': {'types', 'config', 'networks', 'agent', 'environments', 'trajectory_queue', 'parameter_store'},
+}  # fmt: skip
+TOP = {'runtimes', 'doctor'}  # May import everything below; nothing below imports them.
+LAUNCHPADS_OWN = {'launchpad', 'reverb', 'tensorflow', 'courier'}
+
+
+def _module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix('').parts
+    return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+MODULES = {_module_name(path): path for path in sorted(PACKAGE.rglob('*.py'))}
+
+
+def _imports(tree: ast.AST, module: str, is_package: bool) -> set[str]:
+    """Dotted names of what is imported anywhere in `tree`; `from a import b` gives a and a.b."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ''
+            if node.level:
+                parents = module.split('.')[: None if is_package and node.level == 1 else -node.level + is_package]
+                base = '.'.join([*parents, *filter(None, [node.module])])
+            names.add(base)
+            names.update(f'{base}.{alias.name}' for alias in node.names)
+    return names
+
+
+def _graph() -> dict[str, set[str]]:
+    """Module -> the modules of the package that it imports, at its top or inside a function."""
+    graph = {}
+    for module, path in MODULES.items():
+        found = _imports(ast.parse(path.read_text(encoding='utf-8')), module, path.name == '__init__.py')
+        graph[module] = {name for name in found if name in MODULES} - {module, 'impala_jax'}
+    return graph
+
+
+def _part(module: str) -> str:
+    """'impala_jax.environments.catch' -> 'environments'."""
+    return module.split('.')[1] if '.' in module else ''
+
+
+def _reachable(graph: dict[str, set[str]], start: str) -> dict[str, list[str]]:
+    """Module -> a way there from `start`."""
+    ways, todo = {start: [start]}, [start]
+    while todo:
+        module = todo.pop()
+        for other in graph[module] - ways.keys():
+            ways[other] = [*ways[module], other]
+            todo.append(other)
+    return ways
+
+
+@pytest.mark.parametrize('module', sorted(set(MODULES) - {'impala_jax'}))
+def test_imports_point_one_way(module):
+    part = _part(module)
+    for other, way in _reachable(_graph(), module).items():
+        if _part(other) == part or part in TOP:
+            continue
+        assert _part(other) not in TOP, f'{" -> ".join(way)}: only launch/ and the public API import {_part(other)}'
+        if part in LAYERS and _part(other) in LAYERS:
+            assert _part(other) in LAYERS[part], f'{" -> ".join(way)}: {part} may not depend on {_part(other)}'
+
+
+def test_imports_are_found_at_all():
+    graph = _graph()
+    assert 'impala_jax.networks' in graph['impala_jax.agent']
+    tree = ast.parse('from . import a\nfrom .b import c\nimport impala_jax.d\ndef f():\n    from ..e import g')
+    assert _imports(tree, 'impala_jax.runtimes.x', False) >= {
+        'impala_jax.runtimes.a', 'impala_jax.runtimes.b', 'impala_jax.d', 'impala_jax.e'
+    }  # fmt: skip
+    assert 'impala_jax.runtimes.a' in _imports(tree, 'impala_jax.runtimes', True)
+
+
+def test_actor_and_learner_do_not_know_each_other():
+    graph = _graph()
+    assert 'impala_jax.learner' not in _reachable(graph, 'impala_jax.actor')
+    assert 'impala_jax.actor' not in _reachable(graph, 'impala_jax.learner')
+
+
+@pytest.mark.parametrize('module', ['impala_jax.actor', 'impala_jax.learner'])
+def test_actor_and_learner_know_only_the_protocols(module):
+    """Neither a transport nor an implementation of the queue or the store."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding='utf-8'))):
+        if isinstance(node, ast.ImportFrom) and node.module in (
+            'impala_jax.trajectory_queue', 'impala_jax.parameter_store'
+        ):  # fmt: skip
+            for alias in node.names:
+                assert not re.match(r'(Local|Replay|Reverb)', alias.name), f'{module} imports {alias.name}'
+
+
+@pytest.mark.parametrize('module', sorted(MODULES))
+def test_only_the_launchpad_runtime_imports_launchpad(module):
+    path = MODULES[module]
+    found = {name.split('.')[0] for name in _imports(ast.parse(path.read_text(encoding='utf-8')), module, False)}
+    if path.parent.name == 'runtimes' and re.match(r'(launchpad|reverb)', path.stem):
+        return
+    assert not found & LAUNCHPADS_OWN
+
+
+def test_nothing_in_the_package_imports_scripts_configs_or_tests():
+    for module, path in MODULES.items():
+        found = {name.split('.')[0] for name in _imports(ast.parse(path.read_text(encoding='utf-8')), module, False)}
+        assert not found & {'launch', 'configs', 'tests', 'benchmarks'}, module
+
+
+def test_importing_the_package_loads_no_launchpad_reverb_or_tensorflow():
+    code = f"""
+import sys
+import impala_jax, impala_jax.learner, impala_jax.actor, impala_jax.runtimes.threads, impala_jax.runtimes.lockstep
+print(sorted({LAUNCHPADS_OWN!r} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == '[]'
+
+
+def test_there_are_pins_for_every_supported_python():
+    assert [path.stem for path in PINS] == ['py310', 'py311', 'py312', 'py313']
+
+
+@pytest.mark.parametrize('path', PINS, ids=lambda path: path.stem)
+def test_pins_are_exact_and_nothing_else(path):
+    lines = path.read_text(encoding='utf-8').splitlines()
+    for line in lines:
+        assert re.fullmatch(r'[a-z0-9][a-z0-9._-]*==[0-9][a-z0-9.+]*', line), line
+    names = [line.split('==')[0] for line in lines]
+    assert len(names) == len(set(names))
+    assert {'jax', 'jaxlib', 'flax', 'ale-py', 'imageio-ffmpeg', 'pytest', 'ruff', 'setuptools'} <= set(names)
+    assert ('dm-launchpad' in names) == (path.stem == 'py310')
+
+
+def _setup_arguments(monkeypatch) -> dict:
+    import setuptools
+
+    arguments = {}
+    monkeypatch.setattr(setuptools, 'setup', arguments.update)
+    monkeypatch.chdir(ROOT)
+    exec(compile((ROOT / 'setup.py').read_text(encoding='utf-8'), 'setup.py', 'exec'), {'__file__': 'setup.py'})
+    return arguments
+
+
+def test_extras_and_packages(monkeypatch):
+    arguments = _setup_arguments(monkeypatch)
+    assert set(arguments['extras_require']) == {'atari', 'video', 'launchpad', 'dev', 'notebooks', 'tpu', 'cuda'}
+    assert all('python_version < "3.11"' in requirement for requirement in arguments['extras_require']['launchpad'])
+    expected = {_module_name(path) for path in PACKAGE.rglob('__init__.py')}
+    assert set(arguments['packages']) == expected
+
+
+@pytest.mark.parametrize('path', PINS, ids=lambda path: path.stem)
+def test_pins_satisfy_setup_py(path, monkeypatch):
+    """`make lock` was run after the last change of a requirement."""
+    from packaging.requirements import Requirement
+
+    arguments = _setup_arguments(monkeypatch)
+    pins = dict(line.split('==') for line in path.read_text(encoding='utf-8').splitlines())
+    environment = {'python_version': f'3.{path.stem.removeprefix("py3")}'}
+    extras = arguments['extras_require']
+    wanted = [*arguments['install_requires'], *(r for e in ('atari', 'video', 'dev', 'launchpad') for r in extras[e])]
+    for requirement in map(Requirement, wanted):
+        if requirement.marker is None or requirement.marker.evaluate(environment):
+            name = re.sub(r'[-_.]+', '-', requirement.name).lower()
+            assert pins[name] in requirement.specifier, requirement
