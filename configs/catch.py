@@ -7,6 +7,7 @@ from impala_jax import (
     EvaluatorConfig,
     LearnerConfig,
     LoggingConfig,
+    LossConfig,
     NetworkConfig,
     OptimizerConfig,
 )
@@ -14,9 +15,10 @@ from impala_jax import (
 
 def get_config() -> Config:
     return Config(
-        total_frames=400_000,
+        total_frames=600_000,
         environment=EnvironmentConfig(name='catch'),
         network=NetworkConfig(torso='mlp'),
+        loss=LossConfig(entropy_cost=0.003),
         learner=LearnerConfig(batch_size=32, unroll_length=20),
         optimizer=OptimizerConfig(name='adam', learning_rate=1e-3, epsilon=1e-8),
         actor=ActorConfig(num_actors=2, num_envs=16),

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -294,7 +295,7 @@ def _verify(path: Path) -> dict[str, Any]:
 
 
 def _load(path: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
-    leaves = {name: (np.dtype(dtype), tuple(shape)) for name, (dtype, shape) in manifest['leaves'].items()}
+    leaves = {name: (_dtype(dtype), tuple(shape)) for name, (dtype, shape) in manifest['leaves'].items()}
     stored = [name for name, (_, shape) in leaves.items() if 0 not in shape]
     arrays = {name: np.zeros(shape, dtype) for name, (dtype, shape) in leaves.items() if 0 in shape}
     try:
@@ -374,6 +375,11 @@ def _name(path: tuple[Any, ...]) -> str:
 
 def _is_runtime(name: str) -> bool:
     return name.split('/')[0] == _RUNTIME
+
+
+def _dtype(name: str) -> np.dtype:
+    # np.dtype('bfloat16') is another type than JAX's once an old TensorFlow is imported.
+    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def _describe(array: Any) -> str:

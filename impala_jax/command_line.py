@@ -85,13 +85,16 @@ def override(config: Config, arguments: Sequence[str]) -> Config:
 
 
 def main(body: Callable[[], None]) -> NoReturn:
-    """Runs a script's body; ends with status 0, or non-zero with the reason in one line, last."""
-    from impala_jax.runtimes.run import Interrupted
+    """Runs a script's body; ends with status 0, or non-zero with the reason, in one line or as a traceback, last."""
+    from impala_jax.checkpoint import CheckpointError
+    from impala_jax.runtimes.run import Interrupted, NodeFailure
 
     try:
         body()
-    except ConfigError as error:
+    except (ConfigError, CheckpointError) as error:
         sys.exit(f'error: {error}')
+    except NodeFailure as error:
+        sys.exit(str(error))
     except Interrupted as error:
         print(error, file=sys.stderr)
         sys.exit(128 + error.signal_number)

@@ -181,8 +181,7 @@ def run_check(check: Check, timeout_s: float = _TIMEOUT_S) -> Result:
         done = subprocess.run(
             [sys.executable, '-c', _WRAPPER, check.code],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
             errors='replace',
             timeout=timeout_s,

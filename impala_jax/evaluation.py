@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import importlib.resources
 import math
+import re
 import threading
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +15,9 @@ import numpy as np
 from impala_jax import environments
 from impala_jax.actor import Actor
 from impala_jax.agent import Agent
-from impala_jax.config import EnvironmentConfig
-from impala_jax.types import Closed, PyTree
+from impala_jax.config import ConfigError, EnvironmentConfig
+from impala_jax.environments import VectorEnvironment
+from impala_jax.types import Closed, PyTree, StepInfo, TimeStep
 
 
 _UNROLL_LENGTH = 20  # Steps between two looks at whether enough games have ended.
@@ -48,15 +53,28 @@ class Evaluator:
       num_envs: games played at the same time, at most `episodes`.
       seed: of environments and actions.
       greedy: play the most likely action instead of sampling.
+      record: keep pictures of the first game of environment 0, in `frames`.
     """
 
     def __init__(
-        self, agent: Agent, config: EnvironmentConfig, *, episodes: int, num_envs: int, seed: int, greedy: bool = False
+        self,
+        agent: Agent,
+        config: EnvironmentConfig,
+        *,
+        episodes: int,
+        num_envs: int,
+        seed: int,
+        greedy: bool = False,
+        record: bool = False,
     ):
         num_envs = min(num_envs, episodes)
         # A fixed number of games each: the first N to end over all environments would favour short games.
         self._quota = np.full([num_envs], episodes // num_envs) + (np.arange(num_envs) < episodes % num_envs)
         environment = environments.make(config, num_envs, seed, evaluation=True)
+        self.frames: list[np.ndarray] = []
+        """Pictures, uint8 [H, W, 3], if recorded."""
+        if record:
+            environment = _Recorder(environment, self.frames)
         self._actor = Actor(agent, environment, _UNROLL_LENGTH, seed, greedy=greedy)
         self._seed = seed
 
@@ -82,3 +100,91 @@ class Evaluator:
     def close(self) -> None:
         """Ends the environments."""
         self._actor.environment.close()
+
+
+class _Recorder:
+    """A `VectorEnvironment` that also takes pictures of environment 0 until its first game ends."""
+
+    def __init__(self, environment: VectorEnvironment, frames: list[np.ndarray]):
+        self._environment = environment
+        self._frames = frames
+        self._recording = True
+        self.num_envs = environment.num_envs
+        self.spec = environment.spec
+
+    def reset(self) -> TimeStep:
+        timestep = self._environment.reset()
+        self._frames.append(self._environment.render())
+        return timestep
+
+    def step(self, actions: np.ndarray) -> tuple[TimeStep, StepInfo]:
+        timestep, info = self._environment.step(actions)
+        if self._recording:
+            self._frames.append(self._environment.render())
+            self._recording = bool(np.isnan(info.episode_return[0]))
+        return timestep, info
+
+    def get_state(self) -> bytes:
+        return self._environment.get_state()
+
+    def set_state(self, state: bytes) -> None:
+        self._environment.set_state(state)
+
+    def render(self) -> np.ndarray:
+        return self._environment.render()
+
+    def close(self) -> None:
+        self._environment.close()
+
+
+def human_normalised(environment_name: str, score: float) -> float | None:
+    """100 (score - random) / (human - random) of an Atari game, in percent; None where no human score is known.
+
+    The reference scores are those of Atari-57 (Wang et al., 2016, as used in the paper's section 5.3.3).
+    """
+    if not environment_name.startswith('atari/'):
+        return None
+    game = _plain(environment_name.removeprefix('atari/'))
+    file = importlib.resources.files('impala_jax') / 'environments' / 'data' / 'atari57_scores.csv'
+    with file.open() as lines:
+        for row in csv.DictReader(lines):
+            if _plain(row['game']) == game:
+                random, human = float(row['random']), float(row['human'])
+                return 100 * (score - random) / (human - random)
+    return None
+
+
+def write_video(path: Path, frames: list[np.ndarray], frames_per_second: float) -> None:
+    """Writes pictures, uint8 [H, W, 3], to an mp4 or gif file.
+
+    Raises:
+      ConfigError: another ending, or the packages for it are not installed.
+    """
+    check_video(path)
+    import imageio.v2 as imageio
+
+    # Most players want even sides.
+    frames = [frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2] for frame in frames]
+    if path.suffix == '.gif':
+        imageio.mimsave(path, frames, duration=1000 / frames_per_second, loop=0)  # pyright: ignore[reportArgumentType]
+    else:
+        with imageio.get_writer(path, fps=frames_per_second, macro_block_size=2, ffmpeg_log_level='error') as writer:
+            for frame in frames:
+                writer.append_data(frame)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def check_video(path: Path) -> None:
+    """Raises ConfigError if `write_video` could not write there; to be asked before long work."""
+    if path.suffix not in ('.mp4', '.gif'):
+        raise ConfigError(f'--video {path}: the name must end in .mp4 or .gif')
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f'--video {path}: there is no directory {path.absolute().parent}')
+    try:
+        import imageio.v2  # noqa: F401
+        import imageio_ffmpeg  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"--video needs imageio: pip install 'impala_jax[video]' ({error})") from error
+
+
+def _plain(name: str) -> str:
+    return re.sub('[^a-z0-9]', '', name.lower())

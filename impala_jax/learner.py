@@ -249,7 +249,7 @@ class LearnerLoop:
             self.restored_runtime_state = checkpoint.state['runtime'] or {}
             self.num_updates = checkpoint.step
             self._stats.restore(self.restored_runtime_state['stats'])
-        self._logger.resume(self.frames)
+        self._logger.resume(self.frames, checkpoint.metadata['wall_time_s'] if checkpoint is not None else None)
         self._prefetcher: Prefetcher | None = None
         self._last_skipped: Array | None = None
         self._logs: dict[str, Array] = {}
@@ -331,7 +331,7 @@ class LearnerLoop:
     def save(self) -> None:
         """Writes a checkpoint."""
         state = {'learner': self._state, 'runtime': {'stats': self._stats.state(), **self._runtime_state()}}
-        self._checkpointer.save(self.num_updates, state, {'frames': self.frames})
+        self._checkpointer.save(self.num_updates, state, {'wall_time_s': self._logger.wall_time_s})
         self._last_save = time.monotonic()
 
     def finish(self) -> None:

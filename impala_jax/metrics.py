@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.metadata
 import importlib.util
@@ -154,10 +155,9 @@ class MetricsLogger:
         """
         kept = drop_rows(self._workdir / METRICS, frames)
         drop_rows(self._workdir / EVALUATIONS, frames)
-        if wall_time_s is None:
-            wall_time_s = kept[-1].get('wall_time_s', 0.0) if kept else 0.0
+        recorded = kept[-1].get('wall_time_s', 0.0) if kept else 0.0
         self._last_time = time.monotonic()
-        self._start = self._last_time - wall_time_s
+        self._start = self._last_time - (recorded if wall_time_s is None else wall_time_s)
         self._last_frames = self._resumed_from = frames
 
     @property
@@ -189,6 +189,7 @@ class MetricsLogger:
         if self._closed:
             return
         self._closed = True
+        atexit.unregister(self.close)
         if self._view_open:
             self._view.close()
         if self._tensorboard is not None:
@@ -197,6 +198,7 @@ class MetricsLogger:
     def _open_view(self) -> None:
         if not self._view_open:
             self._view_open = True
+            atexit.register(self.close)  # for whoever forgets: a terminal without its cursor is a nuisance
             self._view.open(self._last_frames, self._total_frames)
 
 
@@ -207,30 +209,35 @@ class _TensorBoard:
     """
 
     def __init__(self, folder: Path, purge_step: int | None):
-        from tensorboardX import event_file_writer, summary  # Not needed by what only reads a run.
-        from tensorboardX.proto import event_pb2
+        # Only here, for what reads a run needs none of it.
+        from tensorboardX import event_file_writer
+        from tensorboardX.proto import event_pb2, summary_pb2
 
-        self._event, self._summary = event_pb2.Event, summary
+        self._proto: Any = event_pb2  # Generated code, which type checkers cannot see into.
+        self._summary_proto: Any = summary_pb2
         self._writer: event_file_writer.EventsWriter | None = None
         with self._reported():
             folder.mkdir(parents=True, exist_ok=True)
             self._writer = event_file_writer.EventsWriter(str(folder / 'events'), f'.{os.getpid()}')
             if purge_step is not None:  # TensorBoard itself forgets what earlier files hold from there on.
-                start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-                self._writer.write_event(self._event(wall_time=time.time(), step=purge_step + 1, session_log=start))
+                start = self._proto.SessionLog(status=self._proto.SessionLog.START)
+                self._write(purge_step + 1, session_log=start)
 
     def write(self, row: dict[str, float | int]) -> None:
         with self._reported():
             if self._writer is not None:
-                for name, value in row.items():
-                    scalar = self._summary.scalar(name, value)
-                    self._writer.write_event(self._event(wall_time=time.time(), step=row['frames'], summary=scalar))
+                values = [self._summary_proto.Summary.Value(tag=tag, simple_value=value) for tag, value in row.items()]
+                self._write(int(row['frames']), summary=self._summary_proto.Summary(value=values))
                 self._writer.flush()
 
     def close(self) -> None:
         with self._reported():
             if self._writer is not None:
                 self._writer.close()
+
+    def _write(self, frames: int, **content: Any) -> None:
+        if self._writer is not None:
+            self._writer.write_event(self._proto.Event(wall_time=time.time(), step=frames, **content))
 
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:
@@ -315,7 +322,10 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
     """
     line = json.dumps(row, allow_nan=False) + '\n'
     with path.open('ab', buffering=0) as file:
-        file.write(line.encode())
+        try:
+            file.write(line.encode())
+        except OSError as error:
+            raise OSError(error.errno, f'cannot write a row: {error.strerror}', str(path)) from error
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -474,8 +484,8 @@ def _duration(seconds: float) -> str:
     return f'{minutes} min {seconds % 60:02d} s' if minutes else f'{seconds} s'
 
 
-def _finite(row: dict[str, Number]) -> dict[str, float | int]:
-    plain = {name: value.item() if hasattr(value, 'item') else value for name, value in row.items()}  # pyright: ignore
+def _finite(row: dict[str, Any]) -> dict[str, float | int]:
+    plain = {name: value.item() if hasattr(value, 'item') else value for name, value in row.items()}
     return {name: value for name, value in plain.items() if math.isfinite(value)}
 
 

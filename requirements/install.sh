@@ -32,8 +32,16 @@ fingerprint() {
   cksum "$requirements" setup.py
 }
 
-if [ -f "$stamp" ] && [ "$(fingerprint 2>/dev/null)" = "$(cat "$stamp")" ]; then
-  exit 0
+complete() {
+  [ -f "$stamp" ] && [ "$(fingerprint 2>/dev/null)" = "$(cat "$stamp")" ]
+}
+
+if complete; then exit 0; fi
+# One installation at a time. What this one starts inherits the lock, so a pip that outlives its shell is waited for too.
+if command -v flock >/dev/null; then
+  exec 9<"requirements/install.sh"
+  flock --nonblock 9 || { echo "install: waiting for another installation in this checkout" && flock 9; }
+  if complete; then exit 0; fi
 fi
 
 # True for an interpreter that really runs and has the wanted version: a pyenv shim may be on PATH and do neither.
@@ -61,8 +69,10 @@ find_python() {
     "$uv" python find "$version" 2>/dev/null && return
     "$uv" python install "$version" >&2 && "$uv" python find "$version" && return
   fi
+  local other=''
+  [ "$version" != 3.10 ] || other='. Without Launchpad newer ones do too: make train PYTHON_VERSION=3.12'
   fail "no Python $version was found; install it (for example 'pyenv install $version', 'uv python install $version'," \
-    "or your system's python$version and python$version-venv), or name one: PYTHON=/path/to/python$version"
+    "or your system's python$version and python$version-venv), or name one: PYTHON=/path/to/python$version$other"
 }
 
 uv=$(command -v uv || true)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 import threading
 import traceback
@@ -21,17 +22,17 @@ from impala_jax import allocator
 from impala_jax.agent import Agent
 from impala_jax.config import Config
 from impala_jax.learner import LearnerLoop
+from impala_jax.metrics import quiet_libraries
 from impala_jax.runtimes import nodes
+from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.runtimes.reverb_transport import ReverbParameterStore, ReverbTrajectoryQueue, tables
 from impala_jax.types import EnvironmentSpec
 
 # From the request to stop to SIGKILL, s: Launchpad's default of 10 could cut a checkpoint short.
 _TERMINATION_NOTICE_S = 30
 _FAILURE = '.failure.txt'
-
-
-class NodeFailure(RuntimeError):
-    """A node of the program raised; the message is its traceback."""
+_PROGRESS = '.num_updates'
+_NATIVE_LOG = 'native.log'
 
 
 class _Setup(NamedTuple):
@@ -73,37 +74,40 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     """Trains until the budget is spent or the program is stopped; returns the updates done in all.
 
     Raises:
-      NodeFailure: a node raised.
-      RuntimeError: a node's process died.
+      NodeFailure: a node raised, or its process died.
     """
     del stop  # Launchpad hears the same signals, and tells its nodes.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(sys.argv[:1])
     flags.FLAGS.lp_termination_notice_secs = _TERMINATION_NOTICE_S
-    failure = workdir / _FAILURE
+    failure, progress = workdir / _FAILURE, workdir / _PROGRESS
     failure.unlink(missing_ok=True)
+    progress.unlink(missing_ok=True)
     setup = _Setup(config, agent.spec, workdir, lp.make_program_stopper(config.launch_type))
     on_cpu = PythonProcess(env={'JAX_PLATFORMS': 'cpu'})
     program = build_program(setup)
-    manager = lp.launch(
-        program,
-        launch_type=config.launch_type,
-        terminal='current_terminal',
-        local_resources={name: on_cpu for name in program.groups if name != 'learner'}
-        if config.launch_type == 'local_mp'
-        else None,
-    )
-    try:
-        manager.wait(['learner'])
-    finally:
-        with contextlib.redirect_stdout(io.StringIO()):  # It counts the seconds it waits.
-            manager.stop_and_wait()
+    in_processes = config.launch_type == 'local_mp'
+    with contextlib.nullcontext() if in_processes else _native_messages_to(workdir / _NATIVE_LOG):
+        manager = lp.launch(
+            program,
+            launch_type=config.launch_type,
+            terminal='current_terminal',
+            local_resources={name: on_cpu for name in program.groups if name != 'learner'} if in_processes else None,
+        )
+        labels = [
+            f'{name}/{i}' if in_processes else name for name, group in program.groups.items() for i in range(len(group))
+        ]
+        try:
+            # The learner ends first; any other node that does has died.
+            manager.wait(labels, return_on_first_completed=True)
+        finally:
+            with contextlib.redirect_stdout(io.StringIO()):  # It counts the seconds it waits.
+                manager.stop_and_wait()
     if failure.exists():
         raise NodeFailure(failure.read_text())
-    return int((workdir / _PROGRESS).read_text())
-
-
-_PROGRESS = '.num_updates'
+    if not progress.exists():
+        raise NodeFailure('a node of the program died without a Python error; its last words, if any, are above')
+    return int(progress.read_text())
 
 
 class _ReverbNode(lp.ReverbNode):
@@ -112,6 +116,7 @@ class _ReverbNode(lp.ReverbNode):
     def run(self) -> None:
         super().run()
         self._server.stop()
+        del self._server  # Its finaliser needs modules that are gone when the interpreter ends.
 
 
 def _learner(setup: _Setup, client: reverb.Client) -> None:
@@ -144,7 +149,9 @@ def _node(setup: _Setup, client: reverb.Client) -> Iterator[_Connection]:
     config, stop = setup.config, lp.stop_event()
     ended = threading.Event()
     try:
-        allocator.keep_memory()
+        if config.launch_type == 'local_mp':  # A process of its own.
+            quiet_libraries()
+            allocator.keep_memory()
         agent = Agent(config.network, setup.spec)
         queue = ReverbTrajectoryQueue(client, config.learner.batch_size, agent, config.timeout_s)
         params = jax.eval_shape(agent.init, jax.random.PRNGKey(0))
@@ -167,3 +174,23 @@ def _node(setup: _Setup, client: reverb.Client) -> Iterator[_Connection]:
         with contextlib.suppress(FileExistsError), open(setup.workdir / _FAILURE, 'x') as file:
             file.write(traceback.format_exc())
         setup.stop_program()
+
+
+@contextlib.contextmanager
+def _native_messages_to(path: Path) -> Iterator[None]:
+    """Sends what C++ libraries write to standard error to a file; Python's own messages still reach the person.
+
+    Reverb reports every server and sampler there, and has no setting that stops it.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    previous = sys.stderr
+    with open(path, 'ab') as file, open(os.dup(terminal), 'w', buffering=1) as stderr:
+        os.dup2(file.fileno(), 2)
+        sys.stderr = stderr
+        try:
+            yield
+        finally:
+            sys.stderr = previous
+            os.dup2(terminal, 2)
+            os.close(terminal)

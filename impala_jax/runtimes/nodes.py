@@ -20,6 +20,10 @@ from impala_jax.trajectory_queue import TrajectoryQueue
 from impala_jax.types import Closed
 
 
+class NodeFailure(RuntimeError):
+    """A node in another thread or process raised; the message is its traceback."""
+
+
 class StopSignals:
     """While active, SIGTERM and SIGINT set `stop` and are remembered; the second SIGINT interrupts at once.
 

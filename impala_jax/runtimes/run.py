@@ -14,6 +14,9 @@ from impala_jax.config import Config, ConfigError, closest
 from impala_jax.evaluation import Evaluation
 from impala_jax.metrics import write_run_config
 from impala_jax.runtimes import lockstep, nodes, threads
+from impala_jax.runtimes.nodes import NodeFailure
+
+__all__ = ['Interrupted', 'NodeFailure', 'RunResult', 'default_runtime', 'run']
 
 RUNTIMES = ('launchpad', 'threads', 'lockstep')
 

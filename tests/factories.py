@@ -1,0 +1,99 @@
+"""Environment factories for tests, by name: `factories:scripted`."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import dm_env
+import numpy as np
+from dm_env import specs
+
+GO_ON, TERMINATE, TRUNCATE, RAISE, DIE, HANG = range(6)
+
+
+class Scripted(dm_env.Environment):
+    """Does what the action says; the reward is the number of the step in the episode, and the observation shows it."""
+
+    num_actions = 6
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        self.count = 0
+        self.rng = np.random.RandomState(seed)
+
+    def reset(self):
+        self.count = 0
+        return dm_env.restart(self.observe())
+
+    def step(self, action):
+        self.count += 1
+        if action == RAISE:
+            raise ZeroDivisionError('as the action said')
+        if action == DIE:
+            os._exit(7)
+        if action == HANG:
+            time.sleep(600)
+        if action == TERMINATE:
+            return dm_env.termination(float(self.count), self.observe())
+        if action == TRUNCATE:
+            return dm_env.truncation(float(self.count), self.observe())
+        return dm_env.transition(float(self.count), self.observe())
+
+    def observe(self):
+        return {
+            'count': np.array(self.count, np.int64),
+            'pair': (np.array([self.seed % 1000, self.rng.rand()], np.float64), np.array([True, False])),
+            'picture': np.full((4, 6, 3), self.count, np.uint8),
+        }
+
+    def observation_spec(self):
+        return {
+            'count': specs.Array((), np.int64),
+            'pair': (specs.Array((2,), np.float64), specs.Array((2,), bool)),
+            'picture': specs.Array((4, 6, 3), np.uint8),
+        }
+
+    def action_spec(self):
+        return specs.DiscreteArray(self.num_actions)
+
+
+def scripted(seed: int) -> dm_env.Environment:
+    return Scripted(seed)
+
+
+def unpicklable(seed: int) -> dm_env.Environment:
+    environment = Scripted(seed)
+    environment.hook = lambda: None  # pyright: ignore[reportAttributeAccessIssue]
+    return environment
+
+
+def raises_when_built(seed: int) -> dm_env.Environment:
+    raise OSError('no such level')
+
+
+def different(seed: int) -> dm_env.Environment:
+    """As many actions as chance has it."""
+    environment = Scripted(seed)
+    environment.num_actions = 2 + seed % 1000
+    return environment
+
+
+def wrong_shape(seed: int) -> dm_env.Environment:
+    """The observations are not what the spec says."""
+    environment = Scripted(seed)
+    environment.observation_spec = lambda: {  # pyright: ignore[reportAttributeAccessIssue]
+        **Scripted.observation_spec(environment),
+        'count': specs.Array((3,), np.int64),
+    }
+    return environment
+
+
+def continuous(seed: int) -> dm_env.Environment:
+    environment = Scripted(seed)
+    environment.action_spec = lambda: specs.BoundedArray((2,), np.float32, -1, 1)  # pyright: ignore
+    return environment
+
+
+def not_an_environment(seed: int) -> int:
+    return seed

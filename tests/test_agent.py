@@ -1,0 +1,275 @@
+"""The agent and its networks: time, episodes' ends, observations of any shape, sizes."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from impala_jax.agent import Agent, dummy_timestep
+from impala_jax.config import ConfigError, NetworkConfig
+from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec, TimeStep
+
+A = 4
+VECTOR = EnvironmentSpec(ArraySpec((3,), np.dtype(np.float32)), A)
+DICT = EnvironmentSpec(
+    {
+        'count': ArraySpec((), np.dtype(np.int32)),
+        'image': ArraySpec((20, 24, 3), np.dtype(np.uint8)),
+        'vector': ArraySpec((5,), np.dtype(np.float32)),
+    },
+    A,
+)
+DMLAB = EnvironmentSpec(ArraySpec((72, 96, 3), np.dtype(np.uint8)), 9)
+ATARI = EnvironmentSpec(ArraySpec((84, 84, 4), np.dtype(np.uint8)), 6)
+LSTM = NetworkConfig('mlp', core='lstm', lstm_size=8, mlp_sizes=(8,))
+FEEDFORWARD = NetworkConfig('mlp', mlp_sizes=(8,))
+
+# Rows are timesteps, columns environments: an episode's end inside the unroll, at its start, at its end, and none.
+STEP_TYPES = np.array(
+    [
+        [FIRST, LAST, MID, MID],
+        [MID, FIRST, MID, MID],
+        [LAST, MID, MID, MID],
+        [FIRST, MID, MID, MID],
+        [MID, MID, LAST, MID],
+        [MID, LAST, FIRST, MID],
+    ],
+    np.int32,
+)
+
+
+def random_timesteps(spec, step_types=STEP_TYPES, seed=0):
+    rng = np.random.RandomState(seed)
+    T, B = step_types.shape
+
+    def observe(leaf):
+        if leaf.dtype.kind in 'iu':
+            return rng.randint(256, size=(T, B, *leaf.shape)).astype(leaf.dtype)
+        return rng.randn(T, B, *leaf.shape).astype(leaf.dtype)
+
+    return TimeStep(
+        step_type=step_types,
+        reward=rng.randn(T, B).astype(np.float32),
+        discount=np.ones([T, B], np.float32),
+        observation=jax.tree.map(observe, spec.observation, is_leaf=lambda x: hasattr(x, 'shape')),
+        previous_action=rng.randint(A, size=(T, B)).astype(np.int32),
+    )
+
+
+def row(timesteps, t):
+    return jax.tree.map(lambda x: x[t], timesteps)
+
+
+def random_state(agent, batch_size, seed=1):
+    rng = np.random.RandomState(seed)
+    return jax.tree.map(lambda x: rng.randn(*x.shape).astype(np.float32), agent.initial_state(batch_size))
+
+
+def num_params(config, spec):
+    shapes = jax.eval_shape(Agent(config, spec).init, jax.random.PRNGKey(0))
+    return sum(x.size for x in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize(
+    'config, spec',
+    [(FEEDFORWARD, VECTOR), (LSTM, VECTOR), (NetworkConfig('shallow', core='lstm', lstm_size=8), DICT)],
+    ids=['feedforward', 'lstm', 'lstm_of_a_dict'],
+)
+def test_unroll_is_t_times_step(config, spec):
+    agent = Agent(config, spec)
+    params = agent.init(jax.random.PRNGKey(0))
+    timesteps = random_timesteps(spec)
+    T, B = STEP_TYPES.shape
+    initial_state = random_state(agent, B)
+
+    output, last_state = jax.jit(agent.unroll)(params, timesteps, initial_state)
+    assert output.logits.shape == (T, B, A)
+    assert output.values.shape == (T, B)
+    assert output.logits.dtype == output.values.dtype == jnp.float32
+
+    step = jax.jit(agent.step)
+    state = initial_state
+    for t in range(T):
+        acted = step(params, jax.random.PRNGKey(t), row(timesteps, t), state)
+        assert acted.action.shape == (B,)
+        assert acted.action.dtype == jnp.int32
+        np.testing.assert_allclose(acted.logits, output.logits[t], rtol=1e-5, atol=1e-5)
+        state = acted.state
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), state, last_state)
+
+
+def test_the_state_is_reset_before_an_episodes_first_step():
+    """What was before FIRST changes nothing from there on; what was before MID or LAST does."""
+    agent = Agent(LSTM, VECTOR)
+    params = agent.init(jax.random.PRNGKey(0))
+    timesteps = random_timesteps(VECTOR)
+    B = STEP_TYPES.shape[1]
+    unroll = jax.jit(agent.unroll)
+    a, _ = unroll(params, timesteps, random_state(agent, B, seed=1))
+    b, _ = unroll(params, timesteps, random_state(agent, B, seed=2))
+    same = (np.asarray(a.logits) == np.asarray(b.logits)).all(axis=-1)
+    np.testing.assert_array_equal(same, np.logical_or.accumulate(STEP_TYPES == FIRST))
+
+    # And as if the unroll had begun there.
+    for i in range(B):
+        for start in np.flatnonzero(STEP_TYPES[:, i] == FIRST):
+            tail = jax.tree.map(lambda x, start=start, i=i: x[start:, i : i + 1], timesteps)
+            alone, _ = unroll(params, tail, agent.initial_state(1))
+            np.testing.assert_allclose(a.logits[start:, i : i + 1], alone.logits, rtol=1e-5, atol=1e-6)
+
+
+def test_the_core_sees_the_last_action_and_the_clipped_reward():
+    agent = Agent(LSTM, VECTOR)
+    params = agent.init(jax.random.PRNGKey(0))
+    timesteps = random_timesteps(VECTOR)
+    state = random_state(agent, STEP_TYPES.shape[1])
+    unroll = jax.jit(agent.unroll)
+
+    def logits(**changes):
+        return np.asarray(unroll(params, timesteps._replace(**changes), state)[0].logits)
+
+    def changed(step, **changes):
+        different = (logits(**changes) != logits(**before)).any(axis=-1)
+        assert not different[:step].any()
+        return different[step]
+
+    for step in range(len(STEP_TYPES)):
+        # At FIRST neither is seen: there was no action, and a reward would be the episode's before.
+        seen = STEP_TYPES[step] != FIRST
+        before = {}
+        action, reward = timesteps.previous_action.copy(), timesteps.reward.copy()
+        action[step] = (action[step] + 1) % A
+        np.testing.assert_array_equal(changed(step, previous_action=action), seen)
+        reward[step] = 0.123
+        np.testing.assert_array_equal(changed(step, reward=reward), seen)
+        before, clipped = {'reward': reward.copy()}, reward.copy()
+        before['reward'][step], clipped[step] = 1, 7.5
+        assert not changed(step, reward=clipped).any()
+
+
+def test_without_a_core_there_is_no_state():
+    agent = Agent(FEEDFORWARD, VECTOR)
+    assert agent.initial_state(3) == ()
+    _, state = agent.unroll(agent.init(jax.random.PRNGKey(0)), random_timesteps(VECTOR), ())
+    assert state == ()
+
+
+@pytest.mark.parametrize('core', ['feedforward', 'lstm'])
+@pytest.mark.parametrize('torso', ['shallow', 'shallow_atari', 'deep', 'mlp'])
+def test_shapes(torso, core):
+    spec = DMLAB if core == 'lstm' else ATARI
+    agent = Agent(NetworkConfig(torso, core=core), spec)
+
+    def unroll():
+        timesteps = jax.tree.map(lambda x: jnp.stack([x, x, x]), dummy_timestep(spec, 2))
+        return agent.unroll(agent.init(jax.random.PRNGKey(0)), timesteps, agent.initial_state(2))
+
+    output, state = jax.eval_shape(unroll)
+    assert output.logits.shape == (3, 2, spec.num_actions)
+    assert output.values.shape == (3, 2)
+    assert [x.shape for x in jax.tree.leaves(state)] == ([(2, 256)] * 2 if core == 'lstm' else [])
+
+
+def test_numbers_of_parameters():
+    """As counted by hand; the paper's figure 3 says 1.2M (shallow) and 1.6M (deep), instructions' encoder included."""
+    lstm = 4 * 256 * ((256 + 9 + 1) + 256 + 1)  # torso, action, reward; its own output; bias
+    heads = 256 * (9 + 1) + (9 + 1)
+
+    conv = 8 * 8 * 3 * 16 + 16 + 4 * 4 * 16 * 32 + 32
+    shallow = conv + 7 * 10 * 32 * 256 + 256 + lstm + heads  # 72x96 -> 17x23 -> 7x10
+    assert num_params(NetworkConfig('shallow', core='lstm'), DMLAB) == shallow == 1_123_130
+
+    def section(before, after):
+        return 9 * before * after + after + 4 * (9 * after * after + after)
+
+    conv = section(3, 16) + section(16, 32) + section(32, 32)
+    deep = conv + 9 * 12 * 32 * 256 + 256 + lstm + heads  # 72x96 -> 36x48 -> 18x24 -> 9x12
+    assert num_params(NetworkConfig('deep', core='lstm'), DMLAB) == deep == 1_520_714
+
+    three = 8 * 8 * 4 * 32 + 32 + 4 * 4 * 32 * 64 + 64 + 3 * 3 * 64 * 64 + 64
+    nature = three + 7 * 7 * 64 * 512 + 512 + 512 * (6 + 1) + (6 + 1)  # Mnih et al., 2015, and a baseline
+    assert num_params(NetworkConfig('shallow_atari'), ATARI) == nature
+
+
+def test_every_part_of_an_observation_counts():
+    agent = Agent(NetworkConfig('shallow'), DICT)
+    params = agent.init(jax.random.PRNGKey(0))
+    timesteps = random_timesteps(DICT, np.full([1, 2], MID, np.int32))
+    unroll = jax.jit(agent.unroll)
+    logits = unroll(params, timesteps, ())[0].logits
+    assert np.isfinite(logits).all()
+    for name, value in timesteps.observation.items():
+        other = timesteps._replace(observation=timesteps.observation | {name: (value + 1).astype(value.dtype)})
+        assert (unroll(params, other, ())[0].logits != logits).any(), name
+
+
+def test_bytes_are_scaled_and_numbers_are_not():
+    """uint8 is a picture, from 0 to 1; the same numbers in another dtype are taken as they are."""
+    config, step_types = NetworkConfig('mlp', mlp_sizes=(8,)), np.full([1, 2], MID, np.int32)
+
+    def outputs(dtype, scale):
+        spec = EnvironmentSpec(ArraySpec((4, 4, 1), np.dtype(np.uint8)), A)
+        agent = Agent(config, spec)
+        timesteps = random_timesteps(spec, step_types)
+        observation = (timesteps.observation * scale).astype(dtype)
+        return agent.unroll(agent.init(jax.random.PRNGKey(0)), timesteps._replace(observation=observation), ())[0]
+
+    np.testing.assert_allclose(outputs(np.uint8, 1).logits, outputs(np.float32, 1 / 255).logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(outputs(np.int32, 1).logits, outputs(np.float32, 1).logits)
+
+
+def test_actions_are_sampled_from_the_logits():
+    """With the frequencies of softmax(logits), at temperature 1; or the most likely one, where greedy."""
+    agent = Agent(FEEDFORWARD, VECTOR)
+    params = agent.init(jax.random.PRNGKey(0))
+    params['params']['policy']['bias'] = jnp.log(jnp.array([0.1, 0.2, 0.6, 0.1]))
+    timestep = dummy_timestep(VECTOR, 20_000)
+    acted = agent.step(params, jax.random.PRNGKey(1), timestep, ())
+    frequencies = np.bincount(acted.action, minlength=A) / 20_000
+    np.testing.assert_allclose(frequencies, jax.nn.softmax(acted.logits[0]), atol=0.015)
+    np.testing.assert_allclose(frequencies, [0.1, 0.2, 0.6, 0.1], atol=0.015)
+    other = agent.step(params, jax.random.PRNGKey(2), timestep, ())
+    assert (np.asarray(acted.action) != np.asarray(other.action)).any()
+    assert (np.asarray(agent.step(params, jax.random.PRNGKey(1), timestep, (), greedy=True).action) == 2).all()
+
+
+class Twice(nn.Module):
+    """A torso of one's own."""
+
+    @nn.compact
+    def __call__(self, x):
+        return 2 * x.reshape(x.shape[0], -1)
+
+
+def test_a_torso_of_ones_own():
+    agent = Agent(NetworkConfig(f'{__name__}:Twice'), VECTOR)
+    params = agent.init(jax.random.PRNGKey(0))
+    timesteps = random_timesteps(VECTOR)
+    policy = params['params']['policy']
+    expected = 2 * timesteps.observation @ np.asarray(policy['kernel']) + np.asarray(policy['bias'])
+    np.testing.assert_allclose(agent.unroll(params, timesteps, ())[0].logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'torso, message',
+    [
+        ('no_such_module:Torso', "'no_such_module:Torso' cannot be imported"),
+        (f'{__name__}:NoSuchTorso', 'cannot be imported.*NoSuchTorso'),
+        (f'{__name__}:row', 'not a flax.linen.Module'),
+    ],
+)
+def test_a_torso_that_cannot_be_used(torso, message):
+    with pytest.raises(ConfigError, match=message):
+        Agent(NetworkConfig(torso), VECTOR)
+
+
+def test_a_torso_that_does_not_exist():
+    with pytest.raises(ConfigError, match="'shalow'.*'shallow'"):
+        NetworkConfig('shalow')
+
+
+def test_an_image_too_small_for_the_torso():
+    spec = EnvironmentSpec(ArraySpec((84, 19, 3), np.dtype(np.uint8)), A)
+    with pytest.raises(ConfigError, match='at least 20 pixels.*mlp'):
+        Agent(NetworkConfig('shallow'), spec)

@@ -1,0 +1,152 @@
+"""A configuration survives JSON, and one that cannot work says in one line what to do."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from impala_jax import config as config_lib
+from impala_jax.config import (
+    ActorConfig,
+    CheckpointConfig,
+    Config,
+    ConfigError,
+    EnvironmentConfig,
+    EvaluatorConfig,
+    LearnerConfig,
+    LoggingConfig,
+    LossConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    VTraceConfig,
+)
+
+OTHER = Config(
+    total_frames=1000,
+    seed=7,
+    environment=EnvironmentConfig(name='atari/pong', preset='machado', action_repeat=2),
+    network=NetworkConfig(torso='mlp', core='lstm', mlp_sizes=(3, 4, 5)),
+    vtrace=VTraceConfig(rho_bar=math.inf, c_bar=math.inf, lambda_=0.9),
+    optimizer=OptimizerConfig(max_grad_norm=math.inf),
+    learner=LearnerConfig(num_devices=4, queue_capacity=64),
+    policy_lag=2,
+)
+
+
+@pytest.mark.parametrize('config', [Config(), OTHER])
+def test_round_trip_through_json(config):
+    text = json.dumps(config_lib.to_dict(config), allow_nan=False)
+    assert config_lib.from_dict(json.loads(text)) == config
+
+
+def test_absent_fields_take_their_defaults():
+    assert config_lib.from_dict({'learner': {'batch_size': 8}}) == Config(learner=LearnerConfig(batch_size=8))
+
+
+@pytest.mark.parametrize(
+    ('values', 'message'),
+    [
+        ({'sed': 1}, "unknown configuration field 'sed'; did you mean 'seed'"),
+        ({'learner': {'batchsize': 1}}, "unknown configuration field learner.'batchsize'; did you mean 'batch_size'"),
+        ({'xyzzy': 1}, "unknown configuration field 'xyzzy'; did you mean"),
+    ],
+)
+def test_unknown_fields_are_named_with_the_closest(values, message):
+    with pytest.raises(ConfigError) as error:
+        config_lib.from_dict(values)
+    assert message in str(error.value)
+
+
+INVALID = [
+    (EnvironmentConfig, {'name': ''}, 'environment.name is empty; try'),
+    (EnvironmentConfig, {'max_failures': 0}, 'environment.max_failures must be positive, got 0'),
+    (EnvironmentConfig, {'action_repeat': 0}, 'environment.action_repeat must be positive, got 0'),
+    (EnvironmentConfig, {'processes': -1}, 'environment.processes must be 0 or more, got -1'),
+    (NetworkConfig, {'torso': 'shalow'}, "unknown network.torso 'shalow'; did you mean 'shallow'"),
+    (NetworkConfig, {'lstm_size': 0}, 'network.lstm_size must be positive, got 0'),
+    (VTraceConfig, {'rho_bar': 0}, 'vtrace.rho_bar must be positive (inf for no truncation), got 0'),
+    (VTraceConfig, {'c_bar': -1.0}, 'vtrace.c_bar must be positive (inf for no truncation), got -1.0'),
+    (VTraceConfig, {'pg_rho_bar': math.nan}, 'vtrace.pg_rho_bar must be positive (inf for no truncation), got nan'),
+    (VTraceConfig, {'lambda_': 1.5}, 'vtrace.lambda must lie in [0, 1], got 1.5'),
+    (VTraceConfig, {'c_bar': 2.0}, 'vtrace.c_bar 2.0 is above vtrace.rho_bar 1.0, outside the theory; lower c_bar, or'),
+    (LossConfig, {'discount': 1.1}, 'loss.discount must lie in [0, 1], got 1.1'),
+    (LossConfig, {'baseline_cost': -1}, 'loss.baseline_cost must not be negative, got -1'),
+    (LossConfig, {'entropy_cost': -1}, 'loss.entropy_cost must not be negative, got -1'),
+    (OptimizerConfig, {'learning_rate': 0}, 'optimizer.learning_rate must be positive, got 0'),
+    (OptimizerConfig, {'epsilon': 0}, 'optimizer.epsilon must be positive, got 0'),
+    (OptimizerConfig, {'max_grad_norm': 0}, 'optimizer.max_grad_norm must be positive, got 0'),
+    (LearnerConfig, {'batch_size': 0}, 'learner.batch_size must be positive, got 0'),
+    (LearnerConfig, {'unroll_length': 0}, 'learner.unroll_length must be positive, got 0'),
+    (LearnerConfig, {'max_nonfinite_updates': 0}, 'learner.max_nonfinite_updates must be positive, got 0'),
+    (LearnerConfig, {'num_devices': 0}, 'learner.num_devices must be positive, got 0'),
+    (LearnerConfig, {'num_devices': 5}, 'learner.batch_size 32 does not divide over 5 devices; try 35'),
+    (LearnerConfig, {'queue_capacity': 31}, 'learner.queue_capacity 31 is below learner.batch_size 32: no batch could'),
+    (ActorConfig, {'num_actors': 0}, 'actor.num_actors must be positive, got 0'),
+    (ActorConfig, {'num_envs': 0}, 'actor.num_envs must be positive, got 0'),
+    (EvaluatorConfig, {'episodes': -1}, 'evaluator.episodes must be 0 or more, got -1'),
+    (EvaluatorConfig, {'num_envs': 0}, 'evaluator.num_envs must be positive, got 0'),
+    (EvaluatorConfig, {'interval_s': 0}, 'evaluator.interval_s must be positive, got 0'),
+    (CheckpointConfig, {'interval_s': 0}, 'checkpoint.interval_s must be positive, got 0'),
+    (CheckpointConfig, {'keep': 1}, 'checkpoint.keep must be 2 or more, got 1'),
+    (LoggingConfig, {'interval_s': 0}, 'logging.interval_s must be positive, got 0'),
+    (LoggingConfig, {'interval_updates': 0}, 'logging.interval_updates must be positive, got 0'),
+    (Config, {'total_frames': 0}, 'total_frames must be positive, got 0'),
+    (Config, {'timeout_s': 0}, 'timeout_s must be positive, got 0'),
+    (Config, {'policy_lag': -1}, 'policy_lag must be 0 or more, got -1'),
+    (Config, {'seed': 2**31}, 'seed must lie in [0, 2**31), got 2147483648'),
+]
+
+
+@pytest.mark.parametrize(
+    ('cls', 'values', 'message'), INVALID, ids=[f'{cls.__name__}-{list(values)[0]}' for cls, values, _ in INVALID]
+)
+def test_what_cannot_work_is_named_with_value_and_remedy(cls, values, message):
+    with pytest.raises(ConfigError) as error:
+        cls(**values)
+    assert str(error.value).startswith(message) and '\n' not in str(error.value)
+
+
+def test_what_is_allowed_on_purpose():
+    assert VTraceConfig(c_bar=2.0, outside_theory=True).c_bar == 2.0
+    assert NetworkConfig(torso='my_package.networks:Torso').torso == 'my_package.networks:Torso'
+    assert LossConfig(discount=0.0).discount == 0.0
+
+
+def test_derived_values():
+    assert EnvironmentConfig(name='atari/pong').frames_per_step == 4
+    assert EnvironmentConfig(name='catch').frames_per_step == 1
+    assert EnvironmentConfig(name='atari/pong', action_repeat=2).frames_per_step == 2
+    config = Config(total_frames=641, learner=LearnerConfig(batch_size=32, unroll_length=20))
+    assert config.frames_per_update == 640
+    assert config.total_updates == 2, 'rounded up to whole updates'
+    assert config.queue_capacity == 64
+    assert Config(actor=ActorConfig(num_actors=10, num_envs=10)).queue_capacity == 100
+    assert Config(learner=LearnerConfig(queue_capacity=40)).queue_capacity == 40
+
+
+def test_differences_name_only_what_changes_learning():
+    assert config_lib.differences(Config(), Config()) == []
+    execution = dataclasses.replace(
+        Config(),
+        total_frames=1,
+        actor=ActorConfig(num_actors=7),
+        learner=LearnerConfig(num_devices=2, queue_capacity=50),
+        evaluator=EvaluatorConfig(episodes=0),
+        checkpoint=CheckpointConfig(keep=9),
+        logging=LoggingConfig(interval_s=9.0),
+        timeout_s=1.0,
+        launch_type='local_mp',
+    )
+    assert config_lib.differences(Config(), execution) == []
+    learning = dataclasses.replace(Config(), seed=1, learner=LearnerConfig(batch_size=8), policy_lag=3)
+    assert config_lib.differences(Config(), learning) == [
+        'learner.batch_size: 32 in the checkpoint, 8 now',
+        'policy_lag: 0 in the checkpoint, 3 now',
+        'seed: 0 in the checkpoint, 1 now',
+    ]
+
+
+def test_a_configuration_is_never_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().seed = 3  # pyright: ignore[reportAttributeAccessIssue]

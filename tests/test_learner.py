@@ -1,0 +1,252 @@
+"""The update: optimiser, mesh, what is skipped, what is compiled."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from impala_jax.agent import Agent
+from impala_jax.config import Config, ConfigError, LearnerConfig, NetworkConfig, OptimizerConfig
+from impala_jax.learner import Learner, LearnerLoop, NonFiniteGradients, learning_rate_schedule, make_optimizer
+from impala_jax.parameter_store import LocalParameterStore
+from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec, StepInfo, TimeStep, Trajectory
+
+A, T, B = 3, 4, 8
+SPEC = EnvironmentSpec(ArraySpec((5,), np.dtype(np.float32)), A)
+NETWORK = NetworkConfig('mlp', core='lstm', lstm_size=6, mlp_sizes=(7,))
+
+
+def make_config(total_updates=20, optimizer=OptimizerConfig(), network=NETWORK, **learner):  # noqa: B008 - frozen
+    learner = LearnerConfig(**({'batch_size': B, 'unroll_length': T} | learner))
+    return Config(total_frames=total_updates * B * T, network=network, learner=learner, optimizer=optimizer)
+
+
+def make_batch(seed=0, version=0):
+    rng = np.random.RandomState(seed)
+    step_type = rng.choice([FIRST, MID, MID, LAST], size=(T + 1, B)).astype(np.int32)
+    timesteps = TimeStep(
+        step_type=step_type,
+        reward=rng.randn(T + 1, B).astype(np.float32),
+        discount=(step_type != LAST).astype(np.float32),
+        observation=rng.randn(T + 1, B, 5).astype(np.float32),
+        previous_action=rng.randint(A, size=(T + 1, B)).astype(np.int32),
+    )
+    return Trajectory(
+        timesteps=timesteps,
+        behaviour_logits=rng.randn(T, B, A).astype(np.float32),
+        initial_state=tuple(rng.randn(B, 6).astype(np.float32) for _ in range(2)),
+        info=StepInfo(np.full([T, B], np.nan, np.float32), np.zeros([T, B], np.int32)),
+        version=np.full([B], version, np.int32),
+    )
+
+
+def poison(batch):
+    reward = batch.timesteps.reward.copy()
+    reward[2, 1] = np.nan
+    step_type = batch.timesteps.step_type.copy()
+    step_type[2, 1] = MID
+    return batch._replace(timesteps=batch.timesteps._replace(reward=reward, step_type=step_type))
+
+
+def host(tree):
+    return jax.tree.map(lambda x: np.array(x, copy=True), tree)
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def differ(a, b):
+    return any(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x != y).any()), a, b)))
+
+
+class TestOptimizer:
+    @pytest.mark.parametrize('momentum', [0.0, 0.9])
+    def test_rmsprop_is_tensorflows(self, momentum):
+        """ms = decay ms + (1 - decay) g^2, from 1; mom = momentum mom + lr g / sqrt(ms + eps); w = w - mom."""
+        config = OptimizerConfig(
+            learning_rate=0.1, schedule='constant', epsilon=0.01, momentum=momentum, max_grad_norm=np.inf
+        )
+        optimizer = make_optimizer(config, 100)
+        rng = np.random.RandomState(0)
+        w = rng.randn(6)
+        params = jnp.asarray(w, jnp.float32)
+        state = optimizer.init(params)
+        ms, mom = np.ones(6), np.zeros(6)
+        update = jax.jit(optimizer.update)
+        for _ in range(30):
+            gradient = rng.randn(6) * 10.0 ** np.arange(-4, 2)
+            ms = 0.99 * ms + 0.01 * gradient**2
+            mom = momentum * mom + 0.1 * gradient / np.sqrt(ms + 0.01)
+            w = w - mom
+            updates, state = update(jnp.asarray(gradient, jnp.float32), state)
+            params = optax.apply_updates(params, updates)
+            np.testing.assert_allclose(params, w, rtol=1e-4, atol=1e-5)
+
+    def test_the_first_step_is_small(self):
+        """Because the accumulator starts at 1; from 0, as PyTorch has it, the step would be about 10 lr."""
+        optimizer = make_optimizer(OptimizerConfig(learning_rate=1.0, schedule='constant'), 100)
+        gradient = jnp.ones(1)
+        updates, _ = optimizer.update(gradient, optimizer.init(gradient))
+        np.testing.assert_allclose(updates, -1 / np.sqrt(1 + 0.01), rtol=1e-5)
+
+    def test_adam(self):
+        optimizer = make_optimizer(OptimizerConfig('adam', learning_rate=0.5, schedule='constant', epsilon=1e-8), 10)
+        gradient = jnp.array([3.0, -1e-3])
+        updates, _ = optimizer.update(gradient, optimizer.init(gradient))
+        np.testing.assert_allclose(updates, [-0.5, 0.5], rtol=1e-3)
+
+    def test_linear_schedule(self):
+        config = OptimizerConfig(learning_rate=0.5)
+        schedule = learning_rate_schedule(config, 10)
+        np.testing.assert_allclose([schedule(i) for i in range(12)], [0.5 - 0.05 * min(i, 10) for i in range(12)])
+        optimizer = make_optimizer(config, 10)
+        gradient = jnp.ones(1)
+        state = optimizer.init(gradient)
+        steps = []
+        for _ in range(12):
+            updates, state = optimizer.update(gradient, state)
+            steps.append(float(updates[0]))
+        assert all(step < 0 for step in steps[:10])
+        assert steps[10:] == [0, 0]
+        constant = learning_rate_schedule(OptimizerConfig(learning_rate=0.5, schedule='constant'), 10)
+        assert {float(constant(i)) for i in (0, 5, 10, 100)} == {0.5}
+
+    @pytest.mark.parametrize('max_grad_norm', [1.0, 5.0, 7.0, np.inf])
+    def test_the_global_norm_is_clipped(self, max_grad_norm):
+        config = OptimizerConfig(learning_rate=1.0, schedule='constant', decay=0.0, epsilon=1e8)
+        optimizer = make_optimizer(config.__class__(**{**vars(config), 'max_grad_norm': max_grad_norm}), 10)
+        gradient = {'a': jnp.array([3.0]), 'b': jnp.array([4.0])}  # of norm 5
+        updates, _ = optimizer.update(gradient, optimizer.init(gradient))
+        factor = min(1.0, max_grad_norm / 5)
+        # With an epsilon this large, RMSProp only divides by 1e4.
+        np.testing.assert_allclose(updates['a'], [-3e-4 * factor], rtol=1e-4)
+        np.testing.assert_allclose(updates['b'], [-4e-4 * factor], rtol=1e-4)
+
+
+class CountingAgent(Agent):
+    """Counts how often its unroll is traced."""
+
+    traces = 0
+
+    def unroll(self, params, timesteps, state):
+        self.traces += 1
+        return super().unroll(params, timesteps, state)
+
+
+class TestUpdate:
+    @pytest.fixture(scope='class')
+    def learner(self):
+        return Learner(make_config(num_devices=2), Agent(NETWORK, SPEC))
+
+    def test_compiles_once(self):
+        agent = CountingAgent(NETWORK, SPEC)
+        learner = Learner(make_config(num_devices=2), agent)
+        state = learner.init(jax.random.PRNGKey(0))
+        agent.traces = 0
+        for i in range(4):
+            batch = make_batch(i)
+            state, _ = learner.update(state, learner.put(poison(batch) if i == 2 else batch))
+        # Also from a state that was saved: with the dtypes of the first one.
+        state, _ = learner.update(learner.restore(host(state)), learner.put(make_batch(4)))
+        assert agent.traces == 1
+
+    def test_the_state_is_donated(self, learner):
+        state = learner.init(jax.random.PRNGKey(0))
+        saved = host(state)
+        copy = learner.restore(saved)
+        new, _ = learner.update(state, learner.put(make_batch()))
+        assert all(x.is_deleted() for x in jax.tree.leaves((state.params, state.opt_state)))
+        assert not any(x.is_deleted() for x in jax.tree.leaves((new, copy)))
+        assert_equal(host(copy), saved)
+        assert differ(host(new.params), saved.params)
+
+    def test_a_gradient_that_is_not_finite_is_skipped(self, learner):
+        state = learner.init(jax.random.PRNGKey(0))
+        state, logs = learner.update(state, learner.put(make_batch(0)))
+        assert np.isfinite([float(value) for value in logs.values()]).all()
+        before = host(state)
+        for i in (1, 2):
+            state, logs = learner.update(state, learner.put(poison(make_batch(i))))
+            assert_equal(host((state.params, state.opt_state)), (before.params, before.opt_state))
+            assert (int(state.num_updates), int(state.skipped), int(state.skipped_in_a_row)) == (1 + i, i, i)
+            assert (int(logs['skipped_updates']), int(logs['skipped_in_a_row'])) == (i, i)
+            assert not np.isfinite(logs['loss'])
+        state, logs = learner.update(state, learner.put(make_batch(3)))
+        assert (int(state.num_updates), int(state.skipped), int(state.skipped_in_a_row)) == (4, 2, 0)
+        assert differ(host(state.params), before.params)
+
+        # What was skipped has left no trace: the same as if it had never been.
+        other, _ = learner.update(learner.restore(before), learner.put(make_batch(3)))
+        assert_equal(host((other.params, other.opt_state)), host((state.params, state.opt_state)))
+
+    def test_the_learning_rate_reaches_zero(self, learner):
+        state = learner.init(jax.random.PRNGKey(0))
+        rates = []
+        for _ in range(20):
+            state, logs = learner.update(state, learner.put(make_batch()))
+            rates.append(float(logs['learning_rate']))
+        np.testing.assert_allclose(np.diff(rates), -6e-4 / 20, rtol=1e-3)
+        assert rates[-1] == 0
+        before = host(state.params)
+        state, _ = learner.update(state, learner.put(make_batch()))
+        assert_equal(host(state.params), before)
+
+    def test_one_device_equals_eight(self):
+        """After 20 updates of a large learning rate, within what the order of a sum changes."""
+        config = make_config(optimizer=OptimizerConfig(learning_rate=0.01))
+        results = []
+        for num_devices in (1, 8):
+            learner = Learner(config, Agent(NETWORK, SPEC), jax.devices()[:num_devices])
+            state = learner.init(jax.random.PRNGKey(0))
+            start = host(state.params)
+            for i in range(20):
+                state, logs = learner.update(state, learner.put(make_batch(i)))
+            assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(state))
+            results.append(host((state.params, logs)))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
+        assert max(np.abs(a - b).max() for a, b in _pairs(start, results[0][0])) > 0.05
+
+    def test_each_device_has_its_part_of_the_batch(self):
+        learner = Learner(make_config(), Agent(NETWORK, SPEC))
+        batch = make_batch()
+        on_mesh = learner.put(batch)
+        assert {shard.data.shape for shard in on_mesh.timesteps.observation.addressable_shards} == {(T + 1, 1, 5)}
+        assert {shard.data.shape for shard in on_mesh.initial_state[0].addressable_shards} == {(1, 6)}
+        assert_equal(host(on_mesh.timesteps), batch.timesteps)
+
+
+def _pairs(a, b):
+    return zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+
+
+class TestDevices:
+    def test_a_batch_that_does_not_divide(self):
+        config = make_config(batch_size=6)
+        with pytest.raises(ConfigError, match='batch_size 6 does not divide over 8 devices'):
+            Learner(config, Agent(NETWORK, SPEC))
+        with pytest.raises(ConfigError, match='batch_size 6 does not divide over 4 devices; try 8'):
+            make_config(batch_size=6, num_devices=4)
+
+    def test_more_devices_than_there_are(self):
+        with pytest.raises(ConfigError, match='num_devices is 16, but this machine has 8 cpu'):
+            Learner(make_config(batch_size=16, num_devices=16), Agent(NETWORK, SPEC))
+
+
+def test_the_loop_ends_after_too_many_skipped_updates(tmp_path):
+    """In a row: a good update in between starts the count anew. Found one update late, so that nothing waits for it."""
+    config = make_config(num_devices=1, max_nonfinite_updates=3)
+    loop = LearnerLoop(config, Agent(NETWORK, SPEC), tmp_path, LocalParameterStore(10.0))
+    try:
+        before = loop.params
+        for bad in (True, True, False, True, True, True):
+            batch = make_batch(version=loop.num_updates)
+            loop.step(loop.batch(poison(batch) if bad else batch))
+        assert loop.num_updates == 6
+        assert differ(loop.params, before)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(loop.params))
+        with pytest.raises(NonFiniteGradients, match='3 updates in a row.*learning_rate'):
+            loop.step(loop.batch(poison(make_batch(version=loop.num_updates))))
+    finally:
+        loop.close()

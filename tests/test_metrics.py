@@ -1,0 +1,369 @@
+"""What a run writes of itself stays whole across kills, and what a person sees stays readable."""
+
+import io
+import json
+import logging
+import math
+import os
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from impala_jax import config as config_lib
+from impala_jax import metrics
+from impala_jax.config import Config, ConfigError
+from impala_jax.metrics import LearnerStats, MetricsLogger
+from impala_jax.types import StepInfo
+
+CONFIG = Config(total_frames=64_000)
+REQUIRED = {
+    'frames',
+    'learner_steps',
+    'wall_time_s',
+    'frames_per_second',
+    'episodes',
+    'episode_return',
+    'policy_lag_mean',
+    'policy_lag_min',
+    'policy_lag_max',
+    'loss',
+    'policy_loss',
+    'baseline_loss',
+    'entropy',
+    'grad_norm',
+    'learning_rate',
+    'learner_wait_fraction',
+}
+
+
+def info(*returns: float, restarts: int = 0, shape: tuple[int, int] = (4, 3)) -> StepInfo:
+    episode_return = np.full(shape, np.nan, np.float32)
+    episode_return.reshape(-1)[: len(returns)] = returns
+    counts = np.zeros(shape, np.int32)
+    counts[0, 0] = restarts
+    return StepInfo(episode_return, counts)
+
+
+def learner_row(frames: int) -> dict:
+    losses = {name: 1.5 for name in ('loss', 'policy_loss', 'baseline_loss', 'entropy', 'grad_norm', 'learning_rate')}
+    return {'frames': frames, 'learner_steps': frames // 640, **losses}
+
+
+def silent() -> Console:
+    return Console(file=io.StringIO(), force_terminal=False, width=100)
+
+
+def terminal(width: int = 100) -> Console:
+    return Console(
+        file=io.StringIO(), force_terminal=True, width=width, legacy_windows=False, _environ={'TERM': 'xterm'}
+    )
+
+
+def shown(console: Console) -> str:
+    """What was written; colours are left out."""
+    assert isinstance(console.file, io.StringIO)
+    return re.sub(r'\x1b\[[0-9;]*m', '', console.file.getvalue())
+
+
+def rows(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / metrics.METRICS).read_text().splitlines()]
+
+
+def test_a_row_holds_all_that_is_promised(tmp_path):
+    stats = LearnerStats()
+    stats.add_batch(info(3.0, -1.0), np.array([0, 2, 1]))
+    stats.add_wait(0.1)
+    with MetricsLogger(tmp_path, CONFIG, console=silent()) as logger:
+        logger.write(learner_row(640) | stats.row())
+    (row,) = rows(tmp_path)
+    assert set(row) >= REQUIRED
+    assert row['frames'] == 640 and row['episodes'] == 2 and row['episode_return'] == 1.0
+    assert (row['policy_lag_min'], row['policy_lag_mean'], row['policy_lag_max']) == (0, 1.0, 2)
+    assert 0 <= row['learner_wait_fraction'] <= 1
+
+
+def test_each_row_counts_what_ended_since_the_last():
+    stats = LearnerStats()
+    stats.add_batch(info(3.0, -1.0, restarts=1), np.array([5, 5, 5]))
+    stats.add_batch(info(4.0), np.array([5, 5, 8]))
+    row = stats.row()
+    assert (row['episodes'], row['episode_return'], row['policy_lag_max']) == (3, 2.0, 8)
+    stats.add_batch(info(restarts=2), np.array([1, 1, 1]))
+    row = stats.row()
+    assert 'episode_return' not in row
+    assert (row['episodes'], row['episode_return_last_100'], row['policy_lag_max']) == (3, 2.0, 1)
+    assert row['environment_restarts'] == 3
+    assert not {'policy_lag_mean', 'policy_lag_min', 'policy_lag_max'} & set(stats.row())
+
+
+def test_running_mean_is_of_the_last_100():
+    stats = LearnerStats()
+    stats.add_batch(info(*[1000.0] * 50, *range(100), shape=(20, 10)), np.zeros(10))
+    assert stats.row()['episode_return_last_100'] == np.mean(range(100))
+
+
+def test_stats_go_on_from_a_checkpoint():
+    stats = LearnerStats()
+    stats.add_batch(info(3.0, -1.0, restarts=1), np.array([5, 5, 5]))
+    stats.row()
+    stats.add_batch(info(7.0), np.array([1, 2, 3]))
+    other = LearnerStats()
+    other.restore(stats.state())
+    for each in (stats, other):
+        each.add_batch(info(1.0), np.array([4, 4, 4]))
+    ours, theirs = stats.row(), other.row()
+    for row in (ours, theirs):
+        del row['learner_wait_fraction']
+    assert ours == theirs
+
+
+def test_what_is_not_finite_is_left_out(tmp_path):
+    with MetricsLogger(tmp_path, CONFIG, console=silent()) as logger:
+        logger.write(
+            {'frames': np.int64(640), 'loss': np.float32('nan'), 'grad_norm': math.inf, 'entropy': np.float32(0.5)}
+        )
+    (row,) = rows(tmp_path)
+    assert set(row) == {'frames', 'entropy', 'wall_time_s', 'frames_per_second'}
+    assert row['frames'] == 640 and row['entropy'] == 0.5
+    assert '640,' in (tmp_path / metrics.METRICS).read_text(), 'integers stay integers'
+
+
+def test_rows_reach_the_file_at_once(tmp_path):
+    logger = MetricsLogger(tmp_path, CONFIG, console=silent())
+    for count in (1, 2, 3):
+        logger.write(learner_row(640 * count))
+        assert len(rows(tmp_path)) == count
+    logger.close()
+    logger.close()
+
+
+def test_resuming_drops_what_will_be_written_again(tmp_path):
+    path = tmp_path / metrics.METRICS
+    with MetricsLogger(tmp_path, CONFIG, console=silent()) as logger:
+        logger.resume(0)
+        for frames in (640, 1280, 1920):
+            logger.write(learner_row(frames))
+    with path.open('a') as file:
+        file.write('{"frames": 2560, "lo')
+    (tmp_path / metrics.EVALUATIONS).write_text('{"frames": 640}\n{"frames": 1300}\n')
+    with MetricsLogger(tmp_path, CONFIG, console=silent()) as logger:
+        logger.resume(1280, wall_time_s=100.0)
+        assert [row['frames'] for row in rows(tmp_path)] == [640, 1280]
+        logger.write(learner_row(1920))
+    assert [row['frames'] for row in rows(tmp_path)] == [640, 1280, 1920]
+    assert 100 <= rows(tmp_path)[-1]['wall_time_s'] < 160
+    assert rows(tmp_path)[-1]['frames_per_second'] > 0
+    assert metrics.read_rows(tmp_path / metrics.EVALUATIONS) == [{'frames': 640}]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['evaluations.jsonl', 'metrics.jsonl', 'tensorboard']
+
+
+def test_wall_time_goes_on_from_the_last_row(tmp_path):
+    (tmp_path / metrics.METRICS).write_text(
+        '{"frames": 640, "wall_time_s": 50.0}\n{"frames": 900, "wall_time_s": 70.0}\n'
+    )
+    logger = MetricsLogger(tmp_path, CONFIG, console=silent())
+    logger.resume(700)
+    assert 50 <= logger.wall_time_s < 65
+
+
+def test_a_fresh_start_keeps_nothing(tmp_path):
+    (tmp_path / metrics.METRICS).write_text('{"frames": 640, "wall_time_s": 50.0}\n')
+    logger = MetricsLogger(tmp_path, CONFIG, console=silent())
+    logger.resume(0)
+    assert rows(tmp_path) == [] and logger.wall_time_s < 15
+
+
+def _events(workdir: Path) -> list:
+    from tensorboardX.proto import event_pb2
+
+    (path,) = (workdir / metrics.TENSORBOARD).iterdir()
+    content, events = path.read_bytes(), []
+    while content:
+        (size,) = struct.unpack('<Q', content[:8])  # TFRecord: size, its checksum, the data, its checksum
+        events.append(event_pb2.Event.FromString(content[12 : 12 + size]))  # pyright: ignore[reportAttributeAccessIssue]
+        content = content[16 + size :]
+    return events
+
+
+def test_tensorboard_counts_frames(tmp_path):
+    logger = MetricsLogger(tmp_path, CONFIG, console=silent())
+    logger.resume(640)
+    logger.write(learner_row(1280))
+    events = _events(tmp_path)  # before close: a kill loses nothing
+    logger.close()
+    scalars = {value.tag: (event.step, value.simple_value) for event in events for value in event.summary.value}
+    assert scalars['loss'] == (1280, 1.5)
+    assert {'frames_per_second', 'learner_steps'} <= set(scalars)
+    assert [event.step for event in events if event.HasField('session_log')] == [641]
+
+
+def test_a_run_goes_on_without_tensorboard(tmp_path, caplog):
+    (tmp_path / metrics.TENSORBOARD).write_text('in the way')
+    with MetricsLogger(tmp_path, CONFIG, console=silent()) as logger:
+        logger.write(learner_row(640))
+        logger.write(learner_row(1280))
+    assert len(rows(tmp_path)) == 2
+    assert len([record for record in caplog.records if 'TensorBoard' in record.getMessage()]) == 1
+
+
+def test_plain_lines_now_and_then(tmp_path, monkeypatch):
+    console = silent()
+    with MetricsLogger(tmp_path, CONFIG, console=console) as logger:
+        for step in range(1, 51):
+            logger.write(learner_row(640 * step) | {'episode_return_last_100': 2.5, 'policy_lag_mean': 1.0})
+        assert len(shown(console).splitlines()) == 1
+        monkeypatch.setattr(metrics, '_PLAIN_INTERVAL_S', 0.0)
+        logger.write(learner_row(640 * 51))
+        monkeypatch.setattr(metrics, '_PLAIN_INTERVAL_S', 100.0)
+        logger.write(learner_row(64_000))
+    first, _, last = shown(console).splitlines()
+    assert '1.0 %  640/64k frames' in first and 'return 2.50' in first and 'lag 1.0' in first and ' left' in first
+    assert last.startswith('100.0 %')
+    assert '\x1b' not in shown(console)
+
+
+def test_the_progress_line_gives_the_terminal_back(tmp_path):
+    console = terminal()
+    root, own = logging.getLogger(), logging.StreamHandler(sys.stderr)
+    root.addHandler(own)
+    before, streams = list(root.handlers), (sys.stdout, sys.stderr)
+    try:
+        with pytest.raises(RuntimeError, match='stop'), MetricsLogger(tmp_path, CONFIG, console=console) as logger:
+            assert own not in root.handlers
+            logger.write(learner_row(32_000) | {'episode_return_last_100': 2.5})
+            logging.getLogger('impala_jax.test').warning('environment 3 was rebuilt')
+            raise RuntimeError('stop')
+        assert sorted(map(id, root.handlers)) == sorted(map(id, before))
+    finally:
+        root.removeHandler(own)
+    assert (sys.stdout, sys.stderr) == streams
+    assert shown(console).count('\x1b[?25l') == shown(console).count('\x1b[?25h') == 1, 'the cursor is shown again'
+    assert '32k/64k frames' in shown(console) and 'return 2.50' in shown(console)
+    warning = next(line for line in shown(console).splitlines() if 'environment 3 was rebuilt' in line)
+    assert 'frames/s' not in warning
+
+
+@pytest.mark.parametrize('width', [30, 60, 100, 200])
+def test_the_progress_line_is_one_line(tmp_path, width):
+    console = terminal(width)
+    with MetricsLogger(tmp_path, CONFIG, console=console) as logger:
+        logger.write(learner_row(32_000) | {'episode_return_last_100': -12345.678, 'policy_lag_mean': 1.0})
+    assert '\x1b[1A' not in shown(console), 'the cursor never goes up a line'
+
+
+def test_broken_pipe_at_the_end_is_no_error(tmp_path):
+    file = io.StringIO()
+    logger = MetricsLogger(tmp_path, CONFIG, console=Console(file=file))
+    logger.write(learner_row(640))
+    logger.write(learner_row(1280))
+    file.close()
+    logger.close()
+
+
+@pytest.mark.parametrize(
+    ('value', 'text'),
+    [
+        (0, '0'),
+        (9.5, '9.5'),
+        (640, '640'),
+        (999.7, '1k'),
+        (12_345, '12.3k'),
+        (999_900, '1M'),
+        (2e8, '200M'),
+        (2.5e9, '2.5G'),
+    ],
+)
+def test_compact_numbers(value, text):
+    assert metrics._compact(value) == text
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'text'),
+    [(0.2, '0 s'), (59.6, '1 min 00 s'), (61, '1 min 01 s'), (3700, '1 h 01 min'), (2e5, '2 d 7 h')],
+)
+def test_durations(seconds, text):
+    assert metrics._duration(seconds) == text
+
+
+def test_run_config(tmp_path):
+    config = Config(seed=3, vtrace=config_lib.VTraceConfig(rho_bar=math.inf))
+    metrics.write_run_config(tmp_path / 'runs' / 'a', config)
+    content = json.loads((tmp_path / 'runs' / 'a' / 'config.json').read_text())
+    assert config_lib.from_dict(content['config']) == config
+    assert content['versions'].keys() >= {'python', 'jax', 'jaxlib', 'flax', 'optax', 'rlax', 'chex', 'numpy'}
+    assert [path.name for path in (tmp_path / 'runs' / 'a').iterdir()] == ['config.json']
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(ConfigError, match='cannot write to --workdir .*file/run: Not a directory; give') as error:
+        metrics.write_run_config(tmp_path / 'file' / 'run', CONFIG)
+    assert '\n' not in str(error.value)
+
+
+def test_summary(tmp_path, capsys):
+    workdir = tmp_path / 'a run'
+    workdir.mkdir()
+    assert '--workdir' in metrics.summary(workdir)
+    metrics.append_row(workdir / metrics.METRICS, {'frames': 640, 'wall_time_s': 1.0, 'episodes': 0})
+    assert 'no training episode' in metrics.summary(workdir)
+    metrics.append_row(
+        workdir / metrics.METRICS,
+        {'frames': 1_280_000, 'wall_time_s': 754.0, 'episodes': 400, 'episode_return_last_100': 19.256},
+    )
+    metrics.append_row(
+        workdir / metrics.EVALUATIONS,
+        {
+            'frames': 1_280_000,
+            'learner_steps': 1,
+            'episodes': 20,
+            'mean_return': 20.5,
+            'median_return': 21.0,
+            'stderr': 0.2,
+        },
+    )
+    metrics.print_summary(workdir)
+    text = capsys.readouterr().out
+    assert '1,280,000 frames in 12 min 34 s' in text
+    assert '19.26, mean of the last 100 training episodes' in text
+    assert '20.50, mean of 20 episodes, standard error 0.20, median 21.00 (at 1,280,000 frames)' in text
+    assert text.splitlines()[-1].endswith(f"python launch/evaluate.py --workdir '{workdir}' --episodes 100")
+
+
+_NOISE = """
+import logging, warnings
+from impala_jax.metrics import quiet_libraries
+quiet_libraries()
+from absl import logging as absl_logging
+absl_logging.warning('noise of a library')
+logging.getLogger('jax._src.xla_bridge').warning('No GPU/TPU found, falling back to CPU. (noise)')
+logging.getLogger('jax._src.xla_bridge').warning('An NVIDIA GPU may be present, but JAX has no use for a GPU: kept')
+warnings.warn_explicit('noise', UserWarning, 'gymnasium/core.py', 1, module='gymnasium.core')
+warnings.warn('noise', DeprecationWarning)
+warnings.warn('\\x1b[33mWARN: noise of gymnasium')
+warnings.warn('kept, ours')
+absl_logging.error('kept, an error')
+logging.getLogger('impala_jax.actor').warning('kept, ours too')
+"""
+
+
+def test_libraries_are_quiet_and_we_are_not():
+    result = subprocess.run(
+        [sys.executable, '-c', _NOISE],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env={name: value for name, value in os.environ.items() if name != 'PYTHONWARNINGS'},
+        timeout=120,
+        check=True,
+    )
+    output = result.stdout + result.stderr
+    assert 'noise' not in output, output
+    for message in ('a GPU: kept', 'kept, ours', 'kept, an error', 'kept, ours too'):
+        assert message in output, output
