@@ -13,11 +13,11 @@ from impala_jax import (
 
 def get_config() -> Config:
     return Config(
-        total_frames=8_000_000,
+        total_frames=10_000_000,
         environment=EnvironmentConfig(name='atari/pong'),
         network=NetworkConfig(torso='shallow'),
-        learner=LearnerConfig(batch_size=16, unroll_length=20),
-        optimizer=OptimizerConfig(name='adam', learning_rate=6e-4, epsilon=1e-8),
-        actor=ActorConfig(num_actors=2, num_envs=16),
-        evaluator=EvaluatorConfig(episodes=20, num_envs=10, interval_s=600.0),
+        learner=LearnerConfig(batch_size=4, unroll_length=20, queue_capacity=8),
+        optimizer=OptimizerConfig(learning_rate=7e-4, epsilon=1e-8),
+        actor=ActorConfig(num_actors=2, num_envs=8),
+        evaluator=EvaluatorConfig(episodes=20, num_envs=10, interval_s=900.0),
     )

@@ -1,21 +1,27 @@
 """IMPALA (Espeholt et al., 2018) in JAX: CPU actors, a trajectory queue, a compiled V-trace learner."""
 
-from impala_jax import vtrace
-from impala_jax.config import (
-    ActorConfig,
-    CheckpointConfig,
-    Config,
-    ConfigError,
-    EnvironmentConfig,
-    EvaluatorConfig,
-    LearnerConfig,
-    LoggingConfig,
-    LossConfig,
-    NetworkConfig,
-    OptimizerConfig,
-    VTraceConfig,
-)
-from impala_jax.runtimes.run import Interrupted, RunResult, run
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from impala_jax import vtrace
+    from impala_jax.config import (
+        ActorConfig,
+        CheckpointConfig,
+        Config,
+        ConfigError,
+        EnvironmentConfig,
+        EvaluatorConfig,
+        LearnerConfig,
+        LoggingConfig,
+        LossConfig,
+        NetworkConfig,
+        OptimizerConfig,
+        VTraceConfig,
+    )
+    from impala_jax.runtimes.run import Interrupted, RunResult, run
 
 __version__ = '0.1.0'
 
@@ -37,3 +43,13 @@ __all__ = [
     'run',
     'vtrace',
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: the processes of environments import this package too, and need no JAX.
+    if name not in __all__:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    if name == 'vtrace':
+        return importlib.import_module('impala_jax.vtrace')
+    module = 'impala_jax.runtimes.run' if name in ('Interrupted', 'RunResult', 'run') else 'impala_jax.config'
+    return getattr(importlib.import_module(module), name)

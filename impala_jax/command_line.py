@@ -51,7 +51,9 @@ def load_config_file(path: str) -> Config:
     """
     file = Path(path)
     if not file.is_file():
-        known = sorted(str(other) for other in file.parent.glob('*.py')) or sorted(map(str, Path('configs').glob('*.py')))
+        known = sorted(str(other) for other in file.parent.glob('*.py')) or sorted(
+            map(str, Path('configs').glob('*.py'))
+        )
         raise ConfigError(f'there is no configuration file {path}' + (f'; {closest(path, known)}' if known else ''))
     spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
     assert spec is not None and spec.loader is not None
@@ -80,7 +82,9 @@ def override(config: Config, arguments: Sequence[str]) -> Config:
         return tyro.cli(Config, args=arguments, default=config, console_outputs='--help' in arguments)
     except SystemExit as error:
         if error.code:
-            raise ConfigError(f'cannot read {" ".join(arguments)!r}: see --fields for the type of each field') from error
+            raise ConfigError(
+                f'cannot read {" ".join(arguments)!r}: see --fields for the type of each field'
+            ) from error
         raise
 
 
@@ -118,5 +122,7 @@ def _option_names(fields: dict[str, Any], prefix: str = '--') -> list[str]:
         if isinstance(value, dict):
             names += _option_names(value, f'{name}.')
         else:
-            names += [name, f'{name.rpartition(".")[0]}.no-{name.rpartition(".")[2]}'] if isinstance(value, bool) else [name]
+            names += (
+                [name, f'{name.rpartition(".")[0]}.no-{name.rpartition(".")[2]}'] if isinstance(value, bool) else [name]
+            )
     return names

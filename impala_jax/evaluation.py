@@ -19,7 +19,6 @@ from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import VectorEnvironment
 from impala_jax.types import Closed, PyTree, StepInfo, TimeStep
 
-
 _UNROLL_LENGTH = 20  # Steps between two looks at whether enough games have ended.
 
 
@@ -166,7 +165,7 @@ def write_video(path: Path, frames: list[np.ndarray], frames_per_second: float) 
     # Most players want even sides.
     frames = [frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2] for frame in frames]
     if path.suffix == '.gif':
-        imageio.mimsave(path, frames, duration=1000 / frames_per_second, loop=0)  # pyright: ignore[reportArgumentType]
+        imageio.mimsave(path, frames, duration=1000 / frames_per_second, loop=0)  # pyright: ignore[reportCallIssue, reportArgumentType]
     else:
         with imageio.get_writer(path, fps=frames_per_second, macro_block_size=2, ffmpeg_log_level='error') as writer:
             for frame in frames:

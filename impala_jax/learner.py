@@ -6,7 +6,7 @@ import logging
 import queue as queue_lib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,13 +72,13 @@ class Learner:
     Args:
       config: the experiment.
       agent: the agent.
-      devices: the mesh; by default `config.learner.num_devices` local devices, or all of them.
+      devices: the mesh, of jax.Device; by default `config.learner.num_devices` local devices, or all of them.
 
     Raises:
       ConfigError: a batch that the devices do not divide, or more devices asked for than there are.
     """
 
-    def __init__(self, config: Config, agent: Agent, devices: list[jax.Device] | None = None):
+    def __init__(self, config: Config, agent: Agent, devices: Sequence[Any] | None = None):
         devices = _choose_devices(config) if devices is None else devices
         mesh = Mesh(np.array(devices), ('batch',))
         if config.learner.batch_size % len(devices):
@@ -126,7 +126,7 @@ class Learner:
             return impala_loss(output, batch, self._config.loss, self._config.vtrace)
 
         (loss, logs), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        grad_norm = optax.global_norm(gradient)
+        grad_norm = optax.tree.norm(gradient)
         updates, opt_state = self._optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
@@ -229,7 +229,7 @@ class LearnerLoop:
         agent: Agent,
         workdir: Path,
         store: ParameterStore,
-        devices: list[jax.Device] | None = None,
+        devices: Sequence[Any] | None = None,
     ):
         self._config = config
         self._store = store
@@ -362,7 +362,7 @@ class LearnerLoop:
             )
 
 
-def _choose_devices(config: Config) -> list[jax.Device]:
+def _choose_devices(config: Config) -> Sequence[Any]:
     devices = jax.local_devices()
     wanted = config.learner.num_devices
     if wanted is None:

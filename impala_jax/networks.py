@@ -25,6 +25,9 @@ class NetworkOutput(NamedTuple):
     values: Array  # [T, B] float32
 
 
+_relu_init = nn.initializers.orthogonal(2**0.5)
+
+
 class ShallowTorso(nn.Module):
     """Two convolutions (figure 3, left)."""
 
@@ -38,8 +41,10 @@ class ShallowTorso(nn.Module):
         """[N, H, W, C] -> [N, hidden_size]."""
         x = images
         for channels, kernel, stride in zip(self.channels, self.kernels, self.strides, strict=True):
-            x = nn.relu(nn.Conv(channels, (kernel, kernel), (stride, stride), padding='VALID')(x))
-        return nn.relu(nn.Dense(self.hidden_size)(x.reshape(x.shape[0], -1)))
+            x = nn.relu(
+                nn.Conv(channels, (kernel, kernel), (stride, stride), padding='VALID', kernel_init=_relu_init)(x)
+            )
+        return nn.relu(nn.Dense(self.hidden_size, kernel_init=_relu_init)(x.reshape(x.shape[0], -1)))
 
 
 class ResidualBlock(nn.Module):
@@ -69,7 +74,7 @@ class DeepTorso(nn.Module):
             for _ in range(2):
                 x = ResidualBlock()(x)
         x = nn.relu(x)
-        return nn.relu(nn.Dense(self.hidden_size)(x.reshape(x.shape[0], -1)))
+        return nn.relu(nn.Dense(self.hidden_size, kernel_init=_relu_init)(x.reshape(x.shape[0], -1)))
 
 
 class MLPTorso(nn.Module):
@@ -134,11 +139,11 @@ class ImpalaNetwork(nn.Module):
         if self.config.core == 'lstm':
             # Nothing of the episode before is seen at an episode's first step.
             action = jax.nn.one_hot(timesteps.previous_action, self.num_actions) * ~first[..., None]
-            reward = jnp.clip(jnp.where(first, 0.0, timesteps.reward), -1.0, 1.0)[..., None]
+            reward = jnp.clip(timesteps.reward * ~first, -1.0, 1.0)[..., None]
             x, state = ResettingLSTM(self.config.lstm_size)(jnp.concatenate([x, action, reward], -1), first, state)
 
-        logits = nn.Dense(self.num_actions, name='policy')(x)
-        values = nn.Dense(1, name='baseline')(x)[..., 0]
+        logits = nn.Dense(self.num_actions, name='policy', kernel_init=nn.initializers.orthogonal(0.01))(x)
+        values = nn.Dense(1, name='baseline', kernel_init=nn.initializers.orthogonal(1.0))(x)[..., 0]
         return NetworkOutput(logits, values), state
 
 

@@ -69,4 +69,3 @@ class Trajectory(NamedTuple):
 
 class Closed(Exception):
     """Raised by a queue or store that was closed: the run is ending, and whoever waits should end too."""
-

@@ -96,7 +96,7 @@ if [ ! -e "$venv" ]; then
 fi
 # The pins are complete, so nothing is resolved.
 if [ -n "$uv" ]; then
-  install=("$uv" pip install --quiet --python "$venv/bin/python")
+  install=("$uv" pip install --quiet --compile-bytecode --python "$venv/bin/python")
 else
   install=("$venv/bin/python" -m pip install -qq --disable-pip-version-check)
 fi

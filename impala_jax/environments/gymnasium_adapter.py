@@ -61,7 +61,10 @@ class GymnasiumAdapter(dm_env.Environment):
         return self._action_spec
 
     def render(self) -> np.ndarray:
-        picture = self._environment.render() if self._environment.render_mode == 'rgb_array' else None
+        try:
+            picture: Any = self._environment.render() if self._environment.render_mode == 'rgb_array' else None
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise NotImplementedError(f'environment {self._name!r} cannot be drawn: {error}') from error
         if picture is None:
             raise NotImplementedError(f'environment {self._name!r} was not made with render_mode rgb_array')
         return np.asarray(picture)

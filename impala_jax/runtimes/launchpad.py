@@ -16,7 +16,9 @@ import jax
 import launchpad as lp
 import reverb
 from absl import flags
+from launchpad.launch import worker_manager
 from launchpad.nodes.python.local_multi_processing import PythonProcess
+from launchpad.nodes.reverb.node import ReverbHandle
 
 from impala_jax import allocator
 from impala_jax.agent import Agent
@@ -58,7 +60,7 @@ def build_program(setup: _Setup) -> lp.Program:
     config = setup.config
     program = lp.Program('impala')
     with program.group('reverb'):
-        server = program.add_node(_ReverbNode(lambda: tables(config.queue_capacity)))
+        server = program.add_node(_ReverbNode(setup))
     with program.group('learner'):
         program.add_node(lp.PyNode(_learner, setup, server))
     with program.group('actor'):
@@ -84,10 +86,10 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     failure.unlink(missing_ok=True)
     progress.unlink(missing_ok=True)
     setup = _Setup(config, agent.spec, workdir, lp.make_program_stopper(config.launch_type))
-    on_cpu = PythonProcess(env={'JAX_PLATFORMS': 'cpu'})
     program = build_program(setup)
+    on_cpu = PythonProcess(env={'JAX_PLATFORMS': 'cpu'})
     in_processes = config.launch_type == 'local_mp'
-    with contextlib.nullcontext() if in_processes else _native_messages_to(workdir / _NATIVE_LOG):
+    with _native_messages_to(workdir / _NATIVE_LOG):
         manager = lp.launch(
             program,
             launch_type=config.launch_type,
@@ -110,13 +112,28 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     return int(progress.read_text())
 
 
+class _ReverbHandle(ReverbHandle):
+    """Connects without a log message."""
+
+    def dereference(self) -> reverb.Client:
+        return reverb.Client(self._address.resolve())
+
+
 class _ReverbNode(lp.ReverbNode):
     """Stops its server when the program stops, instead of whenever Python collects it."""
 
+    def __init__(self, setup: _Setup):
+        super().__init__(lambda: tables(setup.config.queue_capacity))
+        self._setup = setup
+
+    def create_handle(self) -> ReverbHandle:
+        return self._track_handle(_ReverbHandle(self.reverb_address))
+
     def run(self) -> None:
-        super().run()
-        self._server.stop()
-        del self._server  # Its finaliser needs modules that are gone when the interpreter ends.
+        with _own_process(self._setup):
+            super().run()
+            self._server.stop()
+            del self._server  # Its finaliser needs modules that are gone when the interpreter ends.
 
 
 def _learner(setup: _Setup, client: reverb.Client) -> None:
@@ -148,10 +165,7 @@ def _node(setup: _Setup, client: reverb.Client) -> Iterator[_Connection]:
     """A node's life: connected; closed when the program stops; its failure is written down and stops the program."""
     config, stop = setup.config, lp.stop_event()
     ended = threading.Event()
-    try:
-        if config.launch_type == 'local_mp':  # A process of its own.
-            quiet_libraries()
-            allocator.keep_memory()
+    with _own_process(setup), _failure_stops_program(setup):
         agent = Agent(config.network, setup.spec)
         queue = ReverbTrajectoryQueue(client, config.learner.batch_size, agent, config.timeout_s)
         params = jax.eval_shape(agent.init, jax.random.PRNGKey(0))
@@ -170,10 +184,32 @@ def _node(setup: _Setup, client: reverb.Client) -> Iterator[_Connection]:
         finally:
             ended.set()
             watcher.join(timeout=5.0)
-    except BaseException:  # noqa: BLE001 - `run` raises it in the launching process.
+
+
+@contextlib.contextmanager
+def _failure_stops_program(setup: _Setup) -> Iterator[None]:
+    """Writes an exception down, for `run` to raise in the launching process, and stops the program."""
+    try:
+        yield
+    except BaseException:  # noqa: BLE001
         with contextlib.suppress(FileExistsError), open(setup.workdir / _FAILURE, 'x') as file:
             file.write(traceback.format_exc())
         setup.stop_program()
+
+
+@contextlib.contextmanager
+def _own_process(setup: _Setup) -> Iterator[None]:
+    """Sets up a node's process, where it has one of its own."""
+    if setup.config.launch_type != 'local_mp':
+        yield
+        return
+    quiet_libraries()
+    allocator.keep_memory()
+    # The launching process does the killing, after a time that lets a checkpoint be finished; this one's own manager
+    # would not wait for as long.
+    worker_manager.get_worker_manager()._termination_notice_secs = -1
+    with _native_messages_to(setup.workdir / _NATIVE_LOG):
+        yield
 
 
 @contextlib.contextmanager

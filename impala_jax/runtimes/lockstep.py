@@ -62,9 +62,7 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
         while not loop.done and not stop.is_set():
             version, params = history[0]
             unrolls = [
-                actor.unroll(version, params)
-                for _ in range(config.learner.batch_size // num_envs)
-                for actor in actors
+                actor.unroll(version, params) for _ in range(config.learner.batch_size // num_envs) for actor in actors
             ]
             loop.step(loop.batch(concatenate(unrolls)))
             history.append((loop.num_updates, loop.params))

@@ -60,7 +60,7 @@ def node_seed(config: Config, *path: int) -> int:
 def make_actor(config: Config, agent: Agent, index: int, version: int = 0) -> Actor:
     """Actor `index`; `version` is the learner's when the run starts, so that a resumed run sees new episodes."""
     seed = node_seed(config, 0, index, version)
-    environment = environments.make(config.environment, config.actor.num_envs, seed)
+    environment = environments.make(config.environment, config.actor.num_envs, seed, timeout_s=config.timeout_s)
     return Actor(agent, environment, config.learner.unroll_length, seed)
 
 
@@ -73,9 +73,7 @@ def act(config: Config, agent: Agent, index: int, queue: TrajectoryQueue, store:
     run_actor(make_actor(config, agent, index, version), queue, store)
 
 
-def evaluate_beside(
-    config: Config, agent: Agent, store: ParameterStore, workdir: Path, stop: threading.Event
-) -> None:
+def evaluate_beside(config: Config, agent: Agent, store: ParameterStore, workdir: Path, stop: threading.Event) -> None:
     """The life of the evaluator: plays with the newest parameters every so often, until `stop`."""
     if stop.wait(config.evaluator.interval_s):
         return

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import reverb
+from reverb.errors import DeadlineExceededError
 
 from impala_jax.agent import Agent, dummy_timestep
 from impala_jax.trajectory_queue import LocalTrajectoryQueue, batch_size, columns
@@ -56,13 +57,14 @@ class _Writer:
 
     def _write(self, leaves: list[Any]) -> None:
         self._writer.append(leaves)
-        self._writer.create_item(self._table, 1.0, [column[-1:] for column in self._writer.history])
+        history: Any = self._writer.history
+        self._writer.create_item(self._table, 1.0, [column[-1:] for column in history])
         deadline = time.monotonic() + self._timeout_s
         while not self._closed.is_set():
             try:
                 self._writer.flush(timeout_ms=_SLICE_MS)
                 return
-            except reverb.errors.DeadlineExceededError:
+            except DeadlineExceededError:
                 if time.monotonic() > deadline:
                     raise TimeoutError(f'waited {self._timeout_s:g} s for {self._waits_for}') from None
         raise Closed
@@ -121,8 +123,7 @@ class ReverbTrajectoryQueue:
         """Moves items from the server to `_read`; ends when the server or the queue does."""
         try:
             while not self._closed.is_set():
-                for sample in self._client.sample(TRAJECTORIES, num_samples=1 << 30, emit_timesteps=False):
-                    leaves = [np.asarray(column)[0] for column in sample.data]
+                for leaves in _samples(self._client, TRAJECTORIES, num_samples=1 << 30):
                     self._read.put(jax.tree.unflatten(self._treedef, leaves))
         except Closed:
             return
@@ -172,8 +173,14 @@ class ReverbParameterStore:
         # A sample from an empty table would wait without end.
         if not self._client.server_info(timeout=10)[PARAMETERS].current_size:
             return None
-        sample = next(iter(self._client.sample(PARAMETERS, num_samples=1, emit_timesteps=False)))
-        return [np.asarray(column)[0] for column in sample.data]
+        return next(_samples(self._client, PARAMETERS, num_samples=1))
+
+
+def _samples(client: reverb.Client, table: str, num_samples: int) -> Iterator[list[np.ndarray]]:
+    """The arrays of items as `_Writer` wrote them; waits for each without end."""
+    sample: Any
+    for sample in client.sample(table, num_samples, emit_timesteps=False):
+        yield [np.asarray(column)[0] for column in sample.data]
 
 
 def _unless_closed(fn: Callable[[], _T], closed: threading.Event) -> _T:
@@ -196,4 +203,3 @@ def _trajectory_structure(agent: Agent) -> PyTree:
     return jax.tree.structure(
         Trajectory(dummy_timestep(agent.spec, 1), leaf, agent.initial_state(1), StepInfo(leaf, leaf), leaf)
     )
-

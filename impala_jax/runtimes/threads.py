@@ -51,9 +51,7 @@ class NodeThreads:
         if self._first_error is not None:
             raise self._first_error
         if stuck:
-            logging.getLogger(__name__).warning(
-                'did not end within %g s: %s', _JOIN_TIMEOUT_S, ', '.join(stuck)
-            )
+            logging.getLogger(__name__).warning('did not end within %g s: %s', _JOIN_TIMEOUT_S, ', '.join(stuck))
 
 
 def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> int:
