@@ -79,11 +79,11 @@ class Actor:
     def get_state(self) -> bytes:
         """All that is needed to go on bit-identically; NotImplementedError if the environment cannot be saved."""
         state = jax.tree.map(np.asarray, (self._timestep, self._state))
-        return pickle.dumps((self._num_steps, state, self.environment.get_state()))
+        return pickle.dumps((self._key, self._num_steps, state, self.environment.get_state()))
 
     def set_state(self, state: bytes) -> None:
         """Goes on where `get_state` was called."""
-        self._num_steps, (self._timestep, self._state), environment = pickle.loads(state)
+        self._key, self._num_steps, (self._timestep, self._state), environment = pickle.loads(state)
         self.environment.set_state(environment)
 
 

@@ -97,3 +97,30 @@ def continuous(seed: int) -> dm_env.Environment:
 
 def not_an_environment(seed: int) -> int:
     return seed
+
+
+def fails_and_notes_when(seed: int) -> dm_env.Environment:
+    """Catch whose every step fails; the time of the first failure goes to the file that FAILURE_TIME names."""
+    from impala_jax.environments.catch import Catch
+
+    class Failing(Catch):
+        def step(self, action):
+            try:
+                with open(os.environ['FAILURE_TIME'], 'x') as file:
+                    file.write(str(time.time()))
+            except FileExistsError:
+                pass
+            raise ZeroDivisionError('the emulator is on fire')
+
+    return Failing(seed=seed)
+
+
+def rewards_nan(seed: int) -> dm_env.Environment:
+    """Catch whose rewards are not numbers."""
+    from impala_jax.environments.catch import Catch
+
+    class NaN(Catch):
+        def step(self, action):
+            return super().step(action)._replace(reward=float('nan'))
+
+    return NaN(seed=seed)

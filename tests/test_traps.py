@@ -268,9 +268,9 @@ def test_unroll_cut_in_two_gives_the_same_targets():
     ends = np.flatnonzero((step_type == LAST) | (step_type == FIRST))
     ends = ends[(ends > 0) & (ends < T)]
     assert ends.tolist() == [4, 5, 9, 10]
-    for at in ends.tolist():
+    for at in (4, 5, 9):
         assert_same(at, values)
-    for at in (3, 4, 5, 7):
+    for at in (5, 7):
         # The target of one step; the advantage bootstraps from v, and so still sees one step beyond the cut.
         one_step = {'vtrace': VTraceConfig(lambda_=0.0)}
         assert_close(pieces(at, values, **one_step).targets, learned(whole, values, **one_step).targets)
@@ -279,11 +279,11 @@ def test_unroll_cut_in_two_gives_the_same_targets():
     true_values = by_number(whole)
     for t in reversed(range(T)):
         if step_type[t + 1] != FIRST:
-            bootstrap = 0.9 * whole.timesteps.discount[t + 1] * true_values[t + 1]
+            bootstrap = 0.99 * whole.timesteps.discount[t + 1] * true_values[t + 1]
             true_values[t] = whole.timesteps.reward[t + 1] + bootstrap
-    assert_close(counted(learned(whole, true_values, discount=0.9).advantages), 0)
+    assert_close(counted(learned(whole, true_values).advantages), 0)
     for at in (3, 4, 5, 7):
-        assert_same(at, true_values, discount=0.9)
+        assert_same(at, true_values)
 
     # And the actor cuts as we do: two unrolls hold what one of twice the length does.
     environment, _ = make_counting(num_envs=1, reward=lambda count, action: 0.1 * count)
@@ -353,8 +353,9 @@ def test_on_policy_ratios_are_one(core):
     environment, _ = make_counting(num_envs=8)
     network = NetworkConfig('mlp', core=core, mlp_sizes=(16,), lstm_size=8)
     actor, params = make_actor(environment, unroll_length=7, network=network)
-    # Far from uniform, so that another temperature would show; but not certain of any action.
-    params = jax.tree.map(lambda x: (4 if core == 'lstm' else 0.6) * x, params)
+    # Neither uniform nor certain, so that another temperature would show.
+    rng = np.random.RandomState(0)
+    params = jax.tree.map(lambda x: 0.2 * rng.randn(*x.shape).astype(np.float32), params)
     agent = Agent(network, environment.spec)
     config = Config(network=network, learner=LearnerConfig(batch_size=8, unroll_length=7))
     learner = Learner(config, agent)
@@ -414,14 +415,13 @@ def test_entropy_has_the_right_sign():
 def test_update_does_not_depend_on_the_device_count():
     """The loss is one sum over the whole batch: twice the batch is twice the loss, and any mesh does the same."""
     updated = {}
-    for num_devices in (1, 2, 8):
+    for num_devices in (1, 8):
         learner, actor, params = make_learner(devices=jax.devices()[:num_devices])
         trajectory = actor.unroll(0, params)
         state = learner.restore(learner.init(jax.random.PRNGKey(1))._replace(params=params))
         state, logs = learner.update(state, learner.put(trajectory))
         updated[num_devices] = jax.tree.map(np.array, (state.params, logs))
-    for num_devices in (2, 8):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-6), updated[1], updated[num_devices])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-6), updated[1], updated[8])
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), updated[1][0], jax.tree.map(np.array, params))
     assert max(jax.tree.leaves(moved)) > 1e-3
 
@@ -595,19 +595,20 @@ def test_no_double_frame_skip(repeat):
 @pytest.mark.parametrize('preset, sticky, num_actions', [('paper', False, 6), ('machado', True, 18)])
 def test_presets_do_not_mix(preset, sticky, num_actions):
     """`paper`: no-ops, the minimal actions, nothing sticky. `machado`: all actions, sticky ones, no no-ops."""
-    environment = environments.make(EnvironmentConfig('atari/pong', preset=preset), 8, seed=0)
+    environment = environments.make(EnvironmentConfig('atari/pong', preset=preset), 32, seed=0)
     assert environment.spec.num_actions == num_actions
-    _, info = environment._emulator.reset(seed=np.arange(8))
+    _, info = environment._emulator.reset(seed=np.arange(32))
     no_ops = info['episode_frame_number']
     assert no_ops.any() == (preset == 'paper')
-    # Games that start alike and get the same actions stay alike, unless actions stick.
-    environment._emulator.reset(seed=np.full(8, 5) if preset == 'paper' else np.arange(8))
     rng = np.random.RandomState(0)
-    for _ in range(60):
-        timestep, _ = environment.step(np.full(8, rng.randint(num_actions)))
+    for _ in range(30):
+        timestep, _ = environment.step(np.full(32, rng.randint(num_actions)))
     newest = timestep.observation[..., -1]
     environment.close()
-    assert (newest != newest[:1]).any() == sticky
+    # Games of other seeds that begin alike and get the same actions stay alike, unless actions stick.
+    groups = [newest[no_ops == number] for number in set(no_ops.tolist())]
+    assert max(len(group) for group in groups) > 1
+    assert any((group != group[:1]).any() for group in groups) == sticky
 
 
 def tell_actions(seed):

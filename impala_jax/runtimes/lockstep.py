@@ -72,6 +72,11 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
                 loop.save()
                 last_save = time.monotonic()
         loop.finish()
+    except BaseException:
+        # What was learned is kept; the environments may be what failed, and are not.
+        loop.save_with(dict)
+        loop.save()
+        raise
     finally:
         loop.close()
         for actor in actors:

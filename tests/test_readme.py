@@ -1,0 +1,77 @@
+"""Every command and example of the README runs, with small budgets."""
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r'^```(\w+)\n(.*?)^```', (ROOT / 'README.md').read_text(), re.MULTILINE | re.DOTALL)
+LINES = [line for language, block in BLOCKS if language == 'bash' for line in block.splitlines()]
+TRAIN = [line for line in LINES if 'launch/local.py' in line]
+EVALUATE = [line for line in LINES if 'launch/evaluate.py' in line]
+PYTHON = [block for language, block in BLOCKS if language == 'python']
+FILES = {block.split('\n', 1)[0][2:]: block for block in PYTHON if block.startswith('# my_')}
+EXAMPLES = [block for block in PYTHON if block not in FILES.values()]
+# One small update and one game, in the runtime that starts fastest.
+SMALL = '--runtime threads --total-frames 2000 --evaluator.episodes 1 --actor.num-actors 1 --actor.num-envs 2'.split()
+
+
+def test_nothing_in_the_readme_is_left_out():
+    """A command of a new kind has to be added here."""
+    others = [line for line in LINES if line not in TRAIN + EVALUATE]
+    # CI runs the first two; requirements/install.sh, and so every run of CI, does what the third does.
+    assert others == ['make train', 'make test', "pip install -e '.[atari,video]'"]
+    assert len(TRAIN) == 5 and len(EVALUATE) == 1 and len(FILES) == 2 and len(EXAMPLES) == 1
+
+
+def run(arguments, tmp_path, environment=None):
+    environment = os.environ | {'PYTHONPATH': f'{tmp_path}:{ROOT}'} | (environment or {})
+    # One device, as a person has: the tests' own eight would not divide a small batch.
+    environment.pop('XLA_FLAGS', None)
+    result = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert 'Warning' not in result.stderr, result.stderr
+    return result.stdout
+
+
+def arguments_of(line, tmp_path):
+    words = [word for word in shlex.split(line) if not word.startswith('PYTHONPATH=')]
+    assert words[0] == 'python'
+    return [str(tmp_path / word) if word.startswith('runs/') else word for word in words[1:]]
+
+
+@pytest.mark.parametrize('line', TRAIN)
+def test_training_commands(line, tmp_path):
+    if 'pong' in line or 'atari' in line:
+        pytest.importorskip('ale_py')
+    if 'my_environment' in line:
+        pytest.importorskip('gymnasium')
+    for name, block in FILES.items():
+        (tmp_path / name).write_text(block)
+    arguments = arguments_of(line, tmp_path)
+    assert 'Trained' in run([*arguments, *SMALL], tmp_path)
+
+
+def test_evaluation_command(tmp_path):
+    run([*arguments_of(next(line for line in TRAIN if 'runs/catch' in line), tmp_path), *SMALL], tmp_path)
+    arguments = arguments_of(EVALUATE[0], tmp_path)
+    video = importlib.util.find_spec('imageio_ffmpeg') is not None
+    if not video:
+        arguments = arguments[: arguments.index('--video')]
+    arguments = [str(tmp_path / word) if word.endswith(('.json', '.mp4')) else word for word in arguments]
+    assert 'mean' in run(arguments, tmp_path)
+    assert (tmp_path / 'scores.json').exists()
+    assert (tmp_path / 'catch.mp4').exists() == video
+
+
+def test_python_example(tmp_path):
+    block = EXAMPLES[0].replace('runs/', f'{tmp_path}/runs/')
+    assert -1.0 <= float(run(['-c', block], tmp_path).splitlines()[-1]) <= 1.0

@@ -1,0 +1,234 @@
+"""Whole runs through the real command line: they repeat, resume, fail and end as promised."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import impala_jax
+from impala_jax import checkpoint
+
+ROOT = Path(__file__).parent.parent
+TIMES = ('wall_time_s', 'frames_per_second', 'learner_wait_fraction')
+# 40 updates of 4 trajectories of 10 steps; a row after each fourth.
+SMALL = (
+    '--total-frames 1600 --learner.batch-size 4 --learner.unroll-length 10 --learner.num-devices 1 --evaluator.episodes 0 '
+    '--actor.num-actors 2 --actor.num-envs 2 --logging.interval-updates 4 --network.mlp-sizes 16'
+).split()
+ENDLESS = ['--total-frames', '100000000', '--evaluator.episodes', '0', '--learner.num-devices', '1']
+RUNTIMES = [
+    ['--runtime', 'threads'],
+    pytest.param(['--runtime', 'launchpad'], marks=pytest.mark.launchpad),
+    # Every process imports TensorFlow, one after the other where there are two cores.
+    pytest.param(
+        ['--runtime', 'launchpad', '--launch-type', 'local_mp'], marks=[pytest.mark.launchpad, pytest.mark.slow]
+    ),
+]
+IDS = ['threads', 'launchpad', 'launchpad_processes']
+
+
+def start(workdir, *arguments, config='configs/catch.py', environment=None):
+    environment = os.environ | {'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}', 'RUN_MARK': str(workdir)} | (environment or {})
+    # One device, as a person has.
+    environment.pop('XLA_FLAGS', None)
+    command = [sys.executable, 'launch/local.py', '--config', config, '--workdir', str(workdir), *arguments]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def finish(process, timeout_s=240):
+    stdout, stderr = process.communicate(timeout=timeout_s)
+    return process.returncode, stdout, stderr
+
+
+def train(workdir, *arguments, **kwargs):
+    code, stdout, stderr = finish(start(workdir, *arguments, **kwargs))
+    assert code == 0, stdout + stderr
+    assert not stderr.strip(), stderr
+    return stdout
+
+
+def rows_of(workdir):
+    path = Path(workdir) / 'metrics.jsonl'
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith('}')] if path.exists() else []
+
+
+def learned(workdir):
+    """What must repeat: rows without times, and the last parameters."""
+    rows = [{name: value for name, value in row.items() if name not in TIMES} for row in rows_of(workdir)]
+    return rows, checkpoint.restore(workdir, {'learner': None}).state
+
+
+def assert_same(a, b):
+    assert a[0] == b[0]
+    jax.tree.map(np.testing.assert_array_equal, a[1], b[1])
+
+
+def wait_for(condition, process, timeout_s=200):
+    """Waits for a condition that the process brings about."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, 'the process never got there'
+        time.sleep(0.02)
+
+
+def marked_processes(workdir):
+    """The processes, zombies aside, that descend from the run in `workdir`."""
+    found = []
+    for entry in Path('/proc').glob('[0-9]*'):
+        try:
+            if f'RUN_MARK={workdir}'.encode() in (entry / 'environ').read_bytes().split(b'\0'):
+                found.append(entry.name)
+        except OSError:
+            continue
+    return found
+
+
+LOCKSTEP = ['--runtime', 'lockstep', '--total-frames', '4000', *SMALL[2:]]  # 100 updates
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('uninterrupted')
+    train(workdir, *LOCKSTEP)
+    return learned(workdir)
+
+
+def test_lockstep_repeats_bit_for_bit(uninterrupted, tmp_path):
+    train(tmp_path, *LOCKSTEP)
+    assert_same(uninterrupted, learned(tmp_path))
+    assert uninterrupted[0][-1]['frames'] == 4000 and len(uninterrupted[0]) == 25
+
+
+def test_lockstep_resumes_bit_for_bit_after_sigterm(uninterrupted, tmp_path):
+    process = start(tmp_path, *LOCKSTEP)
+    wait_for(lambda: len(rows_of(tmp_path)) >= 5, process)
+    process.send_signal(signal.SIGTERM)
+    code, _, stderr = finish(process)
+    assert code == 128 + signal.SIGTERM, stderr
+    assert 'resumes' in stderr.splitlines()[-1]
+    assert 0 < checkpoint.steps(tmp_path / 'checkpoints')[-1] < 100, 'it was over before the signal came'
+    train(tmp_path, *LOCKSTEP)
+    assert_same(uninterrupted, learned(tmp_path))
+
+
+def test_lockstep_resumes_after_sigkill(uninterrupted, tmp_path):
+    often = ['--checkpoint.interval-s', '0.05']
+    process = start(tmp_path, *LOCKSTEP, *often)
+    wait_for(lambda: len(checkpoint.steps(tmp_path / 'checkpoints')) >= 2 and len(rows_of(tmp_path)) >= 3, process)
+    process.kill()
+    finish(process)
+    train(tmp_path, *LOCKSTEP, *often)
+    assert_same(uninterrupted, learned(tmp_path))
+
+
+@pytest.mark.parametrize('lag', [0, 1, 3])
+def test_policy_lag_is_exact(lag, tmp_path):
+    config = impala_jax.Config(
+        total_frames=8 * 40,
+        environment=impala_jax.EnvironmentConfig(name='catch'),
+        network=impala_jax.NetworkConfig(torso='mlp', mlp_sizes=(8,)),
+        learner=impala_jax.LearnerConfig(batch_size=4, unroll_length=10, num_devices=1),
+        actor=impala_jax.ActorConfig(num_actors=1, num_envs=4),
+        evaluator=impala_jax.EvaluatorConfig(episodes=0),
+        logging=impala_jax.LoggingConfig(interval_updates=1),
+        policy_lag=lag,
+    )
+    impala_jax.run(config, tmp_path, runtime='lockstep')
+    lags = [(row['policy_lag_min'], row['policy_lag_mean'], row['policy_lag_max']) for row in rows_of(tmp_path)]
+    assert lags == [(min(i, lag),) * 3 for i in range(8)]
+
+
+@pytest.mark.parametrize('runtime', RUNTIMES, ids=IDS)
+def test_a_run_leaves_what_is_promised(runtime, tmp_path):
+    stdout = train(tmp_path, *SMALL, *runtime, '--evaluator.episodes', '3')
+    assert 'python launch/evaluate.py' in stdout
+    row = rows_of(tmp_path)[-1]
+    assert row['frames'] == 1600 and row['learner_steps'] == 40
+    missing = set(
+        'frames learner_steps wall_time_s frames_per_second episodes episode_return policy_lag_mean policy_lag_max '
+        'loss policy_loss baseline_loss entropy grad_norm learning_rate learner_wait_fraction'.split()
+    ) - set(row)
+    assert not missing - {'episode_return'}, missing
+    assert 'versions' in json.loads((tmp_path / 'config.json').read_text())
+    evaluation = json.loads((tmp_path / 'evaluations.jsonl').read_text().splitlines()[-1])
+    assert evaluation['episodes'] == 3 and evaluation['frames'] == 1600
+    assert checkpoint.steps(tmp_path / 'checkpoints')[-1] == 40
+    assert list((tmp_path / 'tensorboard').iterdir())
+    assert not marked_processes(tmp_path)
+    # The same command again has nothing left to do, and says so by ending well.
+    assert 'Trained' in train(tmp_path, *SMALL, *runtime)
+
+
+@pytest.mark.parametrize('runtime', RUNTIMES, ids=IDS)
+def test_an_exception_in_an_actor_ends_the_run(runtime, tmp_path):
+    failure_time = tmp_path / 'failure_time'
+    workdir = tmp_path / 'run'
+    process = start(
+        workdir,
+        *ENDLESS,
+        *runtime,
+        *['--environment.name', 'factories:fails_and_notes_when', '--environment.processes', '1'],
+        environment={'FAILURE_TIME': str(failure_time)},
+    )
+    code, stdout, stderr = finish(process)
+    ended = time.time()
+    assert code not in (0, None), stdout + stderr
+    assert 'Traceback' in stderr
+    assert 'ZeroDivisionError: the emulator is on fire' in stderr.strip().splitlines()[-1]
+    assert ended - float(failure_time.read_text()) < 10
+    assert not marked_processes(workdir)
+
+
+@pytest.mark.parametrize('runtime', RUNTIMES, ids=IDS)
+def test_ctrl_c_saves_and_leaves_nothing_behind(runtime, tmp_path):
+    process = start(tmp_path, *ENDLESS, *runtime)
+    wait_for(lambda: rows_of(tmp_path), process)
+    process.send_signal(signal.SIGINT)
+    sent = time.monotonic()
+    code, _, stderr = finish(process)
+    assert code == 128 + signal.SIGINT, stderr
+    assert time.monotonic() - sent < 20
+    assert not marked_processes(tmp_path)
+    saved = checkpoint.steps(tmp_path / 'checkpoints')[-1]
+    assert saved >= rows_of(tmp_path)[-1]['learner_steps'] > 0
+
+
+def small_config(name='catch', **learner):
+    return impala_jax.Config(
+        total_frames=2000,
+        environment=impala_jax.EnvironmentConfig(name=name),
+        network=impala_jax.NetworkConfig(torso='mlp', mlp_sizes=(8,)),
+        learner=impala_jax.LearnerConfig(batch_size=4, unroll_length=10, num_devices=1, **learner),
+        actor=impala_jax.ActorConfig(num_actors=2, num_envs=2),
+        evaluator=impala_jax.EvaluatorConfig(episodes=4, num_envs=2),
+    )
+
+
+def test_a_run_in_this_process_ends_its_threads(tmp_path):
+    before = set(threading.enumerate())
+    for i in range(2):
+        result = impala_jax.run(small_config(), tmp_path / str(i), runtime='threads')
+        assert result.learner_steps == 50 and result.frames == 2000
+        assert result.evaluation is not None and len(result.evaluation.returns) == 4
+    assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize('runtime', ['threads', 'lockstep'])
+def test_gradients_that_are_never_finite_end_the_run(runtime, tmp_path):
+    config = small_config('factories:rewards_nan', max_nonfinite_updates=5)
+    with pytest.raises(RuntimeError, match='learner.max_nonfinite_updates'):
+        impala_jax.run(config, tmp_path, runtime=runtime)
+    parameters = checkpoint.restore(tmp_path, {'learner': {'params': None, 'skipped': np.int32(0)}}).state['learner']
+    assert parameters['skipped'] >= 5
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(parameters['params']))
