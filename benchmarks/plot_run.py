@@ -21,7 +21,10 @@ def main(workdir: Path, image: Path) -> None:
     frames = np.array([row['frames'] for row in rows]) / 1e6
     figure, axes = plt.subplots(figsize=(7, 4), dpi=120, constrained_layout=True)
     axes.plot(
-        frames, [row['episode_return_last_100'] for row in rows], label='training, mean of the last 100 episodes', lw=1.5
+        frames,
+        [row['episode_return_last_100'] for row in rows],
+        label='training, mean of the last 100 episodes',
+        lw=1.5,
     )
     evaluations = read(workdir / 'evaluations.jsonl')
     if evaluations:

@@ -130,6 +130,7 @@ class Learner:
         updates, opt_state = self._optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
+        learning_rate = self._schedule(state.num_updates - state.skipped)
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
@@ -145,7 +146,7 @@ class Learner:
             'loss': loss,
             **logs,
             'grad_norm': grad_norm,
-            'learning_rate': self._schedule(state.num_updates - state.skipped),
+            'learning_rate': learning_rate,
             'skipped_updates': state.skipped,
             'skipped_in_a_row': state.skipped_in_a_row,
         }
@@ -300,20 +301,21 @@ class LearnerLoop:
           fetch: gives the next trajectories [T + 1, B]; called from the prefetch thread.
           stop: ends the run after the update in flight.
         """
-        self.publish()
         self._prefetcher = prefetcher = Prefetcher(lambda: self.batch(fetch()))
-        while not self.done and not stop.is_set():
-            start = time.monotonic()
-            try:
+        try:
+            self.publish()
+            while not self.done and not stop.is_set():
+                start = time.monotonic()
                 batch = prefetcher.get(stop)
-            except Closed:
-                return
-            self.step(batch, time.monotonic() - start)
-            now = time.monotonic()
-            if now - self._last_row >= self._config.logging.interval_s:
-                self.log()
-            if now - self._last_save >= self._config.checkpoint.interval_s:
-                self.save()
+                self.step(batch, time.monotonic() - start)
+                now = time.monotonic()
+                if now - self._last_row >= self._config.logging.interval_s:
+                    self.log()
+                if now - self._last_save >= self._config.checkpoint.interval_s:
+                    self.save()
+        except Closed:
+            # The run was stopped while the learner waited for a batch, or handed out parameters.
+            return
 
     def log(self) -> None:
         """Writes a row of metrics."""

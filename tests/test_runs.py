@@ -20,8 +20,8 @@ ROOT = Path(__file__).parent.parent
 TIMES = ('wall_time_s', 'frames_per_second', 'learner_wait_fraction')
 # 40 updates of 4 trajectories of 10 steps; a row after each fourth.
 SMALL = (
-    '--total-frames 1600 --learner.batch-size 4 --learner.unroll-length 10 --learner.num-devices 1 --evaluator.episodes 0 '
-    '--actor.num-actors 2 --actor.num-envs 2 --logging.interval-updates 4 --network.mlp-sizes 16'
+    '--total-frames 1600 --learner.batch-size 4 --learner.unroll-length 10 --learner.num-devices 1 '
+    '--evaluator.episodes 0 --actor.num-actors 2 --actor.num-envs 2 --logging.interval-updates 4 --network.mlp-sizes 16'
 ).split()
 ENDLESS = ['--total-frames', '100000000', '--evaluator.episodes', '0', '--learner.num-devices', '1']
 RUNTIMES = [
@@ -36,7 +36,9 @@ IDS = ['threads', 'launchpad', 'launchpad_processes']
 
 
 def start(workdir, *arguments, config='configs/catch.py', environment=None):
-    environment = os.environ | {'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}', 'RUN_MARK': str(workdir)} | (environment or {})
+    environment = (
+        os.environ | {'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}', 'RUN_MARK': str(workdir)} | (environment or {})
+    )
     # One device, as a person has.
     environment.pop('XLA_FLAGS', None)
     command = [sys.executable, 'launch/local.py', '--config', config, '--workdir', str(workdir), *arguments]

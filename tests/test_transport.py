@@ -13,7 +13,9 @@ from impala_jax.parameter_store import LocalParameterStore
 from impala_jax.trajectory_queue import LocalTrajectoryQueue
 from impala_jax.types import ArraySpec, Closed, EnvironmentSpec, StepInfo, TimeStep, Trajectory
 
-SPEC = EnvironmentSpec({'image': ArraySpec((4, 4, 1), np.dtype(np.uint8)), 'x': ArraySpec((3,), np.dtype(np.float32))}, 3)
+SPEC = EnvironmentSpec(
+    {'image': ArraySpec((4, 4, 1), np.dtype(np.uint8)), 'x': ArraySpec((3,), np.dtype(np.float32))}, 3
+)
 NETWORK = NetworkConfig(torso='mlp', core='lstm', lstm_size=5)
 T, BATCH, CAPACITY = 4, 6, 12
 

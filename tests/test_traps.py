@@ -595,14 +595,14 @@ def test_no_double_frame_skip(repeat):
 @pytest.mark.parametrize('preset, sticky, num_actions', [('paper', False, 6), ('machado', True, 18)])
 def test_presets_do_not_mix(preset, sticky, num_actions):
     """`paper`: no-ops, the minimal actions, nothing sticky. `machado`: all actions, sticky ones, no no-ops."""
-    environment = environments.make(EnvironmentConfig('atari/pong', preset=preset), 32, seed=0)
+    environment = environments.make(EnvironmentConfig('atari/pong', preset=preset), 16, seed=0)
     assert environment.spec.num_actions == num_actions
-    _, info = environment._emulator.reset(seed=np.arange(32))
+    _, info = environment._emulator.reset(seed=np.arange(16))
     no_ops = info['episode_frame_number']
     assert no_ops.any() == (preset == 'paper')
     rng = np.random.RandomState(0)
     for _ in range(30):
-        timestep, _ = environment.step(np.full(32, rng.randint(num_actions)))
+        timestep, _ = environment.step(np.full(16, rng.randint(num_actions)))
     newest = timestep.observation[..., -1]
     environment.close()
     # Games of other seeds that begin alike and get the same actions stay alike, unless actions stick.
