@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tyro
 
 
-class ConfigError(ValueError):
+class ConfigError(Exception):
     """A value that cannot work: the message names the field, the value and the remedy, in one line."""
 
 
