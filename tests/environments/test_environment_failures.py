@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from factories import DIE, GO_ON, HANG, RAISE, TERMINATE
 
-from impala_jax.config import EnvironmentConfig
+from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import EnvironmentFailure, make
 from impala_jax.environments.processes import ProcessVectorEnvironment
 from impala_jax.environments.serial import SerialVectorEnvironment
@@ -190,7 +190,7 @@ def test_close_leaves_no_process_and_does_no_harm_twice():
 
 
 def test_a_failed_start_leaves_no_process():
-    with pytest.raises(ValueError, match='no such level'):
+    with pytest.raises(ConfigError, match='no such level'):
         make(EnvironmentConfig('factories:raises_when_built', processes=2), N, 0)
     assert not multiprocessing.active_children()
 
