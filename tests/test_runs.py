@@ -192,6 +192,26 @@ def test_an_exception_in_an_actor_ends_the_run(runtime, tmp_path):
     assert not marked_processes(workdir)
 
 
+@pytest.mark.slow
+@pytest.mark.launchpad
+def test_a_killed_actor_process_ends_the_run(tmp_path):
+    process = start(tmp_path, *ENDLESS, '--runtime', 'launchpad', '--launch-type', 'local_mp')
+    wait_for(lambda: rows_of(tmp_path), process)
+    children = [pid for pid in marked_processes(tmp_path) if is_actor(pid)]
+    os.kill(int(children[0]), signal.SIGKILL)
+    code, _, stderr = finish(process)
+    assert code not in (0, None) and 'died without a Python error' in stderr.splitlines()[-1]
+    assert checkpoint.steps(tmp_path / 'checkpoints')
+    assert not marked_processes(tmp_path)
+
+
+def is_actor(pid):
+    """Whether this is the Python process of an actor: Launchpad names each node's pickle, and the shell around it."""
+    command = Path(f'/proc/{pid}/cmdline').read_bytes()
+    parent = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[1]
+    return b'decorate_output' not in command and b'actor/' in Path(f'/proc/{parent}/cmdline').read_bytes()
+
+
 @pytest.mark.parametrize('runtime', RUNTIMES, ids=IDS)
 def test_ctrl_c_saves_and_leaves_nothing_behind(runtime, tmp_path):
     process = start(tmp_path, *ENDLESS, *runtime)

@@ -78,7 +78,6 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     Raises:
       NodeFailure: a node raised, or its process died.
     """
-    del stop  # Launchpad hears the same signals, and tells its nodes.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(sys.argv[:1])
     flags.FLAGS.lp_termination_notice_secs = _TERMINATION_NOTICE_S
@@ -107,9 +106,11 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
                 manager.stop_and_wait()
     if failure.exists():
         raise NodeFailure(failure.read_text())
-    if not progress.exists():
-        raise NodeFailure('a node of the program died without a Python error; its last words, if any, are above')
-    return int(progress.read_text())
+    num_updates = int(progress.read_text()) if progress.exists() else 0
+    # Launchpad hears the signals that set `stop` too, and tells its nodes.
+    if num_updates < config.total_updates and not stop.is_set():
+        raise NodeFailure('a process of the program died without a Python error; its last words, if any, are above')
+    return num_updates
 
 
 class _ReverbHandle(ReverbHandle):
