@@ -196,7 +196,9 @@ def test_a_failed_start_leaves_no_process():
 
 
 PARENT = """
-import multiprocessing, sys, time
+import multiprocessing, signal, sys, time
+# A shell that runs the tests in the background has SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from impala_jax.config import EnvironmentConfig
 from impala_jax.environments import make
 if __name__ == '__main__':
