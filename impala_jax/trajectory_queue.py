@@ -43,8 +43,8 @@ class LocalTrajectoryQueue:
 
     Args:
       batch_size: trajectories in a batch.
-      capacity: trajectories that wait at most; one `put` may exceed it, so that an actor with more environments than
-        that is not stuck.
+      capacity: trajectories that wait at most; one `put` may exceed it while there is less than a batch, so that an
+        actor with more environments than there is room for is not stuck.
       timeout_s: longest wait.
     """
 
@@ -61,7 +61,9 @@ class LocalTrajectoryQueue:
         num_trajectories = batch_size(trajectories)
 
         def has_room():
-            return self._closed or self._size == 0 or self._size + num_trajectories <= self._capacity
+            # Without a whole batch the learner takes nothing: to wait for it would be to wait for ever.
+            short = self._size < self._batch_size
+            return self._closed or short or self._size + num_trajectories <= self._capacity
 
         with self._changed:
             if not self._changed.wait_for(has_room, self._timeout_s):
