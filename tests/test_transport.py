@@ -155,7 +155,7 @@ def test_a_full_queue_blocks_its_writer_until_its_timeout(make_queue):
 
 
 def test_what_is_left_of_a_chunk_blocks_nobody(make_queue):
-    """Less than a batch waits, and the next chunk is larger than the room: the reader and the writer are both served."""
+    """Less than a batch waits, and the next chunk is larger than the room: reader and writer are both served."""
     writer, reader = make_queue(), make_queue()
     thread, errors = in_thread(lambda: [writer.put(make_trajectories(10 * j, 10)) for j in range(3)])
     versions = [v for _ in range(5) for v in reader.get_batch().version.tolist()]
