@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         LossConfig,
         NetworkConfig,
         OptimizerConfig,
+        ReplayConfig,
         VTraceConfig,
     )
     from impala_jax.runtimes.run import Interrupted, RunResult, run
@@ -38,6 +39,7 @@ __all__ = [
     'LossConfig',
     'NetworkConfig',
     'OptimizerConfig',
+    'ReplayConfig',
     'RunResult',
     'VTraceConfig',
     'run',

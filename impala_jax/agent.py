@@ -11,7 +11,7 @@ import numpy as np
 from impala_jax import networks
 from impala_jax.config import NetworkConfig
 from impala_jax.networks import NetworkOutput
-from impala_jax.types import FIRST, Array, EnvironmentSpec, PyTree, TimeStep
+from impala_jax.types import FIRST, Array, EnvironmentSpec, PyTree, StepInfo, TimeStep, Trajectory
 
 
 class AgentStep(NamedTuple):
@@ -51,6 +51,14 @@ class Agent:
         logits = output.logits[0]
         action = jnp.argmax(logits, -1) if greedy else jax.random.categorical(key, logits)
         return AgentStep(action.astype(jnp.int32), logits, state)
+
+    def trajectory_structure(self) -> PyTree:
+        """The treedef of a Trajectory that this agent's actors write."""
+        leaf = 0
+        info = StepInfo(leaf, leaf)
+        return jax.tree.structure(
+            Trajectory(dummy_timestep(self.spec, 1), leaf, self.initial_state(1), info, leaf),
+        )
 
 
 def dummy_timestep(spec: EnvironmentSpec, batch_size: int) -> TimeStep:

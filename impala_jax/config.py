@@ -91,8 +91,11 @@ class NetworkConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VTraceConfig:
-    """V-trace's truncation levels (section 4.1); `inf` means no truncation."""
+    """The off-policy correction, and V-trace's truncation levels (section 4.1); `inf` means no truncation."""
 
+    correction: Literal['vtrace', 'one_step_is', 'epsilon_correction', 'none'] = 'vtrace'
+    """How off-policy data is corrected (section 5.2.2, table 2). `one_step_is`: the advantage times pi/mu, uncorrected
+    value targets; `epsilon_correction`: no ratios, log(pi + 1e-6) in the policy gradient; `none`: as if on-policy."""
     rho_bar: float = 1.0
     """Truncates rho in the temporal differences: decides WHAT is converged to."""
     c_bar: float = 1.0
@@ -116,6 +119,27 @@ class VTraceConfig:
             f'vtrace.c_bar {self.c_bar} is above vtrace.rho_bar {self.rho_bar}, outside the theory; '
             'lower c_bar, or set --vtrace.outside-theory',
         )
+        if self.correction != 'vtrace':
+            for name in ('rho_bar', 'c_bar', 'pg_rho_bar'):
+                value = getattr(self, name)
+                _require(
+                    value == 1,
+                    f'vtrace.{name} {value} has no effect with vtrace.correction {self.correction!r}; leave it at 1',
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayConfig:
+    """Experience replay (section 5.2.2): uniform sampling, the oldest trajectory is removed first."""
+
+    fraction: float = 0.0
+    """Share of each batch that is replayed; the paper's is 0.5. Only the rest counts as frames."""
+    capacity: int = 10_000
+    """Trajectories that are kept."""
+
+    def __post_init__(self):
+        _require(0 <= self.fraction < 1, f'replay.fraction must lie in [0, 1), got {self.fraction}')
+        _require_positive('replay', capacity=self.capacity)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,6 +291,7 @@ class Config:
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     learner: LearnerConfig = LearnerConfig()
+    replay: ReplayConfig = ReplayConfig()
     actor: ActorConfig = ActorConfig()
     evaluator: EvaluatorConfig = EvaluatorConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -283,11 +308,27 @@ class Config:
             _require(value > 0, f'{name} must be positive, got {value}')
         _require(self.policy_lag >= 0, f'policy_lag must be 0 or more, got {self.policy_lag}')
         _require(0 <= self.seed < 2**31, f'seed must lie in [0, 2**31), got {self.seed}')
+        replayed = self.replay.fraction * self.learner.batch_size
+        _require(
+            replayed == int(replayed),
+            f'replay.fraction {self.replay.fraction} of learner.batch_size {self.learner.batch_size} is no whole '
+            'number of trajectories; change either',
+        )
+
+    @property
+    def num_replayed(self) -> int:
+        """Trajectories of a batch that come from replay."""
+        return int(self.replay.fraction * self.learner.batch_size)
+
+    @property
+    def num_fresh(self) -> int:
+        """Trajectories of a batch that come from the queue; they stand first."""
+        return self.learner.batch_size - self.num_replayed
 
     @property
     def frames_per_update(self) -> int:
-        """Environment frames consumed by one update."""
-        return self.learner.batch_size * self.learner.unroll_length * self.environment.frames_per_step
+        """Environment frames consumed by one update; what is replayed does not count again."""
+        return self.num_fresh * self.learner.unroll_length * self.environment.frames_per_step
 
     @property
     def total_updates(self) -> int:

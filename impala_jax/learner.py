@@ -19,8 +19,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from impala_jax.agent import Agent
 from impala_jax.checkpoint import Checkpointer
 from impala_jax.config import Config, ConfigError, OptimizerConfig
-from impala_jax.loss import impala_loss
-from impala_jax.metrics import LearnerStats, MetricsLogger
+from impala_jax.loss import LOG_RHO_EDGES, impala_loss
+from impala_jax.metrics import Histogram, LearnerStats, MetricsLogger
 from impala_jax.parameter_store import ParameterStore
 from impala_jax.types import Array, Closed, PyTree, StepInfo, Trajectory
 
@@ -286,7 +286,7 @@ class LearnerLoop:
         Raises:
           NonFiniteGradients: too many updates in a row were skipped.
         """
-        self._stats.add_batch(batch.info, self.num_updates - batch.version)
+        self._stats.add_batch(batch.info, self.num_updates - batch.version, self._config.num_fresh)
         self._state, self._logs = self._learner.update(self._state, batch.data)
         self.num_updates += 1
         self._stats.add_wait(waited_s)
@@ -323,7 +323,7 @@ class LearnerLoop:
             'frames': self.frames,
             'learner_steps': self.num_updates,
             **self._stats.row(),
-            **{name: float(value) for name, value in self._logs.items()},
+            **{name: _to_metric(name, value) for name, value in self._logs.items()},
         }
         for name in ('skipped_updates', 'skipped_in_a_row'):
             row[name] = int(row.get(name, 0))
@@ -374,6 +374,12 @@ def _choose_devices(config: Config) -> Sequence[Any]:
             f'learner.num_devices is {wanted}, but this machine has {len(devices)} {devices[0].platform} device(s)'
         )
     return devices[:wanted]
+
+
+def _to_metric(name: str, value: Array) -> float | Histogram:
+    if name == 'log_rho_histogram':
+        return Histogram(LOG_RHO_EDGES.tolist(), np.asarray(value).tolist())
+    return float(value)
 
 
 def _to_host(tree: PyTree) -> PyTree:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from impala_jax import vtrace
 from impala_jax.config import LossConfig, VTraceConfig
 from impala_jax.networks import NetworkOutput
 from impala_jax.types import FIRST, Array, Trajectory
+
+LOG_RHO_EDGES = np.array([-4, -2, -1, -0.5, -0.2, -0.1, -0.05, -0.01, 0.01, 0.05, 0.1, 0.2, 0.5, 1, 2, 4], np.float32)
+"""Bins of the log's `log_rho_histogram`; the outer ones are open. What is on-policy falls into the middle one."""
+
+_EPSILON = 1e-6  # of `epsilon_correction`
 
 
 def impala_loss(
@@ -21,11 +27,11 @@ def impala_loss(
       output: logits [T + 1, B, A] and values [T + 1, B] of the learner's parameters at the trajectory's timesteps.
       trajectory: [T + 1, B].
       config: weights, discount and reward clipping.
-      vtrace_config: truncation levels.
+      vtrace_config: the correction and its truncation levels.
 
     Returns:
       The loss, a scalar, and scalars for the log: `policy_loss`, `baseline_loss` (both as weighted in the loss), and
-      `entropy`, the mean over the transitions that count.
+      `entropy`, the mean over the transitions that count; beside them those of `off_policyness`.
 
     Raises:
       AssertionError: shapes that do not agree.
@@ -44,8 +50,10 @@ def impala_loss(
     log_behaviour = jax.nn.log_softmax(trajectory.behaviour_logits)
     log_pi = jnp.take_along_axis(log_policy, actions[..., None], axis=-1)[..., 0]
     log_mu = jnp.take_along_axis(log_behaviour, actions[..., None], axis=-1)[..., 0]
-    targets = vtrace.from_importance_weights(
-        log_rhos=jnp.where(mask, jax.lax.stop_gradient(log_pi) - log_mu, -jnp.inf),
+    log_rhos = jnp.where(mask, jax.lax.stop_gradient(log_pi) - log_mu, -jnp.inf)
+    targets = vtrace.corrected_returns(
+        vtrace_config.correction,
+        log_rhos=log_rhos,
         discounts=config.discount * timesteps.discount[1:],
         rewards=rewards,
         values=jax.lax.stop_gradient(output.values[:-1]),
@@ -58,11 +66,53 @@ def impala_loss(
     )
 
     entropies = -jnp.sum(jnp.exp(log_policy) * log_policy, axis=-1)
+    if vtrace_config.correction == 'epsilon_correction':
+        log_pi = jnp.log(jnp.exp(log_pi) + _EPSILON)
     policy_loss = -jnp.sum(mask * log_pi * targets.pg_advantages)
     baseline_loss = config.baseline_cost * 0.5 * jnp.sum(mask * jnp.square(targets.vs - output.values[:-1]))
     loss = policy_loss + baseline_loss - config.entropy_cost * jnp.sum(mask * entropies)
     return loss, {
         'policy_loss': policy_loss,
         'baseline_loss': baseline_loss,
-        'entropy': jnp.sum(mask * entropies) / jnp.maximum(jnp.sum(mask), 1),
+        'entropy': _mean(entropies, mask),
+        **off_policyness(log_rhos, log_policy, log_behaviour, mask, vtrace_config),
     }
+
+
+def off_policyness(
+    log_rhos: Array, log_policy: Array, log_behaviour: Array, mask: Array, config: VTraceConfig
+) -> dict[str, Array]:
+    """How far the behaviour policy mu is from the learner's pi, over the transitions that count.
+
+    Args:
+      log_rhos: [T, B], not truncated.
+      log_policy: [T, B, A], log pi.
+      log_behaviour: [T, B, A], log mu.
+      mask: bool [T, B], the transitions that count.
+      config: rho_bar and c_bar.
+
+    Returns:
+      `rho_truncated_fraction` and `c_truncated_fraction`, the shares of ratios above rho_bar and c_bar;
+      `kl_behaviour_target`, the mean of KL(mu||pi); `effective_sample_size`, (sum rho)^2 / (N sum rho^2), 1 on policy;
+      `log_rho_histogram`, int32, counts between `LOG_RHO_EDGES`.
+    """
+    rhos = jnp.exp(log_rhos)
+    kl = jnp.sum(jnp.exp(log_behaviour) * (log_behaviour - log_policy), axis=-1)
+    # 1e-30: a batch without any transition that counts gives 0, and no division by it.
+    effective = jnp.square(jnp.sum(rhos)) / jnp.maximum(jnp.sum(mask) * jnp.sum(jnp.square(rhos)), 1e-30)
+    edges = LOG_RHO_EDGES[None, None, 1:-1]
+    inner = jnp.sum(mask[..., None] & (log_rhos[..., None] >= edges), axis=(0, 1))
+    at_least = jnp.concatenate([jnp.sum(mask)[None], inner, jnp.zeros(1, inner.dtype)])
+    return jax.lax.stop_gradient(
+        {
+            'rho_truncated_fraction': _mean(rhos > config.rho_bar, mask),
+            'c_truncated_fraction': _mean(rhos > config.c_bar, mask),
+            'kl_behaviour_target': _mean(kl, mask),
+            'effective_sample_size': effective,
+            'log_rho_histogram': at_least[:-1] - at_least[1:],
+        }
+    )
+
+
+def _mean(x: Array, mask: Array) -> Array:
+    return jnp.sum(mask * x) / jnp.maximum(jnp.sum(mask), 1)

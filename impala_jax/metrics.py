@@ -17,9 +17,9 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -31,6 +31,14 @@ from impala_jax.config import Config, ConfigError
 from impala_jax.types import StepInfo
 
 Number = float | int | np.number
+
+
+class Histogram(NamedTuple):
+    """Counts between edges; an object of lists in `metrics.jsonl`."""
+
+    edges: Sequence[float]  # N + 1
+    counts: list[int]  # N
+
 
 METRICS = 'metrics.jsonl'
 EVALUATIONS = 'evaluations.jsonl'
@@ -56,32 +64,39 @@ class LearnerStats:
         self._restarts = 0  # of the whole run
         self._row_returns: list[float] = []
         self._row_lags: list[np.ndarray] = []
+        self._row_replay_lags: list[np.ndarray] = []
         self._row_wait_s = 0.0
         self._row_start = time.monotonic()
 
-    def add_batch(self, info: StepInfo, lag: np.ndarray) -> None:
+    def add_batch(self, info: StepInfo, lag: np.ndarray, num_fresh: int) -> None:
         """Counts a batch.
 
         Args:
           info: [T, B].
           lag: [B] updates between the parameters that acted and those that learn.
+          num_fresh: the first this many of the batch are new, the others are replayed: they were counted before.
         """
-        returns = np.asarray(info.episode_return, np.float64)
+        returns = np.asarray(info.episode_return, np.float64)[:, :num_fresh]
         ended = returns[~np.isnan(returns)].tolist()
         self.episodes += len(ended)
         self._recent.extend(ended)
         self._row_returns.extend(ended)
-        self._restarts += int(np.sum(info.restarts))
-        self._row_lags.append(np.asarray(lag))
+        self._restarts += int(np.sum(info.restarts[:, :num_fresh]))
+        self._row_lags.append(np.asarray(lag[:num_fresh]))
+        if num_fresh < lag.size:
+            self._row_replay_lags.append(np.asarray(lag[num_fresh:]))
 
     def add_wait(self, wait_s: float) -> None:
         """Counts time in which the learner waited for a batch."""
         self._row_wait_s += wait_s
 
-    def row(self) -> dict[str, float | int]:
-        """The counts since the last row, those of the whole run, and `learner_wait_fraction`."""
+    def row(self) -> dict[str, Number | Histogram]:
+        """The counts since the last row, those of the whole run, and `learner_wait_fraction`.
+
+        `policy_lag_mean`, `_min` and `_max` are those of new trajectories, `policy_lag_histogram` that of all.
+        """
         now = time.monotonic()
-        row: dict[str, float | int] = {'episodes': self.episodes}
+        row: dict[str, Number | Histogram] = {'episodes': self.episodes}
         if self._row_returns:
             row['episode_return'] = float(np.mean(self._row_returns))
         if self._recent:
@@ -92,20 +107,24 @@ class LearnerStats:
                 'policy_lag_mean': float(lags.mean()),
                 'policy_lag_min': int(lags.min()),
                 'policy_lag_max': int(lags.max()),
+                'policy_lag_histogram': _lag_histogram(np.concatenate(self._row_lags + self._row_replay_lags)),
             }
+        if self._row_replay_lags:
+            row['replay_lag_mean'] = float(np.concatenate(self._row_replay_lags).mean())
         row['environment_restarts'] = self._restarts
         row['learner_wait_fraction'] = min(1.0, self._row_wait_s / max(now - self._row_start, 1e-9))
-        self._row_returns, self._row_lags, self._row_wait_s, self._row_start = [], [], 0.0, now
+        self._row_returns, self._row_lags, self._row_replay_lags = [], [], []
+        self._row_wait_s, self._row_start = 0.0, now
         return row
 
     def state(self) -> dict[str, np.ndarray]:
         """Arrays for a checkpoint, of varying length."""
-        lags = np.concatenate(self._row_lags) if self._row_lags else np.zeros(0)
         return {
             'counts': np.array([self.episodes, self._restarts], np.int64),
             'recent': np.array(self._recent, np.float64),
             'row_returns': np.array(self._row_returns, np.float64),
-            'row_lags': lags.astype(np.int64),
+            'row_lags': _joined(self._row_lags),
+            'row_replay_lags': _joined(self._row_replay_lags),
         }
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
@@ -114,6 +133,7 @@ class LearnerStats:
         self._recent = deque(state['recent'].tolist(), maxlen=_RECENT_EPISODES)
         self._row_returns = state['row_returns'].tolist()
         self._row_lags = [state['row_lags']] if state['row_lags'].size else []
+        self._row_replay_lags = [state['row_replay_lags']] if state['row_replay_lags'].size else []
 
 
 class MetricsLogger:
@@ -165,22 +185,23 @@ class MetricsLogger:
         """Time the run has taken so far, over all its starts; for a checkpoint's metadata."""
         return time.monotonic() - self._start
 
-    def write(self, row: dict[str, Number]) -> None:
-        """Writes a row, which must hold `frames`; a value that is not finite is left out.
+    def write(self, row: dict[str, Number | Histogram]) -> None:
+        """Writes a row, which must hold `frames`, an int; a number that is not finite is left out.
 
         `wall_time_s` and `frames_per_second` (since the last row) are added.
         """
         now = time.monotonic()
-        frames = int(row['frames'])
+        frames = int(row['frames'])  # pyright: ignore[reportArgumentType]
         rate = (frames - self._last_frames) / max(now - self._last_time, 1e-9)
         self._last_frames, self._last_time = frames, now
         self._smooth_rate = rate if self._smooth_rate is None else 0.8 * self._smooth_rate + 0.2 * rate
         clock = {'wall_time_s': now - self._start, 'frames_per_second': rate}
-        finite = _finite(row | clock)
-        append_row(self._workdir / METRICS, finite)
+        histograms = {name: value for name, value in row.items() if isinstance(value, Histogram)}
+        finite = _finite({name: value for name, value in (row | clock).items() if name not in histograms})
+        append_row(self._workdir / METRICS, finite | {name: value._asdict() for name, value in histograms.items()})
         if self._tensorboard is None:
             self._tensorboard = _TensorBoard(self._workdir / TENSORBOARD, self._resumed_from)
-        self._tensorboard.write(finite)
+        self._tensorboard.write(finite, histograms)
         self._open_view()
         self._view.update(frames, self._total_frames, self._smooth_rate, finite)
 
@@ -203,7 +224,7 @@ class MetricsLogger:
 
 
 class _TensorBoard:
-    """Scalars in TensorBoard's event file; the x axis counts frames.
+    """Scalars and histograms in TensorBoard's event file; the x axis counts frames.
 
     tensorboardX's own SummaryWriter has a thread that a full disk kills, after which its callers wait for ever.
     """
@@ -223,11 +244,17 @@ class _TensorBoard:
                 start = self._proto.SessionLog(status=self._proto.SessionLog.START)
                 self._write(purge_step + 1, session_log=start)
 
-    def write(self, row: dict[str, float | int]) -> None:
+    def write(self, row: dict[str, float | int], histograms: dict[str, Histogram]) -> None:
         with self._reported():
             if self._writer is not None:
-                values = [self._summary_proto.Summary.Value(tag=tag, simple_value=value) for tag, value in row.items()]
-                self._write(int(row['frames']), summary=self._summary_proto.Summary(value=values))
+                proto = self._summary_proto
+                values = [proto.Summary.Value(tag=tag, simple_value=value) for tag, value in row.items()]
+                for tag, (edges, counts) in histograms.items():
+                    histogram = proto.HistogramProto(
+                        min=edges[0], max=edges[-1], num=sum(counts), bucket_limit=edges[1:], bucket=counts
+                    )
+                    values.append(proto.Summary.Value(tag=tag, histo=histogram))
+                self._write(int(row['frames']), summary=proto.Summary(value=values))
                 self._writer.flush()
 
     def close(self) -> None:
@@ -484,6 +511,18 @@ def _duration(seconds: float) -> str:
     if hours:
         return f'{hours} h {minutes % 60:02d} min'
     return f'{minutes} min {seconds % 60:02d} s' if minutes else f'{seconds} s'
+
+
+def _lag_histogram(lags: np.ndarray) -> Histogram:
+    """Bins 0, 1, 2-3, 4-7, 8-15 and so on, as many as there is something in."""
+    edges = [0, 1]
+    while edges[-1] <= lags.max():
+        edges.append(2 * edges[-1])
+    return Histogram(edges, np.histogram(lags, np.array(edges) - 0.5)[0].tolist())
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
 
 
 def _finite(row: dict[str, Any]) -> dict[str, float | int]:

@@ -1,15 +1,15 @@
-"""The queue between actors and learner: its protocol, and the one that lives in the process."""
+"""The queue between actors and learner: its protocol, the one that lives in the process, and replay."""
 
 from __future__ import annotations
 
 import collections
 import threading
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from impala_jax.types import Closed, Trajectory
+from impala_jax.types import Closed, PyTree, Trajectory
 
 
 class TrajectoryQueue(Protocol):
@@ -102,6 +102,59 @@ class LocalTrajectoryQueue:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+
+class Replay:
+    """The paper's experience replay (section 5.2.2): uniform sampling, the oldest trajectory is removed first.
+
+    What is sampled depends on the seed and on what was added, and on nothing else.
+
+    Args:
+      capacity: trajectories that are kept.
+      num_samples: trajectories that join each batch; 0: nothing is kept.
+      seed: of the sampling.
+    """
+
+    def __init__(self, capacity: int, num_samples: int, seed: int):
+        self._items: list[Trajectory] = []  # A ring, each [T + 1, 1].
+        self._capacity = capacity
+        self._num_samples = num_samples
+        self._seed = seed
+        self._num_added = 0
+        self._num_batches = 0
+
+    def mix(self, fresh: Trajectory) -> Trajectory:
+        """Adds what is fresh, [T + 1, N], and returns it with samples behind it, [T + 1, N + num_samples]."""
+        if not self._num_samples:
+            return fresh
+        for i in range(batch_size(fresh)):
+            self._add(columns(fresh, i, i + 1))
+        random = np.random.default_rng([self._seed, self._num_batches])
+        self._num_batches += 1
+        indices = random.integers(len(self._items), size=self._num_samples)
+        return concatenate([fresh, *(self._items[i] for i in indices)])
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as arrays by name, for a checkpoint."""
+        leaves = jax.tree.leaves(concatenate(self._items)) if self._items else []
+        counts = np.array([self._num_added, self._num_batches], np.int64)
+        return {'counts': counts, 'leaves': {str(i): leaf for i, leaf in enumerate(leaves)}}
+
+    def restore(self, state: dict[str, Any], structure: PyTree) -> None:
+        """Goes on from `state`; `structure` is that of a Trajectory."""
+        self._num_added, self._num_batches = (int(count) for count in state['counts'])
+        saved = state.get('leaves', {})  # A checkpoint keeps no empty dict.
+        if saved:
+            leaves = [np.asarray(saved[str(i)]) for i in range(len(saved))]
+            items = jax.tree.unflatten(structure, leaves)
+            self._items = [columns(items, i, i + 1) for i in range(batch_size(items))]
+
+    def _add(self, item: Trajectory) -> None:
+        if len(self._items) < self._capacity:
+            self._items.append(item)
+        else:
+            self._items[self._num_added % self._capacity] = item
+        self._num_added += 1
 
 
 def batch_size(trajectories: Trajectory) -> int:

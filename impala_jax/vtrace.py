@@ -1,4 +1,4 @@
-"""V-trace (Espeholt et al., 2018, section 4.1), compiled.
+"""V-trace (Espeholt et al., 2018, section 4.1) and the corrections it is compared with (section 5.2.2), compiled.
 
 The recurrence `a_t = delta_t + gamma_t c_t a_{t+1}`, with `a_t = v_t - V(x_t)`, is linear, so it can run backwards
 step by step (`lax.scan`) or as a parallel prefix (`lax.associative_scan`) in O(log T) steps.
@@ -6,7 +6,7 @@ step by step (`lax.scan`) or as a parallel prefix (`lax.associative_scan`) in O(
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -75,6 +75,30 @@ def from_importance_weights(
     vs_t_plus_1 = jnp.concatenate([vs[1:], bootstrap_value[None]])
     pg_advantages = pg_rhos * (rewards + discounts * vs_t_plus_1 - values)
     return VTraceReturns(jax.lax.stop_gradient(vs), jax.lax.stop_gradient(pg_advantages))
+
+
+def corrected_returns(
+    correction: Literal['vtrace', 'one_step_is', 'epsilon_correction', 'none'], *, log_rhos: Array, **kwargs: Any
+) -> VTraceReturns:
+    """Targets and advantages under one of the corrections of table 2.
+
+    `vtrace` is `from_importance_weights`. All others take n-step returns as if the data were on-policy (a transition of
+    `log_rhos = -inf` is still cut out), and for `one_step_is` the advantage is multiplied by pi/mu, not truncated.
+    `epsilon_correction` differs from `none` in the policy gradient's log pi only, which is the loss's.
+
+    Args:
+      correction: which.
+      log_rhos: as there.
+      **kwargs: the other arguments of `from_importance_weights`; the thresholds matter to `vtrace` only.
+    """
+    if correction == 'vtrace':
+        return from_importance_weights(log_rhos=log_rhos, **kwargs)
+    on_policy = jnp.where(jnp.isneginf(log_rhos), log_rhos, 0.0)
+    kwargs |= {name: None for name in ('clip_rho_threshold', 'clip_c_threshold', 'clip_pg_rho_threshold')}
+    returns = from_importance_weights(log_rhos=on_policy, **kwargs)
+    if correction == 'one_step_is':
+        return returns._replace(pg_advantages=jax.lax.stop_gradient(jnp.exp(log_rhos)) * returns.pg_advantages)
+    return returns
 
 
 def discounted_sum(deltas: Array, factors: Array, implementation: str = 'auto') -> Array:

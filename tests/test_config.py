@@ -19,6 +19,7 @@ from impala_jax.config import (
     LossConfig,
     NetworkConfig,
     OptimizerConfig,
+    ReplayConfig,
     VTraceConfig,
 )
 
@@ -82,6 +83,8 @@ INVALID = [
     (LearnerConfig, {'num_devices': 0}, 'learner.num_devices must be positive, got 0'),
     (LearnerConfig, {'num_devices': 5}, 'learner.batch_size 32 does not divide over 5 devices; try 35'),
     (LearnerConfig, {'queue_capacity': 31}, 'learner.queue_capacity 31 is below learner.batch_size 32: no batch could'),
+    (ReplayConfig, {'fraction': 1.0}, 'replay.fraction must lie in [0, 1), got 1.0'),
+    (ReplayConfig, {'capacity': 0}, 'replay.capacity must be positive, got 0'),
     (ActorConfig, {'num_actors': 0}, 'actor.num_actors must be positive, got 0'),
     (ActorConfig, {'num_envs': 0}, 'actor.num_envs must be positive, got 0'),
     (EvaluatorConfig, {'episodes': -1}, 'evaluator.episodes must be 0 or more, got -1'),

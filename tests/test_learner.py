@@ -168,7 +168,7 @@ class TestUpdate:
     def test_a_gradient_that_is_not_finite_is_skipped(self, learner):
         state = learner.init(jax.random.PRNGKey(0))
         state, logs = learner.update(state, learner.put(make_batch(0)))
-        assert np.isfinite([float(value) for value in logs.values()]).all()
+        assert all(np.isfinite(value).all() for value in logs.values())
         before = host(state)
         for i in (1, 2):
             state, logs = learner.update(state, learner.put(poison(make_batch(i))))

@@ -77,7 +77,7 @@ def rows(workdir: Path) -> list[dict]:
 
 def test_a_row_holds_all_that_is_promised(tmp_path):
     stats = LearnerStats()
-    stats.add_batch(info(3.0, -1.0), np.array([0, 2, 1]))
+    stats.add_batch(info(3.0, -1.0), np.array([0, 2, 1]), 3)
     stats.add_wait(0.1)
     with MetricsLogger(tmp_path, CONFIG, console=silent()) as logger:
         logger.write(learner_row(640) | stats.row())
@@ -90,11 +90,11 @@ def test_a_row_holds_all_that_is_promised(tmp_path):
 
 def test_each_row_counts_what_ended_since_the_last():
     stats = LearnerStats()
-    stats.add_batch(info(3.0, -1.0, restarts=1), np.array([5, 5, 5]))
-    stats.add_batch(info(4.0), np.array([5, 5, 8]))
+    stats.add_batch(info(3.0, -1.0, restarts=1), np.array([5, 5, 5]), 3)
+    stats.add_batch(info(4.0), np.array([5, 5, 8]), 3)
     row = stats.row()
     assert (row['episodes'], row['episode_return'], row['policy_lag_max']) == (3, 2.0, 8)
-    stats.add_batch(info(restarts=2), np.array([1, 1, 1]))
+    stats.add_batch(info(restarts=2), np.array([1, 1, 1]), 3)
     row = stats.row()
     assert 'episode_return' not in row
     assert (row['episodes'], row['episode_return_last_100'], row['policy_lag_max']) == (3, 2.0, 1)
@@ -104,19 +104,45 @@ def test_each_row_counts_what_ended_since_the_last():
 
 def test_running_mean_is_of_the_last_100():
     stats = LearnerStats()
-    stats.add_batch(info(*[1000.0] * 50, *range(100), shape=(20, 10)), np.zeros(10))
+    stats.add_batch(info(*[1000.0] * 50, *range(100), shape=(20, 10)), np.zeros(10), 10)
     assert stats.row()['episode_return_last_100'] == np.mean(range(100))
+
+
+def test_what_is_replayed_counts_once():
+    """Its episodes and restarts were counted when it was new; its lag has a metric of its own."""
+    stats = LearnerStats()
+    stats.add_batch(info(1.0, 2.0, 4.0, restarts=1, shape=(2, 3)), np.array([0, 3, 900]), 2)
+    row = stats.row()
+    assert (row['episodes'], row['episode_return'], row['environment_restarts']) == (2, 1.5, 1)
+    assert (row['policy_lag_min'], row['policy_lag_mean'], row['policy_lag_max']) == (0, 1.5, 3)
+    assert row['replay_lag_mean'] == 900
+    histogram = row['policy_lag_histogram']
+    assert isinstance(histogram, metrics.Histogram)
+    assert histogram.edges == [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
+    assert histogram.counts == [1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1]
+
+
+def test_histograms_reach_the_file_and_tensorboard(tmp_path):
+    histogram = metrics.Histogram([0.0, 1.0, 4.0], [5, 7])
+    with MetricsLogger(tmp_path, CONFIG, console=silent()) as logger:
+        logger.write({'frames': 640, 'log_rho_histogram': histogram})
+    (row,) = rows(tmp_path)
+    assert row['log_rho_histogram'] == {'edges': [0.0, 1.0, 4.0], 'counts': [5, 7]}
+    (found,) = [
+        value.histo for event in _events(tmp_path) for value in event.summary.value if value.tag == 'log_rho_histogram'
+    ]
+    assert (list(found.bucket_limit), list(found.bucket), found.num) == ([1.0, 4.0], [5.0, 7.0], 12.0)
 
 
 def test_stats_go_on_from_a_checkpoint():
     stats = LearnerStats()
-    stats.add_batch(info(3.0, -1.0, restarts=1), np.array([5, 5, 5]))
+    stats.add_batch(info(3.0, -1.0, restarts=1), np.array([5, 5, 5]), 3)
     stats.row()
-    stats.add_batch(info(7.0), np.array([1, 2, 3]))
+    stats.add_batch(info(7.0), np.array([1, 2, 3]), 3)
     other = LearnerStats()
     other.restore(stats.state())
     for each in (stats, other):
-        each.add_batch(info(1.0), np.array([4, 4, 4]))
+        each.add_batch(info(1.0), np.array([4, 4, 4]), 3)
     ours, theirs = stats.row(), other.row()
     for row in (ours, theirs):
         del row['learner_wait_fraction']

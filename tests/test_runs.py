@@ -97,40 +97,47 @@ def marked_processes(workdir):
 
 
 LOCKSTEP = ['--runtime', 'lockstep', '--total-frames', '4000', *SMALL[2:]]  # 100 updates
+# The same frames in half a batch of them; the replay overflows.
+REPLAY = [*LOCKSTEP, *'--learner.batch-size 8 --replay.fraction 0.5 --replay.capacity 300 --policy-lag 3'.split()]
+
+
+@pytest.fixture(scope='module', params=[LOCKSTEP, REPLAY], ids=['plain', 'replay_and_lag'])
+def arguments(request):
+    return request.param
 
 
 @pytest.fixture(scope='module')
-def uninterrupted(tmp_path_factory):
+def uninterrupted(arguments, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('uninterrupted')
-    train(workdir, *LOCKSTEP)
+    train(workdir, *arguments)
     return learned(workdir)
 
 
-def test_lockstep_repeats_bit_for_bit(uninterrupted, tmp_path):
-    train(tmp_path, *LOCKSTEP)
+def test_lockstep_repeats_bit_for_bit(uninterrupted, arguments, tmp_path):
+    train(tmp_path, *arguments)
     assert_same(uninterrupted, learned(tmp_path))
     assert uninterrupted[0][-1]['frames'] == 4000 and len(uninterrupted[0]) == 25
 
 
-def test_lockstep_resumes_bit_for_bit_after_sigterm(uninterrupted, tmp_path):
-    process = start(tmp_path, *LOCKSTEP)
+def test_lockstep_resumes_bit_for_bit_after_sigterm(uninterrupted, arguments, tmp_path):
+    process = start(tmp_path, *arguments)
     wait_for(lambda: len(rows_of(tmp_path)) >= 5, process)
     process.send_signal(signal.SIGTERM)
     code, _, stderr = finish(process)
     assert code == 128 + signal.SIGTERM, stderr
     assert 'resumes' in stderr.splitlines()[-1]
     assert 0 < checkpoint.steps(tmp_path / 'checkpoints')[-1] < 100, 'it was over before the signal came'
-    train(tmp_path, *LOCKSTEP)
+    train(tmp_path, *arguments)
     assert_same(uninterrupted, learned(tmp_path))
 
 
-def test_lockstep_resumes_after_sigkill(uninterrupted, tmp_path):
+def test_lockstep_resumes_after_sigkill(uninterrupted, arguments, tmp_path):
     often = ['--checkpoint.interval-s', '0.05']
-    process = start(tmp_path, *LOCKSTEP, *often)
+    process = start(tmp_path, *arguments, *often)
     wait_for(lambda: len(checkpoint.steps(tmp_path / 'checkpoints')) >= 2 and len(rows_of(tmp_path)) >= 3, process)
     process.kill()
     finish(process)
-    train(tmp_path, *LOCKSTEP, *often)
+    train(tmp_path, *arguments, *often)
     assert_same(uninterrupted, learned(tmp_path))
 
 

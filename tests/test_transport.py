@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from impala_jax.agent import Agent
-from impala_jax.config import NetworkConfig
+from impala_jax.config import Config, LearnerConfig, NetworkConfig, ReplayConfig
 from impala_jax.parameter_store import LocalParameterStore
 from impala_jax.trajectory_queue import LocalTrajectoryQueue
 from impala_jax.types import ArraySpec, Closed, EnvironmentSpec, StepInfo, TimeStep, Trajectory
@@ -18,6 +18,11 @@ SPEC = EnvironmentSpec(
 )
 NETWORK = NetworkConfig(torso='mlp', core='lstm', lstm_size=5)
 T, BATCH, CAPACITY = 4, 6, 12
+
+
+def make_config(timeout_s=30.0, **replay):
+    learner = LearnerConfig(batch_size=BATCH, queue_capacity=CAPACITY)
+    return Config(learner=learner, replay=ReplayConfig(**replay), timeout_s=timeout_s)
 
 
 def make_trajectories(first, number):
@@ -61,17 +66,18 @@ def server():
 
     from impala_jax.runtimes import reverb_transport
 
-    server = reverb.Server(reverb_transport.tables(CAPACITY))
+    server = reverb.Server(reverb_transport.tables(make_config()))
     yield server
     server.stop()
 
 
-def reverb_queue(address, timeout_s):
+def reverb_queue(address, timeout_s, **replay):
     import reverb
 
     from impala_jax.runtimes import reverb_transport
 
-    return reverb_transport.ReverbTrajectoryQueue(reverb.Client(address), BATCH, Agent(NETWORK, SPEC), timeout_s)
+    config = make_config(timeout_s, **replay)
+    return reverb_transport.ReverbTrajectoryQueue(reverb.Client(address), config, Agent(NETWORK, SPEC))
 
 
 @pytest.fixture(params=['local', pytest.param('reverb', marks=pytest.mark.launchpad)])

@@ -124,7 +124,7 @@ class _ReverbNode(lp.ReverbNode):
     """Stops its server when the program stops, instead of whenever Python collects it."""
 
     def __init__(self, setup: _Setup):
-        super().__init__(lambda: tables(setup.config.queue_capacity))
+        super().__init__(lambda: tables(setup.config))
         self._setup = setup
 
     def create_handle(self) -> ReverbHandle:
@@ -168,7 +168,7 @@ def _node(setup: _Setup, client: reverb.Client) -> Iterator[_Connection]:
     ended = threading.Event()
     with _own_process(setup), _failure_stops_program(setup):
         agent = Agent(config.network, setup.spec)
-        queue = ReverbTrajectoryQueue(client, config.learner.batch_size, agent, config.timeout_s)
+        queue = ReverbTrajectoryQueue(client, config, agent)
         params = jax.eval_shape(agent.init, jax.random.PRNGKey(0))
         store = ReverbParameterStore(client, params, config.timeout_s)
 

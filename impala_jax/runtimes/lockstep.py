@@ -32,17 +32,22 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
       ConfigError: a batch that is no multiple of all actors' environments.
     """
     num_envs = config.actor.num_actors * config.actor.num_envs
-    if config.learner.batch_size % num_envs:
+    if config.num_fresh % num_envs:
+        fresh = f'the {config.num_fresh} fresh trajectories of ' if config.num_replayed else ''
         raise ConfigError(
-            f'lockstep: learner.batch_size {config.learner.batch_size} is no multiple of the '
+            f'lockstep: {fresh}learner.batch_size {config.learner.batch_size} is no multiple of the '
             f'{num_envs} environments (actor.num_actors x actor.num_envs)'
         )
     loop = LearnerLoop(config, agent, workdir, LocalParameterStore(config.timeout_s))
     actors = [nodes.make_actor(config, agent, i, loop.num_updates) for i in range(config.actor.num_actors)]
+    replay = nodes.make_replay(config)
     history: collections.deque[tuple[int, PyTree]] = collections.deque(maxlen=config.policy_lag + 1)
 
     def runtime_state() -> dict[str, Any]:
-        state: dict[str, Any] = {'history': {str(version): params for version, params in history}}
+        state: dict[str, Any] = {
+            'history': {str(version): params for version, params in history},
+            'replay': replay.state(),
+        }
         try:
             state['actors'] = {str(i): np.frombuffer(actor.get_state(), np.uint8) for i, actor in enumerate(actors)}
         except NotImplementedError as reason:
@@ -55,16 +60,16 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
             history.append((int(version), restored['history'][version]))
         for i, state in restored.get('actors', {}).items():
             actors[int(i)].set_state(np.asarray(state).tobytes())
+        if 'replay' in restored:
+            replay.restore(restored['replay'], agent.trajectory_structure())
         if not history:
             history.append((loop.num_updates, loop.params))
         loop.save_with(runtime_state)
         last_save = time.monotonic()
         while not loop.done and not stop.is_set():
             version, params = history[0]
-            unrolls = [
-                actor.unroll(version, params) for _ in range(config.learner.batch_size // num_envs) for actor in actors
-            ]
-            loop.step(loop.batch(concatenate(unrolls)))
+            unrolls = [actor.unroll(version, params) for _ in range(config.num_fresh // num_envs) for actor in actors]
+            loop.step(loop.batch(replay.mix(concatenate(unrolls))))
             history.append((loop.num_updates, loop.params))
             if loop.num_updates % config.logging.interval_updates == 0:
                 loop.log()

@@ -16,7 +16,7 @@ from impala_jax.agent import Agent
 from impala_jax.config import Config
 from impala_jax.evaluation import Evaluation, Evaluator
 from impala_jax.parameter_store import ParameterStore
-from impala_jax.trajectory_queue import TrajectoryQueue
+from impala_jax.trajectory_queue import Replay, TrajectoryQueue
 from impala_jax.types import Closed
 
 
@@ -62,6 +62,11 @@ def make_actor(config: Config, agent: Agent, index: int, version: int = 0) -> Ac
     seed = node_seed(config, 0, index, version)
     environment = environments.make(config.environment, config.actor.num_envs, seed, timeout_s=config.timeout_s)
     return Actor(agent, environment, config.learner.unroll_length, seed)
+
+
+def make_replay(config: Config, version: int = 0) -> Replay:
+    """In-process replay; one of no samples where the configuration has none."""
+    return Replay(config.replay.capacity, config.num_replayed, node_seed(config, 2, version))
 
 
 def act(config: Config, agent: Agent, index: int, queue: TrajectoryQueue, store: ParameterStore) -> None:

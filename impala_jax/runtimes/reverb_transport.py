@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -13,24 +13,37 @@ import numpy as np
 import reverb
 from reverb.errors import DeadlineExceededError
 
-from impala_jax.agent import Agent, dummy_timestep
-from impala_jax.trajectory_queue import LocalTrajectoryQueue, batch_size, columns
-from impala_jax.types import Closed, PyTree, StepInfo, Trajectory
+from impala_jax.agent import Agent
+from impala_jax.config import Config
+from impala_jax.trajectory_queue import LocalTrajectoryQueue, batch_size, columns, concatenate
+from impala_jax.types import Closed, PyTree, Trajectory
 
 _logger = logging.getLogger(__name__)
 
 _T = TypeVar('_T')
 
 TRAJECTORIES = 'trajectories'
+REPLAY = 'replay'
 PARAMETERS = 'parameters'
 _STOP_NOTICE_S = 3.0
 _SLICE_MS = 200  # How long a wait goes on before it looks whether the run has ended.
 
 
-def tables(queue_capacity: int) -> list[reverb.Table]:
-    """The server's tables: a first-in-first-out queue of trajectories, and the newest parameters only."""
+def tables(config: Config) -> list[reverb.Table]:
+    """The server's tables: a first-in-first-out queue of trajectories, the newest parameters only, and replay.
+
+    A trajectory is written into queue and replay at once, and stored once.
+    """
+    replay = reverb.Table(
+        REPLAY,
+        sampler=reverb.selectors.Uniform(),
+        remover=reverb.selectors.Fifo(),
+        max_size=config.replay.capacity,
+        rate_limiter=reverb.rate_limiters.MinSize(1),
+    )
     return [
-        reverb.Table.queue(TRAJECTORIES, max_size=queue_capacity),
+        reverb.Table.queue(TRAJECTORIES, max_size=config.queue_capacity),
+        *([replay] if config.num_replayed else []),
         reverb.Table(
             PARAMETERS,
             sampler=reverb.selectors.Lifo(),
@@ -44,9 +57,11 @@ def tables(queue_capacity: int) -> list[reverb.Table]:
 class _Writer:
     """Inserts lists of arrays as items, with a bounded wait."""
 
-    def __init__(self, client: reverb.Client, table: str, closed: threading.Event, timeout_s: float, waits_for: str):
+    def __init__(
+        self, client: reverb.Client, tables: Sequence[str], closed: threading.Event, timeout_s: float, waits_for: str
+    ):
         self._writer = client.trajectory_writer(num_keep_alive_refs=1, validate_items=False)
-        self._table = table
+        self._tables = tables
         self._closed = closed
         self._timeout_s = timeout_s
         self._waits_for = waits_for
@@ -58,7 +73,8 @@ class _Writer:
     def _write(self, leaves: list[Any]) -> None:
         self._writer.append(leaves)
         history: Any = self._writer.history
-        self._writer.create_item(self._table, 1.0, [column[-1:] for column in history])
+        for table in self._tables:
+            self._writer.create_item(table, 1.0, [column[-1:] for column in history])
         deadline = time.monotonic() + self._timeout_s
         while not self._closed.is_set():
             try:
@@ -71,65 +87,90 @@ class _Writer:
 
 
 class ReverbTrajectoryQueue:
-    """A `TrajectoryQueue` over a Reverb table. Each process may hold one; a trajectory of one environment is one item.
+    """A `TrajectoryQueue` over Reverb tables. Each process may hold one; a trajectory of one environment is one item.
 
     Args:
       client: of the server with `tables`.
-      batch_size: trajectories in a batch.
+      config: the experiment; a batch has `num_fresh` trajectories of the queue, then `num_replayed` of replay.
       agent: gives the structure of what is read.
-      timeout_s: longest wait.
     """
 
-    def __init__(self, client: reverb.Client, batch_size: int, agent: Agent, timeout_s: float):
+    def __init__(self, client: reverb.Client, config: Config, agent: Agent):
         self._client = client
-        self._treedef = _trajectory_structure(agent)
         self._closed = threading.Event()
-        self._timeout_s = timeout_s
+        self._timeout_s = config.timeout_s
         self._writer: _Writer | None = None
-        # What was read waits here, so that the wait for a batch is bounded: Reverb's own is not.
-        self._read = LocalTrajectoryQueue(batch_size, batch_size, timeout_s)
-        self._reader: threading.Thread | None = None
-        self._read_error: Exception | None = None
+        self._tables = [TRAJECTORIES, *([REPLAY] if config.num_replayed else [])]
+        structure = agent.trajectory_structure()
+        self._readers = [
+            _Reader(client, table, num_trajectories, structure, self._closed, self._timeout_s)
+            for table, num_trajectories in ((TRAJECTORIES, config.num_fresh), (REPLAY, config.num_replayed))
+            if num_trajectories
+        ]
 
     def put(self, trajectories: Trajectory) -> None:
         if self._writer is None:
-            self._writer = _Writer(
-                self._client,
-                TRAJECTORIES,
-                self._closed,
-                self._timeout_s,
-                'the learner to take trajectories from a full queue',
-            )
+            waits_for = 'the learner to take trajectories from a full queue'
+            self._writer = _Writer(self._client, self._tables, self._closed, self._timeout_s, waits_for)
         for i in range(batch_size(trajectories)):
             leaves = jax.tree.leaves(columns(trajectories, i, i + 1))
             self._writer.write([np.ascontiguousarray(leaf) for leaf in leaves])
 
     def get_batch(self) -> Trajectory:
-        if self._reader is None:
-            self._reader = threading.Thread(target=self._read_all, name='reverb reader', daemon=True)
-            self._reader.start()
-        try:
-            return self._read.get_batch()
-        except Closed:
-            if self._read_error is not None:
-                raise self._read_error from None
-            raise
+        return concatenate([reader.get() for reader in self._readers])
 
     def close(self) -> None:
         self._closed.set()
+        for reader in self._readers:
+            reader.close()
+
+
+class _Reader:
+    """Reads a table of trajectories in a thread, so that the wait for a batch is bounded: Reverb's own is not."""
+
+    def __init__(
+        self,
+        client: reverb.Client,
+        table: str,
+        num_trajectories: int,
+        structure: PyTree,
+        closed: threading.Event,
+        timeout_s: float,
+    ):
+        self._client = client
+        self._table = table
+        self._structure = structure
+        self._closed = closed
+        self._read = LocalTrajectoryQueue(num_trajectories, num_trajectories, timeout_s)
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def get(self) -> Trajectory:
+        """The next trajectories; starts the thread."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=f'reverb reader of {self._table}', daemon=True)
+            self._thread.start()
+        try:
+            return self._read.get_batch()
+        except Closed:
+            if self._error is not None:
+                raise self._error from None
+            raise
+
+    def close(self) -> None:
         self._read.close()
 
-    def _read_all(self) -> None:
+    def _run(self) -> None:
         """Moves items from the server to `_read`; ends when the server or the queue does."""
         try:
             while not self._closed.is_set():
-                for leaves in _samples(self._client, TRAJECTORIES, num_samples=1 << 30):
-                    self._read.put(jax.tree.unflatten(self._treedef, leaves))
+                for leaves in _samples(self._client, self._table, num_samples=1 << 30):
+                    self._read.put(jax.tree.unflatten(self._structure, leaves))
         except Closed:
             return
-        except Exception as error:  # Reverb's errors share no base class; `get_batch` raises it.
+        except Exception as error:  # Reverb's errors share no base class; `get` raises it.
             if not self._closed.wait(_STOP_NOTICE_S):
-                self._read_error = error
+                self._error = error
                 self._read.close()
 
 
@@ -151,7 +192,7 @@ class ReverbParameterStore:
 
     def publish(self, version: int, params: PyTree) -> None:
         if self._writer is None:
-            self._writer = _Writer(self._client, PARAMETERS, self._closed, self._timeout_s, 'the parameter server')
+            self._writer = _Writer(self._client, [PARAMETERS], self._closed, self._timeout_s, 'the parameter server')
         self._writer.write([np.int64(version), *jax.tree.leaves(params)])
 
     def latest(self) -> tuple[int, PyTree]:
@@ -196,10 +237,3 @@ def _unless_closed(fn: Callable[[], _T], closed: threading.Event) -> _T:
         if closed.wait(_STOP_NOTICE_S):
             raise Closed from None
         raise
-
-
-def _trajectory_structure(agent: Agent) -> PyTree:
-    leaf = 0
-    return jax.tree.structure(
-        Trajectory(dummy_timestep(agent.spec, 1), leaf, agent.initial_state(1), StepInfo(leaf, leaf), leaf)
-    )

@@ -56,9 +56,10 @@ class NodeThreads:
 
 def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> int:
     """Trains until the budget is spent or `stop` is set; returns the updates done in all."""
-    queue = LocalTrajectoryQueue(config.learner.batch_size, config.queue_capacity, config.timeout_s)
+    queue = LocalTrajectoryQueue(config.num_fresh, config.queue_capacity, config.timeout_s)
     store = LocalParameterStore(config.timeout_s)
     loop = LearnerLoop(config, agent, workdir, store)
+    replay = nodes.make_replay(config)
     node_stop = threading.Event()
 
     def stop_all():
@@ -72,7 +73,7 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
             threads.start(f'actor {index}', lambda i=index: nodes.act(config, agent, i, queue, store))
         if config.evaluator.episodes:
             threads.start('evaluator', lambda: nodes.evaluate_beside(config, agent, store, workdir, node_stop))
-        loop.run(queue.get_batch, stop)
+        loop.run(lambda: replay.mix(queue.get_batch()), stop)
     finally:
         stop_all()
         try:
