@@ -7,11 +7,13 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import tyro
 
 from impala_jax.config import Config, ConfigError, closest, to_dict
+
+_T = TypeVar('_T')
 
 
 class TrainArguments(NamedTuple):
@@ -44,10 +46,15 @@ def train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
 
 
 def load_config_file(path: str) -> Config:
-    """The `Config` that a file's `get_config()` returns.
+    """The `Config` that a file's `get_config()` returns; raises as `load_file`."""
+    return load_file(path, 'get_config', Config)
+
+
+def load_file(path: str, function: str, cls: type[_T]) -> _T:
+    """What a Python file's `function()` returns, which must be a `cls`.
 
     Raises:
-      ConfigError: there is no such file, or it has no such function.
+      ConfigError: there is no such file, it has no such function, or that returns something else.
     """
     file = Path(path)
     if not file.is_file():
@@ -58,13 +65,17 @@ def load_config_file(path: str) -> Config:
     spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, 'get_config'):
-        raise ConfigError(f'{path} has no function get_config() -> Config')
-    config = module.get_config()
-    if not isinstance(config, Config):
-        raise ConfigError(f'{path}: get_config() returned {type(config).__name__}, not an impala_jax.Config')
-    return config
+    sys.path.insert(0, str(file.parent.absolute()))  # It may import its neighbours, as a script may.
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    if not hasattr(module, function):
+        raise ConfigError(f'{path} has no function {function}() -> {cls.__name__}')
+    value = getattr(module, function)()
+    if not isinstance(value, cls):
+        raise ConfigError(f'{path}: {function}() returned {type(value).__name__}, not an impala_jax {cls.__name__}')
+    return value
 
 
 def override(config: Config, arguments: Sequence[str]) -> Config:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
@@ -39,8 +40,8 @@ class EnvironmentConfig:
     """Which task, and how it is stepped."""
 
     name: str = 'catch'
-    """`catch`, `catch_memory`, `bsuite/catch/0`, `atari/pong`, `gymnasium/CartPole-v1`, or a factory `module:function`
-    that is called as `function(seed=...)` and returns a dm_env.Environment or a gymnasium.Env."""
+    """`catch`, `catch_memory`, `delayed_bandit`, `bsuite/catch/0`, `atari/pong`, `gymnasium/CartPole-v1`, or a factory
+    `module:function` that is called as `function(seed=...)` and returns a dm_env.Environment or a gymnasium.Env."""
     preset: Literal['paper', 'machado'] = 'paper'
     """Atari only. `paper`: no-op starts, the minimal action set, episodes end at life loss in training. `machado`
     (Machado et al., 2018): sticky actions with probability .25, all 18 actions, episodes are games."""
@@ -341,6 +342,43 @@ class Config:
         if self.learner.queue_capacity is not None:
             return self.learner.queue_capacity
         return max(2 * self.learner.batch_size, self.actor.num_actors * self.actor.num_envs)
+
+
+def replace(config: Config, values: Mapping[str, Any]) -> Config:
+    """`config` with fields set by their names on the command line, as in `{'vtrace.rho_bar': 2.0, 'seed': 1}`.
+
+    All are set at once, so that only the result must be valid.
+
+    Raises:
+      ConfigError: a field that does not exist, named with the closest one that does, or a value that cannot work.
+    """
+    nested: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        get(config, name)
+        owner, _, field = name.rpartition('.')
+        nested.setdefault(owner, {})[_PYTHON_NAMES.get(field, field)] = value
+    plain = nested.pop('', {})
+    owners = {owner: dataclasses.replace(getattr(config, owner), **fields) for owner, fields in nested.items()}
+    return dataclasses.replace(config, **plain, **owners)
+
+
+def get(config: Config, name: str) -> Any:
+    """The value of a field by its name on the command line, as in `vtrace.lambda`.
+
+    Raises:
+      ConfigError: there is no such field; the closest one is named.
+    """
+    known = {field.replace('lambda_', 'lambda') for field in _flatten(to_dict(config))}
+    if name not in known:
+        raise ConfigError(f'unknown configuration field {name!r}; {closest(name, known)}')
+    value = config
+    for part in name.split('.'):
+        value = getattr(value, _PYTHON_NAMES.get(part, part))
+    return value
+
+
+# Fields whose name on the command line is a keyword in Python.
+_PYTHON_NAMES = {'lambda': 'lambda_'}
 
 
 # What may differ between a checkpoint and the configuration that resumes it: how and where the run is executed, but

@@ -374,7 +374,7 @@ def drop_rows(path: Path, frames: int) -> list[dict[str, Any]]:
     """Rewrites `path` without the rows beyond `frames` and without torn lines, atomically; returns what is left."""
     rows = [row for row in read_rows(path) if row.get('frames', 0) <= frames]
     if path.exists():
-        _write_atomically(path, ''.join(json.dumps(row) + '\n' for row in rows))
+        write_atomically(path, ''.join(json.dumps(row) + '\n' for row in rows))
     return rows
 
 
@@ -391,7 +391,7 @@ def write_run_config(workdir: Path, config: Config) -> None:
     content = json.dumps({'config': config_lib.to_dict(config), 'versions': versions}, indent=2) + '\n'
     try:
         Path(workdir).mkdir(parents=True, exist_ok=True)
-        _write_atomically(Path(workdir) / RUN_CONFIG, content)
+        write_atomically(Path(workdir) / RUN_CONFIG, content)
     except OSError as error:
         raise ConfigError(
             f'cannot write to --workdir {workdir}: {error.strerror}; give a directory that can be written'
@@ -530,7 +530,8 @@ def _finite(row: dict[str, Any]) -> dict[str, float | int]:
     return {name: value for name, value in plain.items() if math.isfinite(value)}
 
 
-def _write_atomically(path: Path, content: str) -> None:
+def write_atomically(path: Path, content: str) -> None:
+    """Writes a file whose readers see all of it or what was there before."""
     temporary = path.with_name(f'.{re.sub(r"[^a-z.]", "", path.name)}-{os.getpid()}')
     try:
         with temporary.open('w') as file:

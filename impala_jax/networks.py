@@ -7,7 +7,7 @@ step by step.
 from __future__ import annotations
 
 import importlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -28,6 +28,16 @@ class NetworkOutput(NamedTuple):
 _relu_init = nn.initializers.orthogonal(2**0.5)
 
 
+def _image_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """Orthogonal filters whose weights sum to zero.
+
+    Images are not negative and mostly background, to which any other filter answers with a large constant: half of the
+    filters would be negative nearly everywhere from the start, and their ReLUs dead.
+    """
+    kernel = _relu_init(key, shape, dtype)
+    return kernel - kernel.mean(axis=(0, 1, 2), keepdims=True)
+
+
 class ShallowTorso(nn.Module):
     """Two convolutions (figure 3, left)."""
 
@@ -40,10 +50,11 @@ class ShallowTorso(nn.Module):
     def __call__(self, images: Array) -> Array:
         """[N, H, W, C] -> [N, hidden_size]."""
         x = images
+        init = _image_init
         for channels, kernel, stride in zip(self.channels, self.kernels, self.strides, strict=True):
-            x = nn.relu(
-                nn.Conv(channels, (kernel, kernel), (stride, stride), padding='VALID', kernel_init=_relu_init)(x)
-            )
+            conv = nn.Conv(channels, (kernel, kernel), (stride, stride), padding='VALID', kernel_init=init)
+            x = nn.relu(conv(x))
+            init = _relu_init
         return nn.relu(nn.Dense(self.hidden_size, kernel_init=_relu_init)(x.reshape(x.shape[0], -1)))
 
 

@@ -273,3 +273,21 @@ def test_an_image_too_small_for_the_torso():
     spec = EnvironmentSpec(ArraySpec((84, 19, 3), np.dtype(np.uint8)), A)
     with pytest.raises(ConfigError, match='at least 20 pixels.*mlp'):
         Agent(NetworkConfig('shallow'), spec)
+
+
+@pytest.mark.parametrize('torso', ['shallow', 'shallow_atari'])
+def test_a_constant_background_excites_no_filter_and_what_moves_on_it_does(torso):
+    """Otherwise half of the filters answer to grey with a large negative constant, and their ReLUs are dead."""
+    agent = Agent(NetworkConfig(torso), EnvironmentSpec(ArraySpec((84, 84, 4), np.dtype(np.uint8)), 6))
+    params = agent.init(jax.random.PRNGKey(0))
+    (kernel,) = [leaf for leaf in jax.tree.leaves(params) if leaf.shape[:3] == (8, 8, 4)]
+    image = np.full([84, 84, 4], 87, np.float32) / 255
+    answer = jax.lax.conv_general_dilated(
+        image[None], kernel, (4, 4), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+    np.testing.assert_allclose(answer, 0, atol=1e-5)
+    image[40:44, 50:52] = 236 / 255  # A ball.
+    answer = jax.lax.conv_general_dilated(
+        image[None], kernel, (4, 4), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+    assert (np.asarray(answer).max(axis=(0, 1, 2)) > 1e-2).mean() > 0.9

@@ -13,12 +13,14 @@ import dm_env
 
 from impala_jax.config import ConfigError, EnvironmentConfig, closest
 from impala_jax.environments.catch import Catch
+from impala_jax.environments.delayed_bandit import DelayedBandit
 
 Factory = Callable[[int], dm_env.Environment]
 
 BUILT_IN: dict[str, Callable[..., dm_env.Environment]] = {
     'catch': Catch,
     'catch_memory': functools.partial(Catch, memory=True),
+    'delayed_bandit': DelayedBandit,
 }
 
 

@@ -1,0 +1,16 @@
+"""How much policy lag each correction bears."""
+
+import tasks
+
+from impala_jax.ablation import Grid
+
+
+def get_grid() -> Grid:
+    return Grid(
+        tasks=tasks.TASKS,
+        axes={
+            'vtrace.correction': ('vtrace', 'one_step_is', 'epsilon_correction', 'none'),
+            'policy_lag': (0, 4, 16, 64),
+            'seed': (0, 1, 2, 3, 4),
+        },
+    )

@@ -1,0 +1,33 @@
+"""Tasks of three horizons that a CPU core trains in seconds, for the grids beside this file."""
+
+from impala_jax import (
+    ActorConfig,
+    Config,
+    EnvironmentConfig,
+    EvaluatorConfig,
+    LearnerConfig,
+    LoggingConfig,
+    LossConfig,
+    NetworkConfig,
+    OptimizerConfig,
+)
+
+
+def task(name: str, total_frames: int) -> Config:
+    return Config(
+        total_frames=total_frames,
+        environment=EnvironmentConfig(name=name, processes=int(name.startswith('gymnasium/'))),
+        network=NetworkConfig(torso='mlp'),
+        loss=LossConfig(entropy_cost=0.01),
+        learner=LearnerConfig(batch_size=16, unroll_length=10, num_devices=1),
+        optimizer=OptimizerConfig(name='adam', learning_rate=1e-3, epsilon=1e-8),
+        actor=ActorConfig(num_actors=1, num_envs=8),
+        evaluator=EvaluatorConfig(episodes=100, num_envs=20),
+        logging=LoggingConfig(interval_updates=50),
+    )
+
+
+CATCH = task('catch', 80_000)  # 9 steps
+DELAYED_BANDIT = task('delayed_bandit', 80_000)  # 20 steps
+CARTPOLE = task('gymnasium/CartPole-v1', 80_000)  # Up to 500 steps.
+TASKS = {'catch': CATCH, 'delayed_bandit': DELAYED_BANDIT, 'cartpole': CARTPOLE}

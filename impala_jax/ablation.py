@@ -1,0 +1,232 @@
+"""Ablations: a grid of independent lockstep runs, spread over processes, and one tidy table of their results."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from impala_jax.config import Config, ConfigError, get, replace, to_dict
+from impala_jax.metrics import METRICS, quiet_libraries, read_rows, write_atomically
+
+RESULTS = 'results.csv'
+_CELLS = 'cells'
+_DONE = 'done.json'
+_LAST_CHECKPOINT_S = 30.0  # How long a worker whose sweep was killed may take to write one.
+# What a repeated run does not repeat.
+_TIMES = ('wall_time_s', 'frames_per_second', 'learner_wait_fraction')
+
+
+class Cell(NamedTuple):
+    """One run of a grid."""
+
+    id: str  # of the configuration's content: a cell whose configuration changes is another cell
+    values: dict[str, Any]  # `task`, and the value of each axis
+    config: Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The product of tasks and axes.
+
+    Combinations in which an axis has no effect are left out: truncation levels other than 1 of a correction that is not
+    V-trace, and replay capacities other than the first without replay.
+    """
+
+    tasks: Mapping[str, Config]
+    """By name: everything that is not an axis."""
+    axes: Mapping[str, Sequence[Any]]
+    """By field of Config, as in `vtrace.rho_bar`: its values."""
+
+    def cells(self, outside_theory: bool = False) -> list[Cell]:
+        """All runs of the grid, those with c_bar > rho_bar only with `outside_theory`.
+
+        Raises:
+          ConfigError: a field that does not exist, or a value that cannot work.
+        """
+        cells: dict[str, Cell] = {}
+        for (task, config), *values in itertools.product(self.tasks.items(), *self.axes.values()):
+            axes = dict(zip(self.axes, values, strict=True))
+            if self._without_effect(config, axes) or (not outside_theory and _outside_theory(config, axes)):
+                continue
+            if outside_theory:
+                config = replace(config, {'vtrace.outside_theory': True})
+            config = replace(config, axes)
+            content = json.dumps(to_dict(config), sort_keys=True).encode()
+            cell = Cell(hashlib.sha256(content).hexdigest()[:12], {'task': task, **axes}, config)
+            cells.setdefault(cell.id, cell)
+        return list(cells.values())
+
+    def num_outside_theory(self) -> int:
+        """How many cells have c_bar > rho_bar."""
+        return len(self.cells(outside_theory=True)) - len(self.cells())
+
+    def override(self, change: Callable[[Config], Config]) -> Grid:
+        """The grid with every task's configuration changed.
+
+        Raises:
+          ConfigError: the change sets a field that is an axis: the axis would undo it.
+        """
+        tasks = {task: change(config) for task, config in self.tasks.items()}
+        for task, config in tasks.items():
+            for axis in self.axes:
+                if get(config, axis) != get(self.tasks[task], axis):
+                    raise ConfigError(f'{axis} is an axis of the grid, and cannot be set for all of it; edit the grid')
+        return dataclasses.replace(self, tasks=tasks)
+
+    def _without_effect(self, config: Config, axes: dict[str, Any]) -> bool:
+        def value(name: str) -> Any:
+            return axes.get(name, get(config, name))
+
+        if value('vtrace.correction') != 'vtrace':
+            return any(value(f'vtrace.{name}') != 1 for name in ('rho_bar', 'c_bar', 'pg_rho_bar'))
+        capacities = self.axes.get('replay.capacity')
+        return capacities is not None and value('replay.fraction') == 0 and value('replay.capacity') != capacities[0]
+
+
+def run_sweep(
+    cells: Sequence[Cell], folder: Path, processes: int, on_done: Callable[[Cell], None] = lambda cell: None
+) -> Path:
+    """Runs the cells that are not finished yet, and writes the table of all that are, also when it is interrupted.
+
+    A cell's numbers depend neither on the number of processes nor on interruptions: each is a lockstep run on one CPU
+    thread, which goes on from its last checkpoint.
+
+    Args:
+      cells: of `Grid.cells`.
+      folder: holds all of the sweep; made when missing.
+      processes: how many cells run at once.
+      on_done: called after each cell.
+
+    Returns:
+      The table's path: a row for each row of metrics of each cell. Its columns are `cell`, those of `Cell.values`, the
+      metrics, and `final_return`, the mean return of the evaluation after training, the same in all rows of a cell.
+
+    Raises:
+      ConfigError: the folder cannot be written.
+      CellFailed: a cell raised. What others did until then is kept.
+    """
+    try:
+        (folder / _CELLS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f'cannot write to --output {folder}: {error.strerror}; give another folder') from error
+    todo = [cell for cell in cells if not is_finished(cell, folder)]
+    # Not forked: JAX has threads.
+    context = multiprocessing.get_context('spawn')
+    stop = context.Event()
+    try:
+        if todo:
+            workers = min(processes, len(todo))
+            with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (stop,)) as pool:
+                futures = {pool.submit(_run_cell, cell, folder): cell for cell in todo}
+                try:
+                    for future in concurrent.futures.as_completed(futures):
+                        future.result()
+                        on_done(futures[future])
+                except BaseException:
+                    stop.set()
+                    pool.shutdown(cancel_futures=True)
+                    raise
+    finally:
+        _write_results(cells, folder)
+    return folder / RESULTS
+
+
+def is_finished(cell: Cell, folder: Path) -> bool:
+    """Whether the sweep in `folder` has the cell's results."""
+    return (_workdir(cell, folder) / _DONE).exists()
+
+
+class CellFailed(RuntimeError):
+    """A cell raised; the message is its traceback."""
+
+
+def _start_worker(stop: Any) -> None:
+    """Prepares a worker process, before it imports JAX: one thread, and an end when the sweep ends."""
+    os.environ |= {
+        'JAX_PLATFORMS': 'cpu',
+        'NPROC': '1',  # XLA's thread pool.
+        'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_multi_thread_eigen=false',
+    }
+    quiet_libraries()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The sweep's process hears Ctrl-C, and sets `stop`.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch():
+        while not stop.wait(0.2):
+            if multiprocessing.connection.wait([parent.sentinel], timeout=0):
+                break
+        # A cell that runs writes a checkpoint now.
+        os.kill(os.getpid(), signal.SIGTERM)
+        multiprocessing.connection.wait([parent.sentinel])
+        time.sleep(_LAST_CHECKPOINT_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name='sweep watcher', daemon=True).start()
+
+
+def _run_cell(cell: Cell, folder: Path) -> None:
+    """Runs a cell in a worker, or goes on with it."""
+    from impala_jax.runtimes.run import Interrupted, run
+
+    workdir = _workdir(cell, folder)
+    workdir.mkdir(exist_ok=True)
+    with open(workdir / 'log.txt', 'a') as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        try:
+            result = run(cell.config, workdir, 'lockstep')
+        except Interrupted:
+            raise CellFailed(f'cell {cell.id} was stopped; the same command goes on with it') from None
+        except Exception:
+            # As text: an exception of a library may not survive the way to another process.
+            raise CellFailed(f'cell {cell.id} ({_describe(cell)}):\n{traceback.format_exc()}') from None
+    evaluation = result.evaluation
+    write_atomically(workdir / _DONE, json.dumps({'final_return': None if evaluation is None else evaluation.mean}))
+    shutil.rmtree(workdir / 'checkpoints')  # Thousands of cells would fill a disk.
+
+
+def _write_results(cells: Sequence[Cell], folder: Path) -> None:
+    """The table of the cells that are finished, in the grid's order: the same however the sweep went."""
+    rows = []
+    for cell in cells:
+        workdir = _workdir(cell, folder)
+        if is_finished(cell, folder):
+            done = json.loads((workdir / _DONE).read_text())
+            for metrics in read_rows(workdir / METRICS):
+                plain = {k: v for k, v in metrics.items() if k not in _TIMES and not isinstance(v, dict)}
+                rows.append({'cell': cell.id, **cell.values, **plain, **done})
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval='', lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(folder / RESULTS, text.getvalue())
+
+
+def _workdir(cell: Cell, folder: Path) -> Path:
+    return folder / _CELLS / cell.id
+
+
+def _describe(cell: Cell) -> str:
+    return ', '.join(f'{name}={value}' for name, value in cell.values.items())
+
+
+def _outside_theory(config: Config, axes: dict[str, Any]) -> bool:
+    rho_bar, c_bar = (axes.get(name, get(config, name)) for name in ('vtrace.rho_bar', 'vtrace.c_bar'))
+    return c_bar > rho_bar

@@ -1,0 +1,60 @@
+"""Runs a grid of experiments: python launch/ablate.py --grid configs/ablations/table2.py --output runs/table2"""
+
+from impala_jax.metrics import quiet_libraries
+
+quiet_libraries()  # Before they are imported.
+
+import os  # noqa: E402
+import signal  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: E402
+
+from impala_jax import command_line  # noqa: E402
+from impala_jax.ablation import CellFailed, Grid, is_finished, run_sweep  # noqa: E402
+
+
+def ablate() -> None:
+    parser = command_line.Parser(
+        description='Runs all cells of a grid, each on one core; the same command again goes on where it was.',
+        epilog='Every field of the configuration that is no axis can be set for all cells, as in --total-frames 20000.',
+    )
+    parser.add_argument('--grid', required=True, help='a Python file with get_grid(), as in configs/ablations/')
+    parser.add_argument('--output', required=True, type=Path, help='holds all of the sweep')
+    parser.add_argument('--processes', type=int, default=len(os.sched_getaffinity(0)), help='cells that run at once')
+    parser.add_argument('--outside-theory', action='store_true', help='also run the cells with c_bar > rho_bar')
+    parser.add_argument('--list', action='store_true', help='list the cells and exit')
+    arguments, overrides = parser.parse_known_args()
+    if arguments.processes < 1:
+        parser.error(f'--processes must be positive, got {arguments.processes}')
+    grid = command_line.load_file(arguments.grid, 'get_grid', Grid)
+    grid = grid.override(lambda config: command_line.override(config, overrides))
+    cells = grid.cells(arguments.outside_theory)
+    if arguments.list:
+        for cell in cells:
+            print(cell.id, *(f'{name}={value}' for name, value in cell.values.items()))
+        return
+    left_out = 0 if arguments.outside_theory else grid.num_outside_theory()
+    if left_out:
+        print(f'{left_out} cells with c_bar > rho_bar, outside the theory, are left out: --outside-theory runs them')
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn('cells'), TimeRemainingColumn(), TextColumn('left'))
+    with Progress(*columns) as progress:
+        finished = sum(is_finished(cell, arguments.output) for cell in cells)
+        task = progress.add_task('', total=len(cells), completed=finished)
+        results = run_sweep(cells, arguments.output, arguments.processes, lambda cell: progress.advance(task))
+    print(f'Results     {results}')
+
+
+def terminate(*_) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        command_line.main(ablate)
+    except KeyboardInterrupt:
+        sys.exit('stopped; the same command goes on where it was')
+    except CellFailed as error:
+        sys.exit(str(error))
