@@ -133,7 +133,7 @@ def run_sweep(
     try:
         if todo:
             workers = min(processes, len(todo))
-            with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (stop,)) as pool:
+            with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (stop, folder)) as pool:
                 futures = {pool.submit(_run_cell, cell, folder): cell for cell in todo}
                 try:
                     for future in concurrent.futures.as_completed(futures):
@@ -157,11 +157,15 @@ class CellFailed(RuntimeError):
     """A cell raised; the message is its traceback."""
 
 
-def _start_worker(stop: Any) -> None:
+def _start_worker(stop: Any, folder: Path) -> None:
     """Prepares a worker process, before it imports JAX: one thread, and an end when the sweep ends."""
     os.environ |= {
         'JAX_PLATFORMS': 'cpu',
         'NPROC': '1',  # XLA's thread pool.
+        # Cells that differ in their seed only are compiled once.
+        'JAX_COMPILATION_CACHE_DIR': str((folder / '.compiled').absolute()),
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+        'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
         'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_multi_thread_eigen=false',
     }
     quiet_libraries()

@@ -35,7 +35,7 @@ from impala_jax.ablation import Grid
 
 def get_grid():
     small = Config(
-        total_frames=4000,
+        total_frames=8000,
         environment=EnvironmentConfig(name='catch'),
         network=NetworkConfig(torso='mlp', mlp_sizes=(8,)),
         learner=LearnerConfig(batch_size=4, unroll_length=10, num_devices=1),
@@ -120,7 +120,7 @@ def test_the_table_is_tidy(unbroken):
     assert len({row['final_return'] for row in rows if row['cell'] == rows[0]['cell']}) == 1
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_stopped_sweep_goes_on_and_gives_the_same_table(unbroken, grid_file, tmp_path, number):
     output = tmp_path / 'sweep'
     # Some seconds a cell, so that the signal comes inside one.
