@@ -31,10 +31,10 @@ LAUNCHPAD = [
 ]
 
 ATARI = ['ale-py>=0.12', 'gymnasium>=1.1']
+PLOT = ['matplotlib>=3.9']
 VIDEO = ['imageio>=2.37', 'imageio-ffmpeg>=0.6', 'pillow>=11']
 DEV = [
     'hypothesis>=6.100',
-    'matplotlib>=3.9',
     'pre-commit>=4',
     'pyright>=1.1.400',
     'pytest>=8.4',
@@ -42,7 +42,7 @@ DEV = [
     'ruff>=0.12',
     'setuptools>=77',  # Builds the project itself, which is installed without build isolation.
 ]
-NOTEBOOKS = ['ipykernel>=6.29', 'matplotlib>=3.9', 'nbclient>=0.10']
+NOTEBOOKS = ['ipykernel>=6.29', 'nbclient>=0.10']
 
 README = Path(__file__).parent / 'README.md'
 
@@ -59,9 +59,10 @@ setup(
     extras_require={
         'atari': ATARI,
         'video': VIDEO,
+        'plot': PLOT,
         'launchpad': [f'{requirement}; python_version < "3.11"' for requirement in LAUNCHPAD],
-        'dev': sorted(DEV + VIDEO),
-        'notebooks': sorted(NOTEBOOKS + VIDEO),
+        'dev': sorted(DEV + PLOT + VIDEO),
+        'notebooks': sorted(NOTEBOOKS + PLOT + VIDEO),
         'tpu': ['jax[tpu]'],
         'cuda': ['jax[cuda12]'],
     },

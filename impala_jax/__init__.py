@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from impala_jax import vtrace
+    from impala_jax import plotting, vtrace
     from impala_jax.config import (
         ActorConfig,
         CheckpointConfig,
@@ -42,6 +42,7 @@ __all__ = [
     'ReplayConfig',
     'RunResult',
     'VTraceConfig',
+    'plotting',
     'run',
     'vtrace',
 ]
@@ -51,7 +52,7 @@ def __getattr__(name: str) -> Any:
     # On first use: the processes of environments import this package too, and need no JAX.
     if name not in __all__:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    if name == 'vtrace':
-        return importlib.import_module('impala_jax.vtrace')
+    if name in ('plotting', 'vtrace'):
+        return importlib.import_module(f'impala_jax.{name}')
     module = 'impala_jax.runtimes.run' if name in ('Interrupted', 'RunResult', 'run') else 'impala_jax.config'
     return getattr(importlib.import_module(module), name)

@@ -155,6 +155,17 @@ with tempfile.TemporaryDirectory() as directory:
 """,
         f"{_PIP_PINNED} imageio imageio-ffmpeg 'pillow>=11'",
     ),
+    Check(
+        'figures',
+        """
+import io
+import matplotlib
+from matplotlib.figure import Figure
+Figure().savefig(io.BytesIO(), format='png')
+print('matplotlib', matplotlib.__version__, 'draws')
+""",
+        f"{_PIP_PINNED} 'matplotlib>=3.9'",
+    ),
 )
 
 # Turns what a check raises into one line on stdout; an exit code of 3 means that a module is not installed.

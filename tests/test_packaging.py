@@ -169,8 +169,10 @@ def _setup_arguments(monkeypatch) -> dict:
 
 def test_extras_and_packages(monkeypatch):
     arguments = _setup_arguments(monkeypatch)
-    assert set(arguments['extras_require']) == {'atari', 'video', 'launchpad', 'dev', 'notebooks', 'tpu', 'cuda'}
-    assert all('python_version < "3.11"' in requirement for requirement in arguments['extras_require']['launchpad'])
+    extras = arguments['extras_require']
+    assert set(extras) == {'atari', 'video', 'plot', 'launchpad', 'dev', 'notebooks', 'tpu', 'cuda'}
+    assert set(extras['plot']) <= set(extras['dev']) and set(extras['plot']) <= set(extras['notebooks'])
+    assert all('python_version < "3.11"' in requirement for requirement in extras['launchpad'])
     expected = {_module_name(path) for path in PACKAGE.rglob('__init__.py')}
     assert set(arguments['packages']) == expected
 

@@ -15,6 +15,7 @@ BLOCKS = re.findall(r'^```(\w+)\n(.*?)^```', (ROOT / 'README.md').read_text(), r
 LINES = [line for language, block in BLOCKS if language == 'bash' for line in block.splitlines()]
 TRAIN = [line for line in LINES if 'launch/local.py' in line]
 EVALUATE = [line for line in LINES if 'launch/evaluate.py' in line]
+PLOT = [line for line in LINES if 'launch/plot.py' in line]
 PYTHON = [block for language, block in BLOCKS if language == 'python']
 FILES = {block.split('\n', 1)[0][2:]: block for block in PYTHON if block.startswith('# my_')}
 EXAMPLES = [block for block in PYTHON if block not in FILES.values()]
@@ -24,10 +25,10 @@ SMALL = '--runtime threads --total-frames 2000 --evaluator.episodes 1 --actor.nu
 
 def test_nothing_in_the_readme_is_left_out():
     """A command of a new kind has to be added here."""
-    others = [line for line in LINES if line not in TRAIN + EVALUATE]
+    others = [line for line in LINES if line not in TRAIN + EVALUATE + PLOT]
     # CI runs the first two; requirements/install.sh, and so every run of CI, does what the third does.
-    assert others == ['make train', 'make test', "pip install -e '.[atari,video]'"]
-    assert len(TRAIN) == 5 and len(EVALUATE) == 1 and len(FILES) == 2 and len(EXAMPLES) == 1
+    assert others == ['make train', 'make test', "pip install -e '.[atari,video,plot]'"]
+    assert len(TRAIN) == 5 and len(EVALUATE) == 1 and len(PLOT) == 1 and len(FILES) == 2 and len(EXAMPLES) == 1
 
 
 def run(arguments, tmp_path, environment=None):
@@ -60,7 +61,7 @@ def test_training_commands(line, tmp_path):
     assert 'Trained' in run([*arguments, *SMALL], tmp_path)
 
 
-def test_evaluation_command(tmp_path):
+def test_evaluation_and_plot_commands(tmp_path):
     run([*arguments_of(next(line for line in TRAIN if 'runs/catch' in line), tmp_path), *SMALL], tmp_path)
     arguments = arguments_of(EVALUATE[0], tmp_path)
     video = importlib.util.find_spec('imageio_ffmpeg') is not None
@@ -70,6 +71,10 @@ def test_evaluation_command(tmp_path):
     assert 'mean' in run(arguments, tmp_path)
     assert (tmp_path / 'scores.json').exists()
     assert (tmp_path / 'catch.mp4').exists() == video
+    if importlib.util.find_spec('matplotlib') is not None:
+        arguments = arguments_of(PLOT[0], tmp_path)
+        run([str(tmp_path / word) if word.endswith('.png') else word for word in arguments], tmp_path)
+        assert (tmp_path / 'catch.png').exists()
 
 
 def test_python_example(tmp_path):
