@@ -47,7 +47,7 @@ _LABELS = {
     'episode_return': 'return of an episode',
     'episode_return_last_100': 'return (last 100 episodes)',
     'kl_behaviour_target': 'KL(behaviour, target)',
-    'loss.correction': 'correction',
+    'vtrace.correction': 'correction',
     'optimizer.learning_rate': 'learning rate',
     'policy_lag': 'policy lag (updates)',
     'policy_lag_mean': 'mean policy lag (updates)',
@@ -344,7 +344,7 @@ def heatmap(
 def ranked(
     table: Table,
     metric: str = 'final_return',
-    hue: str | None = 'loss.correction',
+    hue: str | None = 'vtrace.correction',
     panel: str | None = None,
     over: Sequence[str] = ('seed',),
 ) -> Figure:
@@ -482,7 +482,7 @@ def bias_variance(
 
 def results_table(
     table: Table,
-    hue: str = 'loss.correction',
+    hue: str = 'vtrace.correction',
     panel: str | None = None,
     split: str | None = None,
     metric: str = 'final_return',
@@ -619,7 +619,7 @@ def _values(table: Table, name: str | None) -> list[Any]:
     if name is None:
         return [None]
     values = _distinct(_column(table, name))
-    if name == 'loss.correction' and set(values) <= set(_CORRECTIONS):
+    if name == 'vtrace.correction' and set(values) <= set(_CORRECTIONS):
         values.sort(key=list(_CORRECTIONS).index)
     return values
 
@@ -733,7 +733,7 @@ def _styles(table: Table, hue: str | None) -> dict[Any, _Style]:
     values = _values(table, hue)
     if isinstance(values[0], float):
         return dict(zip(values, _sequential(len(values)), strict=True))
-    if hue == 'loss.correction' and set(values) <= set(_CORRECTIONS):
+    if hue == 'vtrace.correction' and set(values) <= set(_CORRECTIONS):
         styles = dict(zip(_CORRECTIONS, _palette(len(_CORRECTIONS)), strict=True))
         return {value: styles[value] for value in values}
     return dict(zip(values, _palette(len(values)), strict=True))
@@ -866,7 +866,7 @@ def _label(name: str) -> str:
 
 def _text(field: str | None, value: Any) -> str:
     """A field's value, as figures and tables show it."""
-    if field == 'loss.correction' and isinstance(value, str):
+    if field == 'vtrace.correction' and isinstance(value, str):
         return _CORRECTIONS.get(value, value)
     if isinstance(value, float) and math.isinf(value):
         return '∞' if value > 0 else '-∞'

@@ -50,7 +50,7 @@ def parse() -> argparse.Namespace:
     ranked = figure('ranked', 'all sets of hyperparameters of a sweep, best first')
     sweep(ranked, 'final_return')
     ranked.add_argument(
-        '--hue', default='loss.correction', help='a line for each value of this field (default: %(default)s)'
+        '--hue', default='vtrace.correction', help='a line for each value of this field (default: %(default)s)'
     )
 
     sensitivity = figure('sensitivity', 'a metric of a sweep against a field')
@@ -71,7 +71,7 @@ def parse() -> argparse.Namespace:
     table = kinds.add_parser('table', help=text, description=text[0].upper() + text[1:] + '.')
     sweep(table, 'final_return')
     table.add_argument(
-        '--hue', default='loss.correction', help='a row for each value of this field (default: %(default)s)'
+        '--hue', default='vtrace.correction', help='a row for each value of this field (default: %(default)s)'
     )
     table.add_argument('--split', help='a column for each value of this field too, within those of --panel')
     table.add_argument('--markdown', action='store_true', help='as a table of Markdown')

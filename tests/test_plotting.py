@@ -55,7 +55,7 @@ def sweep(tmp_path):
         )
         for value in [final(correction, replay, seed, task)]
     ]
-    fields = ['environment.name', 'loss.correction', 'replay.fraction', 'seed']
+    fields = ['environment.name', 'vtrace.correction', 'replay.fraction', 'seed']
     return write(tmp_path / 'results.csv', fields, cells)
 
 
@@ -135,7 +135,7 @@ def test_bootstrap_refuses(kwargs):
 def test_read_table(sweep):
     table = plotting.read_table(sweep)
     assert table['cell'].dtype.kind == 'U' and table['cell'][3] == '1e10'
-    assert table['loss.correction'][0] == 'none' and table['replay.fraction'].dtype == np.float64
+    assert table['vtrace.correction'][0] == 'none' and table['replay.fraction'].dtype == np.float64
     assert np.isnan(table['episode_return'][0]) and len(table['frames']) == 2 * 3 * 2 * 3 * 3
 
 
@@ -173,13 +173,13 @@ def test_bad_names_and_values(sweep):
     table = plotting.read_table(sweep)
     for call, words in (
         (lambda: plotting.read_table('nowhere.csv'), ['nowhere.csv', 'No such file']),
-        (lambda: plotting.curves(table, hue='loss.corection'), ["'loss.corection'", "'loss.correction'"]),
+        (lambda: plotting.curves(table, hue='loss.corection'), ["'loss.corection'", "'vtrace.correction'"]),
         (lambda: plotting.curves(table, metric='final_retrun'), ["'final_retrun'", "'final_return'"]),
-        (lambda: plotting.curves(table, metric='loss.correction'), ["'loss.correction'", 'not only numbers']),
+        (lambda: plotting.curves(table, metric='vtrace.correction'), ["'vtrace.correction'", 'not only numbers']),
         (lambda: plotting.curves(table, hue='final_return'), ["'final_return'", 'no field']),
-        (lambda: plotting.sensitivity(table, 'loss.correction'), ["'loss.correction'", 'not only numbers']),
-        (lambda: plotting.select(table, {'loss.corr': 'vtrace'}), ["'loss.corr'", "'loss.correction'"]),
-        (lambda: plotting.select(table, {'loss.correction': 'v-trace'}), ['v-trace', 'none, vtrace, one_step_is']),
+        (lambda: plotting.sensitivity(table, 'vtrace.correction'), ["'vtrace.correction'", 'not only numbers']),
+        (lambda: plotting.select(table, {'loss.corr': 'vtrace'}), ["'loss.corr'", "'vtrace.correction'"]),
+        (lambda: plotting.select(table, {'vtrace.correction': 'v-trace'}), ['v-trace', 'none, vtrace, one_step_is']),
         (lambda: plotting.select(table, {'seed': 'x'}), ['seed=x', '0, 1, 2']),
     ):
         with pytest.raises(ConfigError) as error:
@@ -192,8 +192,8 @@ def test_bad_names_and_values(sweep):
 def test_nothing_is_averaged_over_in_silence(sweep):
     table = plotting.read_table(sweep)
     for call in (
-        lambda: plotting.curves(table, hue='loss.correction', panel='environment.name'),
-        lambda: plotting.heatmap(table, x='seed', y='loss.correction', panel='environment.name'),
+        lambda: plotting.curves(table, hue='vtrace.correction', panel='environment.name'),
+        lambda: plotting.heatmap(table, x='seed', y='vtrace.correction', panel='environment.name'),
         lambda: plotting.results_table(table, panel='environment.name'),
     ):
         with pytest.raises(ConfigError, match=r'replay.fraction varies .*\(0, 0.5\).*--where replay.fraction'):
@@ -216,7 +216,7 @@ def test_runs_without_a_value_are_told(sweep):
 
 def test_curves(sweep):
     table = plotting.select(plotting.read_table(sweep), {'replay.fraction': 0.5})
-    figure = plotting.curves(table, hue='loss.correction', panel='environment.name')
+    figure = plotting.curves(table, hue='vtrace.correction', panel='environment.name')
     assert [axes.get_title() for axes in figure.axes] == ['catch', 'gymnasium/Acrobot-v1']
     assert figure.axes[0].get_xlabel() == 'environment frames (thousand)'
     assert legend(figure) == ['V-trace', '1-step IS', 'no correction']
@@ -244,8 +244,8 @@ def test_curves_of_runs_with_other_log_points(tmp_path):
 
 def test_a_correction_keeps_its_colour_in_every_figure(sweep):
     table = plotting.select(plotting.read_table(sweep), {'replay.fraction': 0, 'environment.name': 'catch'})
-    every = lines(plotting.curves(table, hue='loss.correction').axes[0])
-    one = lines(plotting.curves(plotting.select(table, {'loss.correction': 'none'}), hue='loss.correction').axes[0])
+    every = lines(plotting.curves(table, hue='vtrace.correction').axes[0])
+    one = lines(plotting.curves(plotting.select(table, {'vtrace.correction': 'none'}), hue='vtrace.correction').axes[0])
     assert one['no correction'].get_color() == every['no correction'].get_color()
     assert len({line.get_color() for line in every.values()}) == 3
 
@@ -287,7 +287,7 @@ def test_heatmap_beside_the_theory(grid):
 
 def test_heatmap_of_other_fields(sweep):
     table = plotting.read_table(sweep)
-    figure = plotting.heatmap(table, x='replay.fraction', y='loss.correction', panel='environment.name')
+    figure = plotting.heatmap(table, x='replay.fraction', y='vtrace.correction', panel='environment.name')
     # Panels share a scale.
     assert figure.axes[0].collections[0].get_clim() == figure.axes[1].collections[0].get_clim()
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ['V-trace', '1-step IS', 'no correction']
@@ -370,7 +370,7 @@ def test_results_table(sweep):
     assert len({len(line) for line in text[:5]}) == 1
 
     text = plotting.results_table(table, panel='environment.name', split='replay.fraction').splitlines()
-    assert text[0].split() == ['loss.correction', 'catch', 'catch']
+    assert text[0].split() == ['vtrace.correction', 'catch', 'catch']
     assert text[1].split() == ['replay.fraction=0', 'replay.fraction=0.5']
     assert f'{best}*' in text[3] and text[3].count('*') == 2 and '*' not in text[4] + text[5]
     assert text[0].index('catch') == text[1].index('replay') == text[3].index('0.93')
@@ -481,7 +481,7 @@ def plot(*arguments):
 
 def test_command_line(sweep, tmp_path):
     done = plot(
-        *('curves', '--results', sweep, '--hue', 'loss.correction', '--panel', 'environment.name'),
+        *('curves', '--results', sweep, '--hue', 'vtrace.correction', '--panel', 'environment.name'),
         *('--where', 'replay.fraction=0.5', 'seed=0', '--output', tmp_path / 'a.svg'),
     )
     assert (done.returncode, done.stderr) == (0, '')
@@ -522,7 +522,7 @@ def test_every_figure_from_the_command_line(call, sweep, grid, tmp_path):
         [
             ['curve', '--workdir', *workdirs],
             ['heatmap', '--results', grid],
-            ['heatmap', '--results', sweep, *'--x seed --y loss.correction --panel environment.name'.split()]
+            ['heatmap', '--results', sweep, *'--x seed --y vtrace.correction --panel environment.name'.split()]
             + ['--where', 'replay.fraction=0'],
             ['ranked', '--results', sweep, '--panel', 'environment.name'],
             ['sensitivity', '--results', grid, '--field', 'vtrace.rho_bar', '--hue', 'vtrace.c_bar'],
@@ -557,7 +557,7 @@ def test_bad_command_lines(call, sweep, tmp_path):
         (['curves', '--results', sweep, '--output', tmp_path / 'no' / 'a.png'], ['no directory']),
         (['curves', '--results', 'nowhere.csv', '--output', tmp_path / 'a.png'], ['nowhere.csv']),
         (['curves', '--output', tmp_path / 'a.png'], ['--results']),
-        ([*curves, '--hue', 'correction'], ["'correction'", "'loss.correction'"]),
+        ([*curves, '--hue', 'correction'], ["'correction'", "'vtrace.correction'"]),
         ([*curves, '--where', 'seed'], ['FIELD=VALUE']),
         ([*curves, '--where', 'seed=0', 'seed=1'], ['seed=1', 'once']),
         ([*curves, '--where', 'seed=9'], ['seed=9', '0, 1, 2']),
