@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from impala_jax import vtrace
+    from impala_jax import tabular, vtrace
     from impala_jax.config import (
         ActorConfig,
         CheckpointConfig,
@@ -41,6 +41,7 @@ __all__ = [
     'RunResult',
     'VTraceConfig',
     'run',
+    'tabular',
     'vtrace',
 ]
 
@@ -49,7 +50,7 @@ def __getattr__(name: str) -> Any:
     # On first use: the processes of environments import this package too, and need no JAX.
     if name not in __all__:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    if name == 'vtrace':
-        return importlib.import_module('impala_jax.vtrace')
+    if name in ('tabular', 'vtrace'):
+        return importlib.import_module(f'impala_jax.{name}')
     module = 'impala_jax.runtimes.run' if name in ('Interrupted', 'RunResult', 'run') else 'impala_jax.config'
     return getattr(importlib.import_module(module), name)
