@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from impala_jax import plotting, vtrace
+    from impala_jax import plotting, tabular, vtrace
     from impala_jax.config import (
         ActorConfig,
         CheckpointConfig,
@@ -44,6 +44,7 @@ __all__ = [
     'VTraceConfig',
     'plotting',
     'run',
+    'tabular',
     'vtrace',
 ]
 
@@ -52,7 +53,7 @@ def __getattr__(name: str) -> Any:
     # On first use: the processes of environments import this package too, and need no JAX.
     if name not in __all__:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    if name in ('plotting', 'vtrace'):
+    if name in ('plotting', 'tabular', 'vtrace'):
         return importlib.import_module(f'impala_jax.{name}')
     module = 'impala_jax.runtimes.run' if name in ('Interrupted', 'RunResult', 'run') else 'impala_jax.config'
     return getattr(importlib.import_module(module), name)

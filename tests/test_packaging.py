@@ -17,6 +17,7 @@ PINS = sorted((ROOT / 'requirements').glob('py*.txt'))
 LAYERS = {
     'types': set(),
     'config': set(),
+    'tabular': set(),
     'networks': {'types', 'config'},
     'agent': {'types', 'config', 'networks'},
     'environments': {'types', 'config'},
