@@ -120,7 +120,9 @@ def test_the_table_is_tidy(unbroken):
     assert len({row['final_return'] for row in rows if row['cell'] == rows[0]['cell']}) == 1
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'number', [signal.SIGTERM, signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_stopped_sweep_goes_on_and_gives_the_same_table(unbroken, grid_file, tmp_path, number):
     output = tmp_path / 'sweep'
     # Some seconds a cell, so that the signal comes inside one.

@@ -28,7 +28,7 @@ LAYERS = {
     'learner': {'types', 'config', 'networks', 'agent', 'vtrace', 'loss', 'trajectory_queue', 'parameter_store'},
     'actor': {'types', 'config', 'networks', 'agent', 'environments', 'trajectory_queue', 'parameter_store'},
 }
-TOP = {'runtimes', 'command_line', 'doctor'}  # May import everything below; nothing below imports them.
+TOP = {'ablation', 'runtimes', 'command_line', 'doctor'}  # May import everything below; nothing below imports them.
 SEAMS = {'impala_jax.trajectory_queue', 'impala_jax.parameter_store'}
 LAUNCHPADS_OWN = {'launchpad', 'reverb', 'tensorflow', 'courier'}
 

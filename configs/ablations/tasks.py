@@ -1,5 +1,7 @@
 """Tasks of three horizons that a CPU core trains in seconds, for the grids beside this file."""
 
+import math
+
 from impala_jax import (
     ActorConfig,
     Config,
@@ -18,12 +20,12 @@ def task(name: str, total_frames: int) -> Config:
         total_frames=total_frames,
         environment=EnvironmentConfig(name=name, processes=int(name.startswith('gymnasium/'))),
         network=NetworkConfig(torso='mlp'),
-        loss=LossConfig(entropy_cost=0.01),
-        learner=LearnerConfig(batch_size=16, unroll_length=10, num_devices=1),
-        optimizer=OptimizerConfig(name='adam', learning_rate=1e-3, epsilon=1e-8),
-        actor=ActorConfig(num_actors=1, num_envs=8),
+        loss=LossConfig(entropy_cost=0.003),
+        learner=LearnerConfig(batch_size=8, unroll_length=10, num_devices=1),
+        optimizer=OptimizerConfig(name='adam', learning_rate=1e-3, epsilon=1e-8, max_grad_norm=math.inf),
+        actor=ActorConfig(num_actors=1, num_envs=4),
         evaluator=EvaluatorConfig(episodes=100, num_envs=20),
-        logging=LoggingConfig(interval_updates=50),
+        logging=LoggingConfig(interval_updates=100),
     )
 
 
