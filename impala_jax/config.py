@@ -106,7 +106,7 @@ class VTraceConfig:
     lambda_: Annotated[float, tyro.conf.arg(name='lambda')] = 1.0
     """Multiplies the trace coefficients c (remark 2)."""
     outside_theory: bool = False
-    """Allow c_bar > rho_bar, for which Theorem 1 proves nothing."""
+    """Allow c_bar > rho_bar, for which Theorem 1 proves nothing and V-trace can diverge (impala_jax/tabular.py)."""
     implementation: Literal['auto', 'scan', 'associative_scan'] = 'auto'
     """How the recurrence is compiled; the results are the same. `auto`: what was measured to be faster there."""
 

@@ -239,7 +239,8 @@ def bias(mdp: MDP, mu: ArrayLike, pi: ArrayLike, rho_bar: float = 1.0) -> Array:
     """V of pi_rho_bar minus V of pi, [S] float64: what the truncation of rho costs in the limit.
 
     It is 0 for rho_bar = inf if mu takes all of pi's actions. On the way there it need not fall: pi_rho_bar approaches
-    pi, but the values of two policies can agree by chance. On about a third of random MDPs it rises somewhere.
+    pi, but the values of two policies can agree by chance. On a third of 300 random MDPs (5 states, 3 actions, policies
+    from a Dirichlet distribution) its maximum rose somewhere between rho_bar = .5 and inf.
 
     Raises:
       ValueError: as `target_policy`, and for policies that are none of this MDP.
