@@ -16,6 +16,7 @@ LINES = [line for language, block in BLOCKS if language == 'bash' for line in bl
 TRAIN = [line for line in LINES if 'launch/local.py' in line]
 EVALUATE = [line for line in LINES if 'launch/evaluate.py' in line]
 PLOT = [line for line in LINES if 'launch/plot.py' in line]
+ABLATE = [line for line in LINES if 'launch/ablate.py' in line]
 PYTHON = [block for language, block in BLOCKS if language == 'python']
 FILES = {block.split('\n', 1)[0][2:]: block for block in PYTHON if block.startswith('# my_')}
 EXAMPLES = [block for block in PYTHON if block not in FILES.values()]
@@ -25,10 +26,17 @@ SMALL = '--runtime threads --total-frames 2000 --evaluator.episodes 1 --actor.nu
 
 def test_nothing_in_the_readme_is_left_out():
     """A command of a new kind has to be added here."""
-    others = [line for line in LINES if line not in TRAIN + EVALUATE + PLOT]
+    others = [line for line in LINES if line not in TRAIN + EVALUATE + PLOT + ABLATE]
     # CI runs the first two; requirements/install.sh, and so every run of CI, does what the third does.
     assert others == ['make train', 'make test', "pip install -e '.[atari,video,plot]'"]
-    assert len(TRAIN) == 5 and len(EVALUATE) == 1 and len(PLOT) == 1 and len(FILES) == 2 and len(EXAMPLES) == 1
+    assert (
+        len(TRAIN) == 5
+        and len(EVALUATE) == 1
+        and len(PLOT) == 2
+        and len(ABLATE) == 1
+        and len(FILES) == 2
+        and len(EXAMPLES) == 1
+    )
 
 
 def run(arguments, tmp_path, environment=None):
@@ -75,6 +83,27 @@ def test_evaluation_and_plot_commands(tmp_path):
         arguments = arguments_of(PLOT[0], tmp_path)
         run([str(tmp_path / word) if word.endswith('.png') else word for word in arguments], tmp_path)
         assert (tmp_path / 'catch.png').exists()
+
+
+def test_ablation_commands(tmp_path):
+    """The command as it stands lists its 120 cells; those of one task and seed run, on a small budget."""
+    arguments = arguments_of(ABLATE[0], tmp_path)
+    assert len(run([*arguments, '--list'], tmp_path).splitlines()) == 120
+    grid = tmp_path / 'grid.py'
+    grid.write_text(f"""
+import sys
+sys.path.insert(0, {str(ROOT / 'configs' / 'ablations')!r})
+import dataclasses, table2, tasks
+
+def get_grid():
+    grid = table2.get_grid()
+    return dataclasses.replace(grid, tasks={{'catch': tasks.CATCH}}, axes=grid.axes | {{'seed': (0,)}})
+""")
+    arguments[arguments.index('--grid') + 1] = str(grid)
+    run([*arguments, *'--total-frames 800 --evaluator.episodes 2 --logging.interval-updates 5'.split()], tmp_path)
+    if importlib.util.find_spec('matplotlib') is not None:
+        table = run(arguments_of(PLOT[1], tmp_path), tmp_path)
+        assert all(name in table for name in ('V-trace', '1-step IS', 'ε-correction', 'no correction', 'catch'))
 
 
 def test_python_example(tmp_path):
