@@ -159,8 +159,10 @@ def test_policy_lag_is_exact(lag, tmp_path):
 
 
 @pytest.mark.parametrize('runtime', RUNTIMES, ids=IDS)
-def test_a_run_leaves_what_is_promised(runtime, tmp_path):
-    stdout = train(tmp_path, *SMALL, *runtime, '--evaluator.episodes', '3')
+@pytest.mark.parametrize('replay', [[], ['--learner.batch-size', '8', '--replay.fraction', '0.5']], ids=['', 'replay'])
+def test_a_run_leaves_what_is_promised(runtime, replay, tmp_path):
+    """Four new trajectories an update; with replay, four old ones beside them."""
+    stdout = train(tmp_path, *SMALL, *runtime, *replay, '--evaluator.episodes', '3')
     assert 'python launch/evaluate.py' in stdout
     row = rows_of(tmp_path)[-1]
     assert row['frames'] == 1600 and row['learner_steps'] == 40
@@ -169,6 +171,7 @@ def test_a_run_leaves_what_is_promised(runtime, tmp_path):
         'loss policy_loss baseline_loss entropy grad_norm learning_rate learner_wait_fraction'.split()
     ) - set(row)
     assert not missing - {'episode_return'}, missing
+    assert ('replay_lag_mean' in row) == bool(replay)
     assert 'versions' in json.loads((tmp_path / 'config.json').read_text())
     evaluation = json.loads((tmp_path / 'evaluations.jsonl').read_text().splitlines()[-1])
     assert evaluation['episodes'] == 3 and evaluation['frames'] == 1600
@@ -176,7 +179,7 @@ def test_a_run_leaves_what_is_promised(runtime, tmp_path):
     assert list((tmp_path / 'tensorboard').iterdir())
     assert not marked_processes(tmp_path)
     # The same command again has nothing left to do, and says so by ending well.
-    assert 'Trained' in train(tmp_path, *SMALL, *runtime)
+    assert 'Trained' in train(tmp_path, *SMALL, *runtime, *replay)
 
 
 @pytest.mark.parametrize('runtime', RUNTIMES, ids=IDS)
