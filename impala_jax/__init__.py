@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ReplayConfig,
         VTraceConfig,
     )
+    from impala_jax.evaluation import evaluate
     from impala_jax.runtimes.run import Interrupted, RunResult, run
 
 __version__ = '0.1.0'
@@ -42,6 +43,7 @@ __all__ = [
     'ReplayConfig',
     'RunResult',
     'VTraceConfig',
+    'evaluate',
     'plotting',
     'run',
     'tabular',
@@ -55,5 +57,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     if name in ('plotting', 'tabular', 'vtrace'):
         return importlib.import_module(f'impala_jax.{name}')
-    module = 'impala_jax.runtimes.run' if name in ('Interrupted', 'RunResult', 'run') else 'impala_jax.config'
+    modules = {name: 'impala_jax.runtimes.run' for name in ('Interrupted', 'RunResult', 'run')}
+    modules['evaluate'] = 'impala_jax.evaluation'
+    module = modules.get(name, 'impala_jax.config')
     return getattr(importlib.import_module(module), name)

@@ -8,11 +8,11 @@ import math
 import re
 import threading
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from impala_jax import environments
+from impala_jax import allocator, checkpoint, environments
 from impala_jax.actor import Actor
 from impala_jax.agent import Agent
 from impala_jax.config import ConfigError, EnvironmentConfig
@@ -134,6 +134,72 @@ class _Recorder:
 
     def close(self) -> None:
         self._environment.close()
+
+
+def evaluate(
+    workdir: str | Path,
+    *,
+    episodes: int = 100,
+    num_envs: int = 16,
+    greedy: bool = False,
+    seed: int = 1_000_003,
+    video: str | Path | None = None,
+) -> dict[str, Any]:
+    """Plays whole games with the newest checkpoint of a run.
+
+    Args:
+      workdir: of the run.
+      episodes: games to play.
+      num_envs: games played together.
+      greedy: play the most likely action instead of sampling.
+      seed: of games and actions.
+      video: an mp4 or gif file for one game.
+
+    Returns:
+      What `launch/evaluate.py --json` writes: `episodes`, `mean_return`, `median_return`, `stderr`, `min_return`,
+      `max_return`, `human_normalised` (percent, None where unknown), `checkpoint_step`, `frames`, `environment`,
+      `greedy`, `seed`.
+
+    Raises:
+      ConfigError: a video that cannot be written.
+      CheckpointError: the run has no checkpoint.
+    """
+    video = None if video is None else Path(video)
+    if video is not None:
+        check_video(video)
+    config = checkpoint.load_config(Path(workdir))
+    saved = checkpoint.restore(Path(workdir), {'learner': {'params': None}})
+    allocator.keep_memory()
+    evaluator = Evaluator(
+        Agent(config.network, environments.spec(config.environment)),
+        config.environment,
+        episodes=episodes,
+        num_envs=num_envs,
+        seed=seed,
+        greedy=greedy,
+        record=video is not None,
+    )
+    try:
+        evaluation = evaluator.play(saved.step, saved.state['learner']['params'])
+    finally:
+        evaluator.close()
+    if video is not None:
+        repeat = config.environment.frames_per_step
+        write_video(video, evaluator.frames, 60 / repeat if repeat > 1 else 5)
+    return {
+        'episodes': len(evaluation.returns),
+        'mean_return': evaluation.mean,
+        'median_return': evaluation.median,
+        'stderr': evaluation.stderr,
+        'min_return': min(evaluation.returns),
+        'max_return': max(evaluation.returns),
+        'human_normalised': human_normalised(config.environment.name, evaluation.mean),
+        'checkpoint_step': saved.step,
+        'frames': saved.step * config.frames_per_update,
+        'environment': config.environment.name,
+        'greedy': greedy,
+        'seed': seed,
+    }
 
 
 def human_normalised(environment_name: str, score: float) -> float | None:

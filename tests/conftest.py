@@ -19,7 +19,12 @@ import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
-_MODULES = {'launchpad': ('launchpad', 'reverb'), 'atari': ('ale_py', 'gymnasium'), 'dmlab': ('deepmind_lab',)}
+_MODULES = {
+    'launchpad': ('launchpad', 'reverb'),
+    'atari': ('ale_py', 'gymnasium'),
+    'dmlab': ('deepmind_lab',),
+    'notebooks': ('nbclient', 'ipykernel', 'matplotlib'),
+}
 
 
 def pytest_collection_modifyitems(items):
