@@ -5,7 +5,8 @@ VENV ?= .venv
 ARGS ?=
 PY := $(VENV)/bin/python
 LOCKED := 3.10 3.11 3.12 3.13
-# uv wants the extras one by one. On Python 3.11 and later `launchpad` is empty.
+# uv wants the extras one by one. On Python 3.11 and later `launchpad` is empty. Notebooks run on today's Pythons only:
+# they would make the first `make train` longer.
 EXTRAS := --extra atari --extra video --extra dev --extra launchpad
 
 .DEFAULT_GOAL := help
@@ -42,7 +43,8 @@ format: install ## Put the code into the project's style.
 lock: ## Write the pins in requirements/ anew from setup.py (needs uv).
 	@command -v uv >/dev/null || { echo "make lock needs uv: python -m pip install uv" >&2; exit 1; }
 	@set -e; for version in $(LOCKED); do \
-	  uv pip compile setup.py $(EXTRAS) --python-version $$version --upgrade --quiet \
+	  notebooks='--extra notebooks'; [ $$version != 3.10 ] || notebooks=; \
+	  uv pip compile setup.py $(EXTRAS) $$notebooks --python-version $$version --upgrade --quiet \
 	    --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 	    --output-file requirements/py$$(echo $$version | tr -d .).txt; \
 	  echo "requirements for Python $$version written"; \
