@@ -177,10 +177,14 @@ def _start_worker(stop: Any, folder: Path) -> None:
         while not stop.wait(0.2):
             if multiprocessing.connection.wait([parent.sentinel], timeout=0):
                 break
-        # A cell that runs writes a checkpoint now.
-        os.kill(os.getpid(), signal.SIGTERM)
-        multiprocessing.connection.wait([parent.sentinel])
-        time.sleep(_LAST_CHECKPOINT_S)
+        # A cell that runs writes a checkpoint now, and the signal after that ends this process: a worker that waits for
+        # its next cell would be joined for ever.
+        died = None
+        while died is None or time.monotonic() < died + _LAST_CHECKPOINT_S:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+            if died is None and multiprocessing.connection.wait([parent.sentinel], timeout=0):
+                died = time.monotonic()
         os._exit(1)
 
     threading.Thread(target=watch, name='sweep watcher', daemon=True).start()
