@@ -28,9 +28,11 @@ from impala_jax.metrics import METRICS, quiet_libraries, read_rows, write_atomic
 RESULTS = 'results.csv'
 _CELLS = 'cells'
 _DONE = 'done.json'
-_LAST_CHECKPOINT_S = 30.0  # How long a worker whose sweep was killed may take to write one.
+_LAST_CHECKPOINT_S = 30.0  # How long a worker may take to write one after its sweep has ended.
 # What a repeated run does not repeat.
 _TIMES = ('wall_time_s', 'frames_per_second', 'learner_wait_fraction')
+# Of a worker process.
+_sweep_is_over, _cell_runs = threading.Event(), threading.Event()
 
 
 class Cell(NamedTuple):
@@ -170,21 +172,24 @@ def _start_worker(stop: Any, folder: Path) -> None:
     }
     quiet_libraries()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The sweep's process hears Ctrl-C, and sets `stop`.
+    # An idle worker must not die of it: the pool would be broken, and since Python 3.12 wait for the others for ever.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
+    def is_orphan() -> bool:
+        return bool(multiprocessing.connection.wait([parent.sentinel], timeout=0))
+
     def watch():
-        while not stop.wait(0.2):
-            if multiprocessing.connection.wait([parent.sentinel], timeout=0):
-                break
-        # A cell that runs writes a checkpoint now, and the signal after that ends this process: a worker that waits for
-        # its next cell would be joined for ever.
-        died = None
-        while died is None or time.monotonic() < died + _LAST_CHECKPOINT_S:
+        while not stop.wait(0.2) and not is_orphan():
+            pass
+        _sweep_is_over.set()
+        deadline = time.monotonic() + _LAST_CHECKPOINT_S
+        # An idle worker is ended by its pool, if that is still there.
+        while time.monotonic() < deadline and (_cell_runs.is_set() or not is_orphan()):
+            # A cell that runs writes a checkpoint now. Repeated, for it may have begun but not listen yet.
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.2)
-            if died is None and multiprocessing.connection.wait([parent.sentinel], timeout=0):
-                died = time.monotonic()
         os._exit(1)
 
     threading.Thread(target=watch, name='sweep watcher', daemon=True).start()
@@ -194,19 +199,26 @@ def _run_cell(cell: Cell, folder: Path) -> None:
     """Runs a cell in a worker, or goes on with it."""
     from impala_jax.runtimes.run import Interrupted, run
 
+    stopped = f'cell {cell.id} was stopped; the same command goes on with it'
     workdir = _workdir(cell, folder)
-    workdir.mkdir(exist_ok=True)
-    with open(workdir / 'log.txt', 'a') as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        try:
-            result = run(cell.config, workdir, 'lockstep')
-        except Interrupted:
-            raise CellFailed(f'cell {cell.id} was stopped; the same command goes on with it') from None
-        except Exception:
-            # As text: an exception of a library may not survive the way to another process.
-            raise CellFailed(f'cell {cell.id} ({_describe(cell)}):\n{traceback.format_exc()}') from None
-    evaluation = result.evaluation
-    write_atomically(workdir / _DONE, json.dumps({'final_return': None if evaluation is None else evaluation.mean}))
-    shutil.rmtree(workdir / 'checkpoints')  # Thousands of cells would fill a disk.
+    _cell_runs.set()
+    try:
+        if _sweep_is_over.is_set():
+            raise CellFailed(stopped)
+        workdir.mkdir(exist_ok=True)
+        with open(workdir / 'log.txt', 'a') as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            try:
+                result = run(cell.config, workdir, 'lockstep')
+            except Interrupted:
+                raise CellFailed(stopped) from None
+            except Exception:
+                # As text: an exception of a library may not survive the way to another process.
+                raise CellFailed(f'cell {cell.id} ({_describe(cell)}):\n{traceback.format_exc()}') from None
+        final_return = None if result.evaluation is None else result.evaluation.mean
+        write_atomically(workdir / _DONE, json.dumps({'final_return': final_return}))
+        shutil.rmtree(workdir / 'checkpoints')  # Thousands of cells would fill a disk.
+    finally:
+        _cell_runs.clear()
 
 
 def _write_results(cells: Sequence[Cell], folder: Path) -> None:

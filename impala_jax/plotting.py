@@ -321,7 +321,8 @@ def heatmap(
     for axes, panel_value, mean, half in zip(panels, panel_values, means, halves, strict=False):
         mesh = _matrix(axes, x, y, xs, ys, mean, half, limits)
         _finish(axes, _label(x), _label(y), _title(panel, panel_value) or ('measured' if theory else ''))
-    label = _label(metric) + (' (± half of its 95 % interval)' if np.isfinite(halves).any() else '')
+    # In two lines, for a grid of three rows is no higher than that.
+    label = _label(metric) + ('\n(± half of its 95 % interval)' if np.isfinite(halves).any() else '')
     assert mesh is not None
     figure.colorbar(mesh, ax=panels[: len(panel_values)], label=label)
     hatched = _outside_theory(x, y, xs, ys) & np.isfinite(means).any(axis=0)

@@ -169,6 +169,16 @@ def test_a_cell_that_fails_ends_the_sweep_with_its_name(tmp_path):
     assert {row['task'] for row in rows} == {'catch'}
 
 
+@pytest.mark.timeout(120)
+def test_a_cell_that_fails_ends_the_others(tmp_path):
+    # The process it failed in is idle by then, the other one busy. On Python 3.12 the sweep waited for that for ever.
+    wrong = small(environment=EnvironmentConfig(name='cach'))
+    cells = Grid({'catch': small(total_frames=2_000_000), 'wrong': wrong}, {'seed': (3,)}).cells()
+    with pytest.raises(CellFailed, match='task=wrong'):
+        run_sweep(cells, tmp_path, 2)
+    assert len(list(tmp_path.glob('cells/*/checkpoints/0*'))) == 1  # It can be resumed.
+
+
 def test_outside_theory():
     levels = (1.0, 4.0, math.inf)
     grid = Grid({'catch': small()}, {'vtrace.rho_bar': levels, 'vtrace.c_bar': levels})
