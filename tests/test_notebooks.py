@@ -14,8 +14,10 @@ BUDGETS = {
     'quickstart': 'TOTAL_FRAMES = 5_000\nEPISODES = 4',
     'vtrace_ablation': 'LEVELS = (1.0, 4.0)\nSEEDS = (0,)\nTOTAL_FRAMES = 400',
     'atari': 'TOTAL_FRAMES = 80_000\nEPISODES = 1',  # The first games end after some 60,000.
-    'your_environment': 'TOTAL_FRAMES = 2_000',
+    'your_environment': 'TOTAL_FRAMES = 2_000\nEPISODES = 4',
 }
+# By notebook: what it needs beside what all need.
+MODULES = {'atari': 'ale_py', 'your_environment': 'gymnasium'}
 
 
 def load(path):
@@ -47,8 +49,9 @@ def test_runs(path, tmp_path):
     import nbclient
     import nbformat
 
-    if path.stem == 'atari' and importlib.util.find_spec('ale_py') is None:
-        pytest.skip('ale_py not installed')
+    module = MODULES.get(path.stem)
+    if module is not None and importlib.util.find_spec(module) is None:
+        pytest.skip(f'{module} not installed')
     shutil.copy(path, tmp_path)
     notebook = nbformat.read(tmp_path / path.name, as_version=4)
     (parameters,) = [i for i, cell in enumerate(notebook.cells) if 'parameters' in cell.metadata.get('tags', [])]
