@@ -1,7 +1,7 @@
 """The figures of docs/vtrace.md: python benchmarks/vtrace_figures.py runs/table2 runs/truncation docs/images
 
 The arguments are the folders of the sweeps configs/ablations/table2.py and truncation.py, and where the figures go. The
-theory is that of Catch itself, written down as an MDP.
+theory is that of Catch, written down as an MDP.
 """
 
 import math

@@ -94,9 +94,6 @@ class NetworkConfig:
 class VTraceConfig:
     """The off-policy correction, and V-trace's truncation levels (section 4.1); `inf` means no truncation."""
 
-    correction: Literal['vtrace', 'one_step_is', 'epsilon_correction', 'none'] = 'vtrace'
-    """How off-policy data is corrected (section 5.2.2, table 2). `one_step_is`: the advantage times pi/mu, uncorrected
-    value targets; `epsilon_correction`: no ratios, log(pi + 1e-6) in the policy gradient; `none`: as if on-policy."""
     rho_bar: float = 1.0
     """Truncates rho in the temporal differences: decides WHAT is converged to."""
     c_bar: float = 1.0
@@ -109,6 +106,9 @@ class VTraceConfig:
     """Allow c_bar > rho_bar, for which Theorem 1 proves nothing and V-trace can diverge (impala_jax/tabular.py)."""
     implementation: Literal['auto', 'scan', 'associative_scan'] = 'auto'
     """How the recurrence is compiled; the results are the same. `auto`: what was measured to be faster there."""
+    correction: Literal['vtrace', 'one_step_is', 'epsilon_correction', 'none'] = 'vtrace'
+    """How off-policy data is corrected (section 5.2.2, table 2). `one_step_is`: the advantage times pi/mu, uncorrected
+    value targets; `epsilon_correction`: no ratios, log(pi + 1e-6) in the policy gradient; `none`: as if on-policy."""
 
     def __post_init__(self):
         for name in ('rho_bar', 'c_bar', 'pg_rho_bar'):
