@@ -2,15 +2,12 @@
 
 import csv
 import math
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
+import programs
 import pytest
+from programs import ROOT, finish, marked_processes, wait_for
 
 from impala_jax import config as config_lib
 from impala_jax.ablation import CellFailed, Grid, run_sweep
@@ -25,7 +22,6 @@ from impala_jax.config import (
     NetworkConfig,
 )
 
-ROOT = Path(__file__).parent.parent
 GRID = """
 from impala_jax import (
     ActorConfig, Config, EnvironmentConfig, EvaluatorConfig, LearnerConfig, LoggingConfig, NetworkConfig
@@ -57,35 +53,7 @@ def grid_file(tmp_path):
 
 
 def start(grid_file, output, *arguments):
-    environment = os.environ | {'PYTHONPATH': str(ROOT), 'RUN_MARK': str(output)}
-    command = [sys.executable, 'launch/ablate.py', '--grid', str(grid_file), '--output', str(output), *arguments]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-def finish(process):
-    stdout, stderr = process.communicate(timeout=240)
-    return process.returncode, stdout, stderr
-
-
-def processes_of(output):
-    """The sweep's processes, zombies aside."""
-    found = []
-    for entry in Path('/proc').glob('[0-9]*'):
-        try:
-            if f'RUN_MARK={output}'.encode() in (entry / 'environ').read_bytes().split(b'\0'):
-                found.append(entry.name)
-        except OSError:
-            continue
-    return found
-
-
-def wait_for(condition, timeout_s=120):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    return programs.start(output, 'launch/ablate.py', '--grid', str(grid_file), '--output', str(output), *arguments)
 
 
 def finished(output):
@@ -132,7 +100,7 @@ def test_a_stopped_sweep_goes_on_and_gives_the_same_table(unbroken, grid_file, t
     code, _, stderr = finish(process)
     if number != signal.SIGKILL:
         assert code == 1 and stderr.splitlines()[-1] == 'stopped; the same command goes on where it was', stderr
-    wait_for(lambda: not processes_of(output))
+    wait_for(lambda: not marked_processes(output))
     before = finished(output)
     assert 2 <= before < NUM_CELLS, 'it was over before the signal came'
     code, stdout, stderr = finish(start(grid_file, output, '--processes', '2'))

@@ -3,20 +3,19 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
+import programs
 import pytest
+from programs import finish, marked_processes, wait_for
 
 import impala_jax
 from impala_jax import checkpoint
 
-ROOT = Path(__file__).parent.parent
 TIMES = ('wall_time_s', 'frames_per_second', 'learner_wait_fraction')
 # 40 updates of 4 trajectories of 10 steps; a row after each fourth.
 SMALL = (
@@ -36,20 +35,8 @@ IDS = ['threads', 'launchpad', 'launchpad_processes']
 
 
 def start(workdir, *arguments, config='configs/catch.py', environment=None):
-    environment = (
-        os.environ | {'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}', 'RUN_MARK': str(workdir)} | (environment or {})
-    )
-    # One device, as a person has.
-    environment.pop('XLA_FLAGS', None)
-    command = [sys.executable, 'launch/local.py', '--config', config, '--workdir', str(workdir), *arguments]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-def finish(process, timeout_s=240):
-    stdout, stderr = process.communicate(timeout=timeout_s)
-    return process.returncode, stdout, stderr
+    command = ['launch/local.py', '--config', config, '--workdir', str(workdir), *arguments]
+    return programs.start(workdir, *command, environment=environment)
 
 
 def train(workdir, *arguments, **kwargs):
@@ -73,27 +60,6 @@ def learned(workdir):
 def assert_same(a, b):
     assert a[0] == b[0]
     jax.tree.map(np.testing.assert_array_equal, a[1], b[1])
-
-
-def wait_for(condition, process, timeout_s=200):
-    """Waits for a condition that the process brings about."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, 'the process never got there'
-        time.sleep(0.02)
-
-
-def marked_processes(workdir):
-    """The processes, zombies aside, that descend from the run in `workdir`."""
-    found = []
-    for entry in Path('/proc').glob('[0-9]*'):
-        try:
-            if f'RUN_MARK={workdir}'.encode() in (entry / 'environ').read_bytes().split(b'\0'):
-                found.append(entry.name)
-        except OSError:
-            continue
-    return found
 
 
 LOCKSTEP = ['--runtime', 'lockstep', '--total-frames', '4000', *SMALL[2:]]  # 100 updates
