@@ -215,12 +215,6 @@ class LearnerConfig:
                 f'learner.batch_size {self.batch_size} does not divide over {self.num_devices} devices; '
                 f'try {math.ceil(self.batch_size / self.num_devices) * self.num_devices}',
             )
-        if self.queue_capacity is not None:
-            _require(
-                self.queue_capacity >= self.batch_size,
-                f'learner.queue_capacity {self.queue_capacity} is below learner.batch_size {self.batch_size}: '
-                'no batch could ever be complete',
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,6 +309,12 @@ class Config:
             f'replay.fraction {self.replay.fraction} of learner.batch_size {self.learner.batch_size} is no whole '
             'number of trajectories; change either',
         )
+        capacity = self.learner.queue_capacity
+        _require(
+            capacity is None or capacity >= self.num_fresh,
+            f'learner.queue_capacity {capacity} is below the {self.num_fresh} trajectories of a batch that come from '
+            f'the queue: no batch could ever be complete; try {2 * self.num_fresh}',
+        )
 
     @property
     def num_replayed(self) -> int:
@@ -341,7 +341,7 @@ class Config:
         """Trajectories that wait at most before actors block."""
         if self.learner.queue_capacity is not None:
             return self.learner.queue_capacity
-        return max(2 * self.learner.batch_size, self.actor.num_actors * self.actor.num_envs)
+        return max(2 * self.num_fresh, self.actor.num_actors * self.actor.num_envs)
 
 
 def replace(config: Config, values: Mapping[str, Any]) -> Config:

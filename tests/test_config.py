@@ -82,7 +82,6 @@ INVALID = [
     (LearnerConfig, {'max_nonfinite_updates': 0}, 'learner.max_nonfinite_updates must be positive, got 0'),
     (LearnerConfig, {'num_devices': 0}, 'learner.num_devices must be positive, got 0'),
     (LearnerConfig, {'num_devices': 5}, 'learner.batch_size 32 does not divide over 5 devices; try 35'),
-    (LearnerConfig, {'queue_capacity': 31}, 'learner.queue_capacity 31 is below learner.batch_size 32: no batch could'),
     (ReplayConfig, {'fraction': 1.0}, 'replay.fraction must lie in [0, 1), got 1.0'),
     (ReplayConfig, {'capacity': 0}, 'replay.capacity must be positive, got 0'),
     (ActorConfig, {'num_actors': 0}, 'actor.num_actors must be positive, got 0'),
@@ -94,6 +93,16 @@ INVALID = [
     (CheckpointConfig, {'keep': 1}, 'checkpoint.keep must be 2 or more, got 1'),
     (LoggingConfig, {'interval_s': 0}, 'logging.interval_s must be positive, got 0'),
     (LoggingConfig, {'interval_updates': 0}, 'logging.interval_updates must be positive, got 0'),
+    (
+        Config,
+        {'learner': LearnerConfig(queue_capacity=31)},
+        'learner.queue_capacity 31 is below the 32 trajectories of a batch that come from the queue',
+    ),
+    (
+        Config,
+        {'learner': LearnerConfig(queue_capacity=7), 'replay': ReplayConfig(fraction=0.75)},
+        'learner.queue_capacity 7 is below the 8 trajectories of a batch that come from the queue',
+    ),
     (Config, {'total_frames': 0}, 'total_frames must be positive, got 0'),
     (Config, {'timeout_s': 0}, 'timeout_s must be positive, got 0'),
     (Config, {'policy_lag': -1}, 'policy_lag must be 0 or more, got -1'),
@@ -126,6 +135,7 @@ def test_derived_values():
     assert config.queue_capacity == 64
     assert Config(actor=ActorConfig(num_actors=10, num_envs=10)).queue_capacity == 100
     assert Config(learner=LearnerConfig(queue_capacity=40)).queue_capacity == 40
+    assert Config(actor=ActorConfig(num_envs=4), replay=ReplayConfig(fraction=0.75)).queue_capacity == 16
 
 
 def test_differences_name_only_what_changes_learning():
