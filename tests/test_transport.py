@@ -243,3 +243,38 @@ def test_store_without_parameters_times_out_and_closes(make_store):
     store.close()
     thread.join(5)
     assert not thread.is_alive() and isinstance(errors[0], Closed)
+
+
+@pytest.mark.launchpad
+def test_a_server_that_stops_keeps_no_reader_of_parameters(server):
+    """Reverb's client waits without end if the server stops in the middle of a sample; Launchpad killed such a run."""
+    import reverb
+
+    from impala_jax.runtimes.reverb_transport import ReverbParameterStore
+
+    def make():
+        return ReverbParameterStore(reverb.Client(f'localhost:{server.port}'), PARAMS, 30.0)
+
+    make().publish(0, PARAMS)
+    stores = [make() for _ in range(6)]
+    reading = [threading.Event() for _ in stores]
+
+    def read(store, event):
+        while True:
+            store.latest()
+            event.set()
+
+    threads = [
+        in_thread(lambda store=store, event=event: read(store, event))
+        for store, event in zip(stores, reading, strict=True)
+    ]
+    assert all(event.wait(20) for event in reading)
+    stop = threading.Thread(target=server.stop)
+    stop.start()
+    for store in stores:
+        store.close()
+    for thread, errors in threads:
+        thread.join(5)
+        assert not thread.is_alive() and isinstance(errors[0], Closed)
+    stop.join(20)
+    assert not stop.is_alive()

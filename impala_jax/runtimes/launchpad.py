@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import io
 import os
 import sys
@@ -102,7 +103,8 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
             # The learner ends first; any other node that does has died.
             manager.wait(labels, return_on_first_completed=True)
         finally:
-            with contextlib.redirect_stdout(io.StringIO()):  # It counts the seconds it waits.
+            # It counts the seconds it waits on standard output, and kills this process after the last one.
+            with contextlib.redirect_stdout(io.StringIO()), _stuck_threads_are_shown():
                 manager.stop_and_wait()
     if failure.exists():
         raise NodeFailure(failure.read_text())
@@ -211,6 +213,16 @@ def _own_process(setup: _Setup) -> Iterator[None]:
     worker_manager.get_worker_manager()._termination_notice_secs = -1
     with _native_messages_to(setup.workdir / _NATIVE_LOG):
         yield
+
+
+@contextlib.contextmanager
+def _stuck_threads_are_shown() -> Iterator[None]:
+    """Writes where every thread is to standard error before Launchpad kills a process whose nodes do not end."""
+    faulthandler.dump_traceback_later(_TERMINATION_NOTICE_S - 5, file=sys.stderr)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -189,6 +190,10 @@ class ReverbParameterStore:
         self._timeout_s = timeout_s
         self._closed = threading.Event()
         self._writer: _Writer | None = None
+        # A server that stops in the middle of a sample leaves its client waiting without end.
+        self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[list[np.ndarray] | Exception | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
 
     def publish(self, version: int, params: PyTree) -> None:
         if self._writer is None:
@@ -198,7 +203,7 @@ class ReverbParameterStore:
     def latest(self) -> tuple[int, PyTree]:
         deadline = time.monotonic() + self._timeout_s
         while not self._closed.is_set():
-            found = _unless_closed(self._sample, self._closed)
+            found = _unless_closed(lambda: self._sample(deadline), self._closed)
             if found is not None:
                 version, *leaves = found
                 return int(version), jax.tree.unflatten(self._treedef, leaves)
@@ -209,12 +214,34 @@ class ReverbParameterStore:
 
     def close(self) -> None:
         self._closed.set()
+        self._requests.put(False)
 
-    def _sample(self) -> list[np.ndarray] | None:
-        # A sample from an empty table would wait without end.
-        if not self._client.server_info(timeout=10)[PARAMETERS].current_size:
-            return None
-        return next(_samples(self._client, PARAMETERS, num_samples=1))
+    def _sample(self, deadline: float) -> list[np.ndarray] | None:
+        """What the server has now; None if it has nothing yet. Waits in slices for a thread that waits without end."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name='reverb reader of parameters', daemon=True)
+            self._thread.start()
+        self._requests.put(True)
+        while not self._closed.is_set():
+            try:
+                answer = self._answers.get(timeout=_SLICE_MS / 1000)
+            except queue.Empty:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f'waited {self._timeout_s:g} s for the parameter server') from None
+                continue
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+        raise Closed
+
+    def _run(self) -> None:
+        while self._requests.get():
+            try:
+                # A sample from an empty table would wait without end.
+                filled = self._client.server_info(timeout=10)[PARAMETERS].current_size
+                self._answers.put(next(_samples(self._client, PARAMETERS, num_samples=1)) if filled else None)
+            except Exception as error:  # Reverb's errors share no base class; `latest` raises it.
+                self._answers.put(error)
 
 
 def _samples(client: reverb.Client, table: str, num_samples: int) -> Iterator[list[np.ndarray]]:
