@@ -49,6 +49,7 @@ def returns_of_minisuite(tmp_path, **network):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a minute or two on two idle cores
 def test_minisuite_is_solved_by_one_set_of_parameters(tmp_path):
     """Every task within 5 % of its optimum, which is 1."""
     returns = returns_of_minisuite(tmp_path)
@@ -56,6 +57,7 @@ def test_minisuite_is_solved_by_one_set_of_parameters(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a minute or two on two idle cores
 def test_minisuite_needs_the_lstm(tmp_path):
     """Without it, memory Catch stays where chance has it, with one ball in five; what needs no memory is learned."""
     returns = returns_of_minisuite(tmp_path, core='feedforward')
@@ -64,6 +66,7 @@ def test_minisuite_needs_the_lstm(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a minute or two on two idle cores
 def test_minisuite_needs_the_instruction(tmp_path):
     """Without it, going to a colour is a guess; all else is learned."""
     returns = returns_of_minisuite(tmp_path, instructions=False)
