@@ -59,10 +59,13 @@ def test_minisuite_is_solved_by_one_set_of_parameters(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # a minute or two on two idle cores
 def test_minisuite_needs_the_lstm(tmp_path):
-    """Without it, memory Catch stays where chance has it, with one ball in five; what needs no memory is learned."""
+    """Without it, memory Catch stays where chance has it, with one ball in five; Catch and the bandit are learned.
+
+    Of the words not all is understood either: only the core joins them with what is seen.
+    """
     returns = returns_of_minisuite(tmp_path, core='feedforward')
-    assert returns.pop('catch_memory') < 0, returns
-    assert min(returns.values()) >= 0.9, returns
+    assert returns['catch_memory'] < -0.3, returns
+    assert min(returns['catch'], returns['delayed_bandit']) >= 0.95, returns
 
 
 @pytest.mark.slow
