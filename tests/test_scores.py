@@ -1,12 +1,20 @@
 """Human-normalised scores, the paper's own numbers, aggregates and their intervals."""
 
 import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from impala_jax import data, scores
+from impala_jax import data, plotting, scores
+from impala_jax.config import ConfigError
+
+ROOT = Path(__file__).parent.parent
 
 GAMES = ['atari/' + row['game'] for row in data.rows('atari57_scores.csv')]
 LEVELS = ['dmlab/' + row['level_train'] for row in data.rows('dmlab30_scores.csv')]
@@ -22,7 +30,7 @@ def test_human_normalised_scores():
     assert scores.human_normalised('dmlab/language_execute_random_task', -5.913) == pytest.approx(0)
     for name in ('train', 'test'):
         assert scores.human_normalised(f'dmlab/rooms_collect_good_objects_{name}', 10) == pytest.approx(100)
-    for name in ('catch', 'atari/no_such_game', 'dmlab/tests/empty_room', 'minisuite/catch'):
+    for name in ('catch', 'atari/no_such_game', 'dmlab/seekavoid_arena_01', 'minisuite/catch'):
         assert scores.human_normalised(name, 1.0) is None
 
 
@@ -182,3 +190,71 @@ def test_table():
 def test_table_without_human_scores():
     text = printed(result('minisuite', {'minisuite/a': [1.0, 0.0], 'minisuite/b': [2.0, 2.0]}))
     assert 'human' not in text and '0.50 ± 0.50' in text and '1.25 [' in text
+
+
+def bars(figure):
+    """Label -> the bar's end, from the bottom to the top."""
+    (axes,) = figure.axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    return dict(zip(labels, [bar.get_width() for bar in axes.patches], strict=True))
+
+
+def test_figure_has_the_scores_and_those_of_the_paper():
+    normalised = np.arange(30.0)[::-1]
+    returns = returns_with(normalised, 10.0)
+    figure = plotting.suite(result('dmlab30', returns))
+    drawn = bars(figure)
+    np.testing.assert_allclose(list(drawn.values()), np.arange(30), atol=1e-9)
+    assert list(drawn)[-1] == 'rooms_collect_good_objects_test' and len(drawn) == 30
+    (axes,) = figure.axes
+    pbt, experts = scores.paper_agents('dmlab30')
+    for agent, color in ((pbt, plotting._PALETTE[1]), (experts, plotting._PALETTE[2])):
+        (points,) = [line for line in axes.lines if line.get_color() == color]
+        np.testing.assert_allclose(points.get_xdata(), [agent.score(task) for task in LEVELS[::-1]])
+        np.testing.assert_array_equal(points.get_ydata(), np.arange(30))
+    (human,) = [line for line in axes.lines if line.get_label() == 'human']
+    assert set(human.get_xdata()) == {100}
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ['this run', 'deep multi-task, PBT (paper)', 'deep experts (paper)', 'human']
+    (errors,) = axes.collections
+    low, high = scores.suite_scores(returns).tasks[LEVELS[0]].interval  # pyright: ignore
+    np.testing.assert_allclose(errors.get_segments()[-1][:, 0], [low, high])
+    assert 'dmlab30 at 4,000 frames\nmedian: 14.5 [' in axes.get_title() and axes.get_xscale() == 'linear'
+
+
+def test_figure_of_atari_is_logarithmic():
+    """Video Pinball's scores would leave the others no room."""
+    returns = {game: [scores.reference(game).human] * 2 for game in GAMES}  # pyright: ignore
+    figure = plotting.suite(result('atari57', returns))
+    assert figure.axes[0].get_xscale() == 'symlog'
+    assert len(bars(figure)) == 57 and set(np.round(list(bars(figure).values()), 6)) == {100}
+
+
+def test_figure_without_human_scores():
+    figure = plotting.suite(result('minisuite', {'minisuite/a': [1.0, 0.0], 'minisuite/b': [2.0, 2.0]}))
+    assert bars(figure) == {'a': 0.5, 'b': 2.0}
+    assert figure.axes[0].get_xlabel() == 'return of an episode' and 'mean: 1.25 [' in figure.axes[0].get_title()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['this run']
+
+
+def test_figure_from_the_command_line(tmp_path):
+    files = ['--scores', tmp_path / 'scores.json', '--output', tmp_path / 'a.svg']
+
+    def plot(content):
+        (tmp_path / 'scores.json').write_text(json.dumps(content))
+        return subprocess.run(
+            [sys.executable, 'launch/plot.py', 'suite', *files],
+            **{'cwd': ROOT, 'env': os.environ | {'PYTHONPATH': str(ROOT)}, 'timeout': 100},
+            **{'capture_output': True, 'text': True},
+        )
+
+    done = plot(result('minisuite', {'minisuite/a': [1.0, 0.0], 'minisuite/b': [2.0, 2.0]}))
+    assert (done.returncode, done.stderr) == (0, '') and (tmp_path / 'a.svg').read_bytes().startswith(b'<?xml')
+    done = plot({'episodes': 3, 'mean_return': 1.0})
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith('error: these are no scores of a suite')
+
+
+def test_what_is_no_suite_is_refused():
+    for content in ([], {}, {'tasks': {}}, {'tasks': {'a': {}}}):
+        with pytest.raises(ConfigError, match='no scores of a suite'):
+            plotting.suite(content)  # pyright: ignore[reportArgumentType]

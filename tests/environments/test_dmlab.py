@@ -184,7 +184,7 @@ def test_all_levels_of_the_real_engine(level, make):
 
 
 def test_levels_outside_dmlab30(stand_in, make):
-    assert make('dmlab/tests/empty_room').reset().step_type == FIRST
+    assert make('dmlab/seekavoid_arena_01').reset().step_type == FIRST
 
 
 def refusal(name=PLAIN, **options):
@@ -409,7 +409,7 @@ class TestStandIn:
     @pytest.mark.parametrize(
         'arguments, options, error',
         [
-            ((b'tests/empty_room', ['INSTR']), {}, TypeError),
+            ((b'seekavoid_arena_01', ['INSTR']), {}, TypeError),
             (('contributed/dmlab30/rooms_watermaze', ('INSTR',)), {}, TypeError),
             (('contributed/dmlab30/rooms_watermaze', ['RGBD_']), {}, ValueError),
             (('contributed/dmlab30/rooms_watermaze', ['INSTR'], {'widht': '96'}), {}, RuntimeError),
@@ -456,7 +456,7 @@ import deepmind_lab
 class Cache:
     def fetch(self, key, path): return True
     def write(self, key, path): pass
-deepmind_lab.Lab('tests/empty_room', ['INSTR'], level_cache=Cache()).reset()
+deepmind_lab.Lab('seekavoid_arena_01', ['INSTR'], level_cache=Cache()).reset()
 """
         env = {**os.environ, 'PYTHONPATH': str(STAND_INS)}
         assert subprocess.run([sys.executable, '-c', code], env=env, timeout=60).returncode == -signal.SIGABRT

@@ -36,7 +36,7 @@ _DMLAB30 = (
     'explore_goal_locations_large explore_object_rewards_few explore_object_rewards_many'
 ).split()
 # A level outside DMLab-30, and one whose map is missing.
-_LEVELS = {f'contributed/dmlab30/{name}' for name in _DMLAB30} | {'tests/empty_room', 'tests/missing_map'}
+_LEVELS = {f'contributed/dmlab30/{name}' for name in _DMLAB30} | {'seekavoid_arena_01', 'tests/missing_map'}
 _HELD_OUT = ('rooms_collect_good_objects_test', 'rooms_exploit_deferred_effects_test')
 _NEED_DATASET = ('psychlab_arbitrary_visuomotor_mapping', 'psychlab_continuous_recognition')
 _SETTINGS = {
