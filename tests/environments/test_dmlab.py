@@ -199,6 +199,9 @@ def refusal(name=PLAIN, **options):
 def test_refusals(stand_in, tmp_path):
     text = refusal('dmlab/rooms_watermase')
     assert 'dmlab/rooms_watermase' in text and "did you mean 'rooms_watermaze'" in text
+    with pytest.raises(ConfigError, match='rooms_watermaze'):
+        dmlab.factory(EnvironmentConfig(name='dmlab/rooms_watermase', level_cache=''))(0)
+    assert not os.listdir(tempfile.gettempdir())
     text = refusal('dmlab/rooms_collect_good_objects_test')
     assert 'held out' in text and 'train on dmlab/rooms_collect_good_objects_train' in text
     text = refusal('dmlab/psychlab_continuous_recognition')
@@ -382,7 +385,9 @@ class TestLevelCache:
         cache = dmlab.LevelCache(folder)
         with caplog.at_level(logging.WARNING):
             cache.write('key', str(tmp_path / 'map'))
+            num_files = len(os.listdir('/proc/self/fd'))
             cache.write('key', str(tmp_path / 'map'))
+        assert len(os.listdir('/proc/self/fd')) == num_files
         assert len(caplog.records) == 1 and 'No space left' in caplog.text and str(folder) in caplog.text
         assert not list(folder.iterdir())
         second = dmlab.LevelCache(folder)  # Its lock is another, as in another process.
