@@ -409,7 +409,7 @@ class TestLevelCache:
 
 
 class TestStandIn:
-    """It refuses what the real one refuses; where that is installed, it shows whether this is still true of it."""
+    """It refuses what the real one refuses: of constructors this is tested on both, where that is installed."""
 
     @pytest.mark.parametrize(
         'arguments, options, error',
@@ -424,9 +424,9 @@ class TestStandIn:
             (('contributed/dmlab30/rooms_collect_good_objects_test', ['INSTR']), {}, RuntimeError),
         ],
     )
-    def test_constructor(self, stand_in, arguments, options, error):
+    def test_constructor(self, engine, arguments, options, error):
         with pytest.raises(error):
-            stand_in.Lab(*arguments, **options)
+            engine.Lab(*arguments, **options)
 
     def test_calls(self, stand_in):
         lab = stand_in.Lab(
