@@ -295,14 +295,15 @@ if __name__ == '__main__':
 
 
 def test_seeds_decide_the_episodes(stand_in, make):
-    def pictures(seed):
-        vector = make(num_envs=2, seed=seed)
+    def pictures(seed, evaluation=False):
+        vector = make(num_envs=2, seed=seed, evaluation=evaluation)
         vector.reset()
         return np.stack([vector.step([0, 0])[0].observation['rgb'][:, 0, 0, 0] for _ in range(2 * STEPS)])
 
     first, again, other = pictures(1), pictures(1), pictures(2)
     np.testing.assert_array_equal(first, again)
     assert (first != other).mean() > 0.9
+    assert (first != pictures(1, evaluation=True)).mean() > 0.9  # for the mixer seed of tests
     assert (first[:, 0] != first[:, 1]).mean() > 0.9
     assert (first[:STEPS] != first[STEPS:]).mean() > 0.9
 
