@@ -21,7 +21,11 @@ PYTHON = [block for language, block in BLOCKS if language == 'python']
 FILES = {block.split('\n', 1)[0][2:]: block for block in PYTHON if block.startswith('# my_')}
 EXAMPLES = [block for block in PYTHON if block not in FILES.values()]
 # One small update and one game, in the runtime that starts fastest.
-SMALL = '--runtime threads --total-frames 2000 --evaluator.episodes 1 --actor.num-actors 1 --actor.num-envs 4'.split()
+SMALL = '--runtime threads --total-frames 2000 --evaluator.episodes 1 --actor.num-actors 1 --actor.num-envs 2'.split()
+# A suite's tasks each need an environment, and an evaluation plays games of all.
+SUITES = {'minisuite': ['--actor.num-envs', '4'], 'atari57': '--actor.num-envs 57 --evaluator.episodes 0'.split()}
+SUITES['dmlab30'] = '--actor.num-envs 30 --evaluator.episodes 0'.split()
+MARKS = {'atari57': [pytest.mark.slow, pytest.mark.atari], 'dmlab30': [pytest.mark.slow]}
 
 
 def test_nothing_in_the_readme_is_left_out():
@@ -30,7 +34,7 @@ def test_nothing_in_the_readme_is_left_out():
     # CI runs the first two; requirements/install.sh, and so every run of CI, does what the third does.
     assert others == ['make train', 'make test', "pip install -e '.[atari,video,plot]'"]
     assert (
-        len(TRAIN) == 7
+        len(TRAIN) == 9
         and len(EVALUATE) == 2
         and len(PLOT) == 3
         and len(ABLATE) == 1
@@ -57,7 +61,11 @@ def arguments_of(line, tmp_path):
     return [str(tmp_path / word) if word.startswith('runs/') else word for word in words[1:]]
 
 
-@pytest.mark.parametrize('line', TRAIN)
+def suite_of(line):
+    return next((suite for suite in SUITES if f'configs/{suite}.py' in line), '')
+
+
+@pytest.mark.parametrize('line', [pytest.param(line, marks=MARKS.get(suite_of(line), ())) for line in TRAIN])
 def test_training_commands(line, tmp_path):
     if 'pong' in line or 'atari' in line:
         pytest.importorskip('ale_py')
@@ -69,7 +77,7 @@ def test_training_commands(line, tmp_path):
         (tmp_path / name).write_text(block)
     arguments = arguments_of(line, tmp_path)
     environment = {'PYTHONPATH': f'{stand_ins}:{ROOT}', 'HOME': str(tmp_path)} if lab else None
-    assert 'Trained' in run([*arguments, *SMALL], tmp_path, environment)
+    assert 'Trained' in run([*arguments, *SMALL, *SUITES.get(suite_of(line), [])], tmp_path, environment)
 
 
 def test_evaluation_and_plot_commands(tmp_path):
@@ -90,7 +98,7 @@ def test_evaluation_and_plot_commands(tmp_path):
 
 def test_suite_commands(tmp_path):
     train = next(line for line in TRAIN if 'runs/minisuite' in line)
-    run([*arguments_of(train, tmp_path), *SMALL], tmp_path)
+    run([*arguments_of(train, tmp_path), *SMALL, *SUITES['minisuite']], tmp_path)
     lines = [EVALUATE[1], next(line for line in PLOT if ' suite ' in line)]
     for arguments in ([*arguments_of(lines[0], tmp_path), '--episodes', '2'], arguments_of(lines[1], tmp_path)):
         run([str(tmp_path / word) if word.startswith('suite.') else word for word in arguments], tmp_path)
