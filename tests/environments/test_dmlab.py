@@ -22,7 +22,7 @@ from impala_jax import environments
 from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import EnvironmentFailure, dmlab
 from impala_jax.environments.base import environment_spec
-from impala_jax.types import FIRST, LAST, MID, ArraySpec
+from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec
 
 STAND_INS = Path(__file__).parents[1] / 'stand_ins'
 FORWARD, BACKWARD, FIRE = 0, 1, 8
@@ -68,7 +68,7 @@ def make(tmp_path):
 def test_spec(engine, tmp_path):
     spec = environments.spec(EnvironmentConfig(name=PLAIN, level_cache=str(tmp_path)))
     rgb, words = ArraySpec((72, 96, 3), np.dtype(np.uint8)), ArraySpec((16,), np.dtype(np.int32))
-    assert spec == (({'rgb': rgb, 'instruction': words}), 9)
+    assert spec == EnvironmentSpec({'rgb': rgb, 'instruction': words}, 9)
     assert not multiprocessing.active_children()
 
 
