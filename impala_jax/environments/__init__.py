@@ -49,6 +49,8 @@ def make(
         return AtariVectorEnvironment(config, num_envs, seed, evaluation=evaluation)
     factory = environment_factory(config, evaluation)
     processes = config.processes or (0 if config.name in BUILT_IN else len(os.sched_getaffinity(0)))
+    if config.name.startswith('dmlab/'):
+        processes = num_envs
     if not processes:
         return SerialVectorEnvironment(factory, num_envs, seed, name=config.name, max_failures=config.max_failures)
     from impala_jax.environments.processes import ProcessVectorEnvironment
@@ -81,7 +83,7 @@ def _make_suite(
 
 
 def spec(config: EnvironmentConfig) -> EnvironmentSpec:
-    """What an agent for this environment must know; builds one environment (of each task) in this process to find out.
+    """What an agent for this environment must know; builds one environment (of each task) to find out.
 
     Raises:
       ConfigError: as `make`.
@@ -92,7 +94,7 @@ def spec(config: EnvironmentConfig) -> EnvironmentSpec:
         with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             specs = dict(zip(names, pool.map(spec, configs), strict=True))
         return suites.common_spec(config.name, specs)._replace(tasks=names)
-    if config.name.startswith('atari/'):
+    if config.name.startswith(('atari/', 'dmlab/')):
         environment = make(config, 1, seed=0)
     else:
         environment = SerialVectorEnvironment(environment_factory(config), 1, seed=0, name=config.name)

@@ -7,10 +7,15 @@ import logging
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import sys
+import tempfile
+import threading
 import time
 import traceback
+import types
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -34,6 +39,7 @@ class ProcessVectorEnvironment:
     """A `VectorEnvironment` over worker processes; steps, seeds and states are those of `SerialVectorEnvironment`.
 
     A worker that dies is replaced, and its environments begin anew; one that is silent for `timeout_s` is an error.
+    Each has a folder for temporary files of its own, which goes when the worker does, however that ends.
 
     Raises:
       ConfigError: as `SerialVectorEnvironment`.
@@ -160,6 +166,7 @@ class _Worker:
         self._starts = 0
         self._process: Any = None
         self._connection: Any = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __str__(self) -> str:
         name = self._arguments[0].name
@@ -172,14 +179,19 @@ class _Worker:
             self.join(time.monotonic() + _CLOSE_TIMEOUT_S)
         context = multiprocessing.get_context('spawn')  # JAX and fork deadlock.
         self._connection, theirs = context.Pipe()
+        self._folder = tempfile.TemporaryDirectory(prefix='impala_jax_')
         self._process = context.Process(
-            target=_work, args=(theirs, *self._arguments, self._starts), name=str(self), daemon=True
+            target=_work,
+            args=(theirs, self._folder.name, *self._arguments, self._starts),
+            name=str(self),
+            daemon=True,
         )
         self._starts += 1
         # An interrupt of the whole process group is this process's business; blocked signals are inherited.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
-            self._process.start()
+            with _without_main():
+                self._process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
@@ -223,10 +235,35 @@ class _Worker:
                 self._process.join()
         self._process.close()
         self._process = None
+        if self._folder is not None:
+            try:
+                self._folder.cleanup()
+            except OSError as error:
+                _logger.warning('temporary files of the %s stay: %s', self, base.one_line(error))
+            self._folder = None
+
+
+_main_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Processes that are started here do not run the program's script, as spawn would have them do.
+
+    A script in launch/ loads JAX, which no environment needs, and which is most of a worker's memory and start.
+    """
+    with _main_lock:
+        main = sys.modules['__main__']
+        sys.modules['__main__'] = types.ModuleType('__main__')
+        try:
+            yield
+        finally:
+            sys.modules['__main__'] = main
 
 
 def _work(
     connection: Connection,
+    folder: str,
     config: EnvironmentConfig,
     num_envs: int,
     seed: int,
@@ -239,6 +276,7 @@ def _work(
     os.environ['JAX_PLATFORMS'] = 'cpu'  # for an environment that uses JAX: the accelerator is the learner's
     if 'jax' in sys.modules:
         sys.modules['jax'].config.update('jax_platforms', 'cpu')
+    os.environ['TMPDIR'] = tempfile.tempdir = folder
     environment: SerialVectorEnvironment | None = None
     failure: tuple[type[Exception], str] | None = None
     try:
@@ -267,6 +305,7 @@ def _work(
             connection.send((None, answer) if failure is None else failure)
     if environment is not None:
         environment.close()
+    shutil.rmtree(folder, ignore_errors=True)  # The parent, if it still lives, tries too, and reports what stays.
 
 
 def _answer(environment: SerialVectorEnvironment, request: str, argument: Any) -> Any:
