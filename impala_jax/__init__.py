@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         LossConfig,
         NetworkConfig,
         OptimizerConfig,
+        PBTConfig,
         ReplayConfig,
         VTraceConfig,
     )
@@ -40,6 +41,7 @@ __all__ = [
     'LossConfig',
     'NetworkConfig',
     'OptimizerConfig',
+    'PBTConfig',
     'ReplayConfig',
     'RunResult',
     'VTraceConfig',

@@ -19,7 +19,11 @@ _EPSILON = 1e-6  # of `epsilon_correction`
 
 
 def impala_loss(
-    output: NetworkOutput, trajectory: Trajectory, config: LossConfig, vtrace_config: VTraceConfig
+    output: NetworkOutput,
+    trajectory: Trajectory,
+    config: LossConfig,
+    vtrace_config: VTraceConfig,
+    entropy_cost: Array | float | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """The loss of a batch of trajectories.
 
@@ -28,6 +32,7 @@ def impala_loss(
       trajectory: [T + 1, B].
       config: weights, discount and reward clipping.
       vtrace_config: the correction and its truncation levels.
+      entropy_cost: a scalar in place of the configuration's.
 
     Returns:
       The loss, a scalar, and scalars for the log: `policy_loss`, `baseline_loss` (both as weighted in the loss), and
@@ -70,7 +75,8 @@ def impala_loss(
         log_pi = jnp.log(jnp.exp(log_pi) + _EPSILON)
     policy_loss = -jnp.sum(mask * log_pi * targets.pg_advantages)
     baseline_loss = config.baseline_cost * 0.5 * jnp.sum(mask * jnp.square(targets.vs - output.values[:-1]))
-    loss = policy_loss + baseline_loss - config.entropy_cost * jnp.sum(mask * entropies)
+    entropy_cost = config.entropy_cost if entropy_cost is None else entropy_cost
+    loss = policy_loss + baseline_loss - entropy_cost * jnp.sum(mask * entropies)
     return loss, {
         'policy_loss': policy_loss,
         'baseline_loss': baseline_loss,

@@ -42,6 +42,7 @@ class Histogram(NamedTuple):
 
 METRICS = 'metrics.jsonl'
 EVALUATIONS = 'evaluations.jsonl'
+SCHEDULE = 'pbt.jsonl'
 RUN_CONFIG = 'config.json'
 TENSORBOARD = 'tensorboard'
 
@@ -89,6 +90,16 @@ class LearnerStats:
     def add_wait(self, wait_s: float) -> None:
         """Counts time in which the learner waited for a batch."""
         self._row_wait_s += wait_s
+
+    @property
+    def fitness(self) -> float | None:
+        """The mean return of the last 100 episodes; None while there are fewer."""
+        return float(np.mean(self._recent)) if len(self._recent) == _RECENT_EPISODES else None
+
+    def forget_returns(self) -> None:
+        """Begins anew with the returns: from here on, other parameters act."""
+        self._recent.clear()
+        self._row_returns = []
 
     def row(self) -> dict[str, Number | Histogram]:
         """The counts since the last row, those of the whole run, and `learner_wait_fraction`.
@@ -355,11 +366,14 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
             raise OSError(error.errno, f'cannot write a row: {error.strerror}', str(path)) from error
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines; lines that are none (torn by a kill) are left out."""
+def read_rows(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, or of its end; lines that are none (torn by a kill) are left out."""
     rows = []
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        with path.open('rb') as file:
+            if last_bytes is not None:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - last_bytes))
+            lines = file.read().splitlines(keepends=True)
     except FileNotFoundError:
         return []
     for line in lines:

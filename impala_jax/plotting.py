@@ -17,13 +17,14 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from impala_jax.config import ConfigError, closest
-from impala_jax.metrics import EVALUATIONS, METRICS, RUN_CONFIG, read_rows
+from impala_jax.metrics import EVALUATIONS, METRICS, RUN_CONFIG, SCHEDULE, read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -428,6 +429,52 @@ def sensitivity(
     return figure
 
 
+def pbt(workdir: Path | str) -> Figure:
+    """A population's fitness and hyperparameters over frames, from its folder: a line a member, a dot where it copied.
+
+    Raises:
+      ConfigError: there is no population, or no member has begun.
+    """
+    schedules = {}
+    for path in sorted(Path(workdir).glob(f'member_*/{SCHEDULE}')):
+        # A member goes on with its last hyperparameters until where it is now.
+        schedule, last = read_rows(path), read_rows(path.with_name(METRICS), last_bytes=100_000)[-1:]
+        if schedule:
+            schedules[path.parent.name] = schedule, max([row['frames'] for row in [schedule[-1], *last]])
+    if not schedules:
+        raise ConfigError(f'{workdir} holds no population; give the --workdir of launch/pbt.py')
+    figure, panels = _figure(4, columns=2)
+    scale, unit = _scale(max(end for _, end in schedules.values()))
+    styles = dict(zip(schedules, _palette(len(schedules)), strict=True))
+    for axes, name in zip(panels, ('fitness', 'learning_rate', 'entropy_cost', 'epsilon'), strict=True):
+        for member, (schedule, end) in schedules.items():
+            rows = [row for row in schedule if row[name] is not None]
+            copies = [row for row in rows if row.get('copied')]
+            frames, values = [row['frames'] for row in rows], [row[name] for row in rows]
+            if name != 'fitness':
+                frames, values = [*frames, end], [*values, values[-1]]
+            draw = axes.plot if name == 'fitness' else partial(axes.step, where='post')
+            draw(np.divide(frames, scale), values, **styles[member])
+            axes.plot(
+                [row['frames'] / scale for row in copies],
+                [row[name] for row in copies],
+                marker='o',
+                markersize=4,
+                linestyle='none',
+                color=styles[member]['color'],
+            )
+        if name != 'fitness':
+            axes.set_yscale('log')
+        _finish(axes, f'environment frames{unit}', '', _label(name))
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], label=member.replace('_', ' '), **style) for member, style in styles.items()]
+    label = 'copies another member'
+    handles.append(Line2D([], [], color='black', marker='o', markersize=4, linestyle='none', label=label))
+    _legend(figure, handles)
+    return figure
+
+
 def bias_variance(
     rows: Iterable[Mapping[str, Any]],
     x: str = 'rho_bar',
@@ -681,12 +728,14 @@ def _align(cells: Sequence[_Cell]) -> tuple[np.ndarray, np.ndarray]:
     return frames, np.stack([np.interp(frames, cell.frames, cell.values) for cell in cells])
 
 
-def _figure(num_panels: int, size: tuple[float, float] | None = None, grid: bool = True) -> tuple[Figure, list[Axes]]:
-    """An empty figure of panels of `size` (inches), three a row."""
+def _figure(
+    num_panels: int, size: tuple[float, float] | None = None, grid: bool = True, columns: int = 3
+) -> tuple[Figure, list[Axes]]:
+    """An empty figure of panels of `size` (inches), `columns` a row."""
     _require_matplotlib()
     from matplotlib.figure import Figure
 
-    columns = min(num_panels, 3)
+    columns = min(num_panels, columns)
     rows = math.ceil(num_panels / columns)
     width, height = size or ((6.0, 3.8) if num_panels == 1 else (3.6, 2.9))
     figure = Figure(figsize=(width * columns, height * rows + 0.5), layout='constrained')

@@ -38,6 +38,9 @@ def parse() -> argparse.Namespace:
     curve = figure('curve', 'learning curves of runs')
     curve.add_argument('--workdir', required=True, nargs='+', type=Path, help='of the runs')
 
+    pbt = figure('pbt', 'fitness and hyperparameters of a population over frames')
+    pbt.add_argument('--workdir', required=True, type=Path, help='of the population')
+
     curves = figure('curves', 'a metric of a sweep over frames')
     sweep(curves, 'episode_return_last_100')
     curves.add_argument('--hue', help='a line for each value of this field')
@@ -97,6 +100,8 @@ def plot() -> None:
     note = ''
     if kind == 'curve':
         figure = plotting.learning_curve(arguments['workdir'])
+    elif kind == 'pbt':
+        figure = plotting.pbt(arguments['workdir'])
     elif kind == 'bias-variance':
         figure = plotting.bias_variance(read_rows(arguments.pop('rows')), **arguments)
     else:
