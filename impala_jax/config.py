@@ -40,19 +40,28 @@ class EnvironmentConfig:
     """Which task, and how it is stepped."""
 
     name: str = 'catch'
-    """`catch`, `catch_memory`, `delayed_bandit`, `bsuite/catch/0`, `atari/pong`, `gymnasium/CartPole-v1`, or a factory
-    `module:function` that is called as `function(seed=...)` and returns a dm_env.Environment or a gymnasium.Env."""
+    """`catch`, `catch_memory`, `delayed_bandit`, `bsuite/catch/0`, `atari/pong`, `dmlab/rooms_watermaze`,
+    `gymnasium/CartPole-v1`, or a factory `module:function` that is called as `function(seed=...)` and returns a
+    dm_env.Environment or a gymnasium.Env."""
     preset: Literal['paper', 'machado'] = 'paper'
     """Atari only. `paper`: no-op starts, the minimal action set, episodes end at life loss in training. `machado`
     (Machado et al., 2018): sticky actions with probability .25, all 18 actions, episodes are games."""
     action_repeat: int | None = None
-    """Environment frames in one agent step; all budgets and metrics count frames. None: 4 on Atari, 1 elsewhere. For a
-    factory it only states what the environment itself does."""
+    """Environment frames in one agent step; all budgets and metrics count frames. None: 4 on Atari and DeepMind Lab, 1
+    elsewhere. For a factory it only states what the environment itself does."""
     max_failures: int = 3
     """An environment that fails this many times without finishing an episode in between ends the run."""
     processes: int = 0
     """Worker processes an actor spreads its environments over. 0: none for the built-in environments (which step
-    faster inside the actor), and as many as there are cores, at most one an environment, for the others."""
+    faster inside the actor), one an environment for DeepMind Lab, and as many as there are cores, at most one an
+    environment, for the others."""
+    renderer: Literal['software', 'hardware'] = 'software'
+    """DeepMind Lab only: pictures are drawn by the CPU, or by a GPU."""
+    level_cache: str = '~/.cache/impala_jax/dmlab_levels'
+    """DeepMind Lab only: a folder for compiled maps, shared by all processes and runs; '' for none."""
+    dataset_path: str = ''
+    """DeepMind Lab only: the folder of pictures that two of DMLab-30's psychlab levels need; `dummy` for plain colours,
+    which are another task than the paper's."""
 
     def __post_init__(self):
         _require(bool(self.name), 'environment.name is empty; try --environment.name catch')
@@ -60,13 +69,18 @@ class EnvironmentConfig:
         if self.action_repeat is not None:
             _require_positive('environment', action_repeat=self.action_repeat)
         _require(self.processes >= 0, f'environment.processes must be 0 or more, got {self.processes}')
+        _require(
+            not (self.processes and self.name.startswith('dmlab/')),
+            f'environment.processes {self.processes}: each environment of DeepMind Lab has a process of its own; leave '
+            'it at 0',
+        )
 
     @property
     def frames_per_step(self) -> int:
         """Environment frames in one agent step."""
         if self.action_repeat is not None:
             return self.action_repeat
-        return 4 if self.name.startswith('atari/') else 1
+        return 4 if self.name.startswith(('atari/', 'dmlab/')) else 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -432,8 +446,10 @@ _PYTHON_NAMES = {'lambda': 'lambda_'}
 _RESUMABLE = (
     'actor',
     'checkpoint',
+    'environment.level_cache',
     'environment.max_failures',
     'environment.processes',
+    'environment.renderer',
     'evaluator',
     'launch_type',
     'learner.max_nonfinite_updates',

@@ -48,10 +48,11 @@ def _steps(name: str) -> str:
 import numpy as np
 from impala_jax import environments
 from impala_jax.config import EnvironmentConfig
-environment = environments.make(EnvironmentConfig(name={name!r}), 1, seed=0)
+from impala_jax.environments.base import leaves
+environment = environments.make(EnvironmentConfig(name={name!r}, level_cache=''), 1, seed=0)
 environment.reset()
 timestep, _ = environment.step(np.zeros(1, np.int32))
-print('{name} steps, observations', *timestep.observation.shape[1:], timestep.observation.dtype)
+print('{name} steps, observations', *(f'{{leaf.shape[1:]}} {{leaf.dtype}}' for leaf in leaves(timestep.observation)))
 environment.close()
 """
 
@@ -135,12 +136,8 @@ print(version('bsuite') + '; catch/0 steps')
     ),
     Check(
         'DeepMind Lab',
-        """
-import deepmind_lab
-deepmind_lab.Lab('contributed/dmlab30/rooms_watermaze', ['RGB_INTERLEAVED'], {'width': '96', 'height': '72'}).close()
-print('rooms_watermaze builds')
-""",
-        'build deepmind_lab as docs/users/build.md of github.com/google-deepmind/lab says, then install its wheel',
+        _steps('dmlab/rooms_watermaze'),
+        'no package index has it: docs/dmlab.md says how to get it',
     ),
     Check(
         'video',

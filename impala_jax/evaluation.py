@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import importlib.resources
 import math
-import re
 import threading
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +14,7 @@ from impala_jax.actor import Actor
 from impala_jax.agent import Agent
 from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import VectorEnvironment
+from impala_jax.scores import human_normalised
 from impala_jax.types import Closed, PyTree, StepInfo, TimeStep
 
 _UNROLL_LENGTH = 20  # Steps between two looks at whether enough games have ended.
@@ -202,23 +200,6 @@ def evaluate(
     }
 
 
-def human_normalised(environment_name: str, score: float) -> float | None:
-    """100 (score - random) / (human - random) of an Atari game, in percent; None where no human score is known.
-
-    The reference scores are those of Atari-57 (Wang et al., 2016, as used in the paper's section 5.3.3).
-    """
-    if not environment_name.startswith('atari/'):
-        return None
-    game = _plain(environment_name.removeprefix('atari/'))
-    file = importlib.resources.files('impala_jax') / 'environments' / 'data' / 'atari57_scores.csv'
-    with file.open() as lines:
-        for row in csv.DictReader(lines):
-            if _plain(row['game']) == game:
-                random, human = float(row['random']), float(row['human'])
-                return 100 * (score - random) / (human - random)
-    return None
-
-
 def write_video(path: Path, frames: list[np.ndarray], frames_per_second: float) -> None:
     """Writes pictures, uint8 [H, W, 3], to an mp4 or gif file.
 
@@ -249,7 +230,3 @@ def check_video(path: Path) -> None:
         import imageio_ffmpeg  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"--video needs imageio: pip install 'impala_jax[video]' ({error})") from error
-
-
-def _plain(name: str) -> str:
-    return re.sub('[^a-z0-9]', '', name.lower())

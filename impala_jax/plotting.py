@@ -25,6 +25,7 @@ import numpy as np
 
 from impala_jax.config import ConfigError, closest
 from impala_jax.metrics import EVALUATIONS, METRICS, RUN_CONFIG, SCHEDULE, read_rows
+from impala_jax.scores import AGGREGATES, estimate_text, paper_agents, resampled_means, task_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -167,18 +168,13 @@ def bootstrap_interval(
     Raises:
       ValueError: no values, or a confidence or a number of resamples that cannot be.
     """
-    values = np.asarray(values, np.float64)
-    if values.ndim == 0 or len(values) == 0:
-        raise ValueError(f'values must be an array [N, ...] with N > 0, got shape {values.shape}')
     if not 0 < confidence < 1:
         raise ValueError(f'confidence must lie in (0, 1), got {confidence}')
     if num_resamples < 1:
         raise ValueError(f'num_resamples must be positive, got {num_resamples}')
+    means = resampled_means(values, num_resamples, np.random.default_rng(seed))
     if len(values) == 1:
-        return np.full(values.shape[1:], np.nan), np.full(values.shape[1:], np.nan)
-    # How often each value was drawn is all that a resample's mean depends on.
-    counts = np.random.default_rng(seed).multinomial(len(values), [1 / len(values)] * len(values), num_resamples)
-    means = np.tensordot(counts / len(values), values, axes=1)
+        return np.full(means.shape[1:], np.nan), np.full(means.shape[1:], np.nan)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return low, high
 
@@ -525,6 +521,69 @@ def bias_variance(
         _finish(axes, _label(x), '', '')
         axes.set_ylabel(f'{label} of the value targets')
     _hue_legend(figure, hue, styles)
+    return figure
+
+
+def suite(result: Mapping[str, Any]) -> Figure:
+    """Human-normalised scores of a suite's tasks as bars, best first, and as marks those of the paper's agents.
+
+    Bars end in their 95 % bootstrap intervals; the line at 100 % is the human. Where no human scores are known, they
+    are mean returns with their standard errors.
+
+    Args:
+      result: of `impala_jax.evaluate` on a suite, or what its JSON file holds.
+    Raises:
+      ConfigError: it is not of a suite.
+    """
+    if not isinstance(result, dict) or not result.get('tasks') or 'aggregates' not in result:
+        raise ConfigError('these are no scores of a suite: write them with launch/evaluate.py --suite ... --json FILE')
+    agents = paper_agents(result['environment'])
+    human = all(scores['human_normalised'] is not None for scores in result['tasks'].values())
+    key = 'human_normalised' if human else 'mean_return'
+    tasks = sorted(result['tasks'], key=lambda task: result['tasks'][task][key])
+    values = np.array([result['tasks'][task][key] for task in tasks])
+    errors = np.zeros((2, len(tasks)))
+    for i, scores in enumerate(result['tasks'][task] for task in tasks):
+        if not human:
+            errors[:, i] = scores['stderr']
+        elif scores['human_normalised_interval'] is not None:
+            low, high = scores['human_normalised_interval']
+            errors[:, i] = max(0.0, values[i] - low), max(0.0, high - values[i])
+
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    figure, (axes,) = _figure(1, size=(7.5, 0.19 * len(tasks) + 1.2))
+    places = np.arange(len(tasks))
+    axes.barh(places, values, height=0.7, color=_PALETTE[0], alpha=0.4)
+    axes.errorbar(values, places, xerr=errors, fmt='none', ecolor='black', elinewidth=1.0, capsize=1.5)
+    handles: list[Any] = [Patch(color=_PALETTE[0], alpha=0.4, label='this run')]
+    drawn = [values]
+    # Hollow but for the first, and larger and larger, so that those which coincide are all seen.
+    for i, (agent, marker, color) in enumerate(zip(agents, 'osD', _PALETTE[1:], strict=False)):
+        drawn.append(np.array([agent.score(task) for task in tasks]))
+        style = {'marker': marker, 'color': color, 'linestyle': 'none', 'markersize': 3.5 + i}
+        style['markerfacecolor'] = 'none' if i else color
+        axes.plot(drawn[-1], places, **style)
+        handles.append(Line2D([], [], label=agent.label, **style))
+    if human:
+        handles.append(axes.axvline(100, color='0.3', linewidth=1.0, linestyle='--', label='human'))
+        if max(np.max(scores) for scores in drawn) > 1000:
+            axes.set_xscale('symlog', linthresh=10)
+    axes.axvline(0, color='black', linewidth=0.8)
+    axes.set_yticks(places, [_escape(task_label(task)) for task in tasks], fontsize=7)
+    axes.set_ylim(-0.6, len(tasks) - 0.4)
+    axes.margins(x=0.03)
+    axes.grid(visible=False, axis='y')
+    # The mean is what a few games with large scores make it, and is left to the table.
+    headlines = [
+        f'{AGGREGATES.get(name, "mean")}: {estimate_text(scores["value"], scores["interval"], 1 if human else 2)}'
+        for name, scores in result['aggregates'].items()
+        if name != 'mean'
+    ]
+    title = f'{result["environment"]} at {result["frames"]:,} frames\n' + '; '.join(headlines)
+    _finish(axes, 'human-normalised score (%)' if human else _LABELS['episode_return'], '', _escape(title))
+    _legend(figure, handles)
     return figure
 
 

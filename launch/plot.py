@@ -70,6 +70,9 @@ def parse() -> argparse.Namespace:
     bias.add_argument('--bias', default='bias', help='key of the squared bias (default: %(default)s)')
     bias.add_argument('--variance', default='variance', help='key of the variance (default: %(default)s)')
 
+    suite = figure('suite', "a suite's human-normalised scores beside the paper's")
+    suite.add_argument('--scores', required=True, type=Path, help='what launch/evaluate.py --suite ... --json wrote')
+
     text = 'print the means of a sweep with their intervals'
     table = kinds.add_parser('table', help=text, description=text[0].upper() + text[1:] + '.')
     sweep(table, 'final_return')
@@ -81,12 +84,17 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read(option: str, path: Path) -> Any:
+    """What a JSON or CSV file holds."""
     try:
         text = path.read_text(encoding='utf-8')
-        rows = list(csv.DictReader(text.splitlines())) if path.suffix == '.csv' else json.loads(text)
+        return list(csv.DictReader(text.splitlines())) if path.suffix == '.csv' else json.loads(text)
     except (OSError, ValueError) as error:
-        raise ConfigError(f'--rows {path}: {getattr(error, "strerror", None) or error}') from error
+        raise ConfigError(f'{option} {path}: {getattr(error, "strerror", None) or error}') from error
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    rows = read('--rows', path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ConfigError(f'--rows {path} holds no list of objects')
     return rows
@@ -102,6 +110,8 @@ def plot() -> None:
         figure = plotting.learning_curve(arguments['workdir'])
     elif kind == 'pbt':
         figure = plotting.pbt(arguments['workdir'])
+    elif kind == 'suite':
+        figure = plotting.suite(read('--scores', arguments['scores']))
     elif kind == 'bias-variance':
         figure = plotting.bias_variance(read_rows(arguments.pop('rows')), **arguments)
     else:

@@ -185,14 +185,6 @@ def test_evaluate_bad_input(call, finished, tmp_path):
         assert status != 0 and len(reason.splitlines()) == 1 and word in reason, reason
 
 
-def test_human_normalised_scores():
-    # Pong: random -20.7, human 14.6.
-    assert evaluation.human_normalised('atari/pong', 14.6) == pytest.approx(100)
-    assert evaluation.human_normalised('atari/pong', -20.7) == pytest.approx(0)
-    assert evaluation.human_normalised('atari/SpaceInvaders', 1668.7) == pytest.approx(100)
-    assert evaluation.human_normalised('catch', 1.0) is None
-
-
 def test_standard_error():
     scores = evaluation.Evaluation([1.0, 2.0, 4.0])
     assert scores.stderr == pytest.approx(np.std([1, 2, 4], ddof=1) / np.sqrt(3))

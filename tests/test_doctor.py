@@ -1,6 +1,9 @@
 """The doctor tells what is missing or broken, in one line each, and never hangs or hides it."""
 
+import importlib.util
 import io
+import os
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -85,3 +88,14 @@ def test_atari_works_here():
     (check,) = [check for check in doctor.CHECKS if check.name == 'Atari']
     result = doctor.run_check(check)
     assert result.state == 'works', result.detail
+
+
+def test_deepmind_lab_with_the_stand_in_and_without(monkeypatch):
+    (check,) = [check for check in doctor.CHECKS if check.name == 'DeepMind Lab']
+    stand_ins = Path(__file__).parent / 'stand_ins'
+    if importlib.util.find_spec('deepmind_lab') is None:
+        result = doctor.run_check(check)
+        assert result.state == 'missing' and 'docs/dmlab.md' in result.detail
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(stand_ins), os.environ.get('PYTHONPATH', '')]))
+    result = doctor.run_check(check)
+    assert result.state == 'works' and '(72, 96, 3) uint8' in result.detail and '(16,) int32' in result.detail

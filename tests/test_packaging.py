@@ -17,16 +17,17 @@ PINS = sorted((ROOT / 'requirements').glob('py*.txt'))
 LAYERS = {
     'types': set(),
     'config': set(),
+    'data': set(),
     'tabular': set(),
     'networks': {'types', 'config'},
     'agent': {'types', 'config', 'networks'},
-    'environments': {'types', 'config'},
+    'environments': {'types', 'config', 'data'},
     'trajectory_queue': {'types', 'config'},
     'parameter_store': {'types', 'config'},
     'vtrace': {'types', 'config', 'networks', 'agent'},
     'loss': {'types', 'config', 'networks', 'agent', 'vtrace'},
     'learner': {'types', 'config', 'networks', 'agent', 'vtrace', 'loss', 'trajectory_queue', 'parameter_store'},
-    'actor': {'types', 'config', 'networks', 'agent', 'environments', 'trajectory_queue', 'parameter_store'},
+    'actor': {'types', 'config', 'data', 'networks', 'agent', 'environments', 'trajectory_queue', 'parameter_store'},
 }
 TOP = {'ablation', 'runtimes', 'command_line', 'doctor'}  # May import everything below; nothing below imports them.
 SEAMS = {'impala_jax.trajectory_queue', 'impala_jax.parameter_store'}

@@ -33,6 +33,8 @@ def make(
         return AtariVectorEnvironment(config, num_envs, seed, evaluation=evaluation)
     factory = environment_factory(config, evaluation)
     processes = config.processes or (0 if config.name in BUILT_IN else len(os.sched_getaffinity(0)))
+    if config.name.startswith('dmlab/'):
+        processes = num_envs
     if not processes:
         return SerialVectorEnvironment(factory, num_envs, seed, name=config.name, max_failures=config.max_failures)
     from impala_jax.environments.processes import ProcessVectorEnvironment
@@ -43,12 +45,12 @@ def make(
 
 
 def spec(config: EnvironmentConfig) -> EnvironmentSpec:
-    """What an agent for this environment must know; builds one environment in this process to find out.
+    """What an agent for this environment must know; builds one environment to find out.
 
     Raises:
       ConfigError: as `make`.
     """
-    if config.name.startswith('atari/'):
+    if config.name.startswith(('atari/', 'dmlab/')):
         environment = make(config, 1, seed=0)
     else:
         environment = SerialVectorEnvironment(environment_factory(config), 1, seed=0, name=config.name)

@@ -34,6 +34,10 @@ def environment_factory(config: EnvironmentConfig, evaluation: bool = False) -> 
     if name in BUILT_IN:
         builder = BUILT_IN[name]
         return lambda seed: builder(seed=seed)
+    if name.startswith('dmlab/'):
+        from impala_jax.environments import dmlab
+
+        return dmlab.factory(config, evaluation)
     if name.startswith('bsuite/'):
         return _bsuite(name.removeprefix('bsuite/'))
     if name.startswith('gymnasium/'):
@@ -42,7 +46,7 @@ def environment_factory(config: EnvironmentConfig, evaluation: bool = False) -> 
         return _from_module(name)
     raise ConfigError(
         f'unknown environment.name {name!r}; {closest(name, _names())} '
-        '(or bsuite/<id>, gymnasium/<id>, or a factory module:function)'
+        '(or dmlab/<level>, bsuite/<id>, gymnasium/<id>, or a factory module:function)'
     )
 
 

@@ -7,8 +7,10 @@ import logging
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from multiprocessing.connection import Connection
@@ -34,6 +36,7 @@ class ProcessVectorEnvironment:
     """A `VectorEnvironment` over worker processes; steps, seeds and states are those of `SerialVectorEnvironment`.
 
     A worker that dies is replaced, and its environments begin anew; one that is silent for `timeout_s` is an error.
+    Each has a folder for temporary files of its own, which goes when the worker does, however that ends.
 
     Raises:
       ConfigError: as `SerialVectorEnvironment`.
@@ -160,6 +163,7 @@ class _Worker:
         self._starts = 0
         self._process: Any = None
         self._connection: Any = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __str__(self) -> str:
         name = self._arguments[0].name
@@ -172,8 +176,12 @@ class _Worker:
             self.join(time.monotonic() + _CLOSE_TIMEOUT_S)
         context = multiprocessing.get_context('spawn')  # JAX and fork deadlock.
         self._connection, theirs = context.Pipe()
+        self._folder = tempfile.TemporaryDirectory(prefix='impala_jax_')
         self._process = context.Process(
-            target=_work, args=(theirs, *self._arguments, self._starts), name=str(self), daemon=True
+            target=_work,
+            args=(theirs, self._folder.name, *self._arguments, self._starts),
+            name=str(self),
+            daemon=True,
         )
         self._starts += 1
         # An interrupt of the whole process group is this process's business; blocked signals are inherited.
@@ -223,10 +231,17 @@ class _Worker:
                 self._process.join()
         self._process.close()
         self._process = None
+        if self._folder is not None:
+            try:
+                self._folder.cleanup()
+            except OSError as error:
+                _logger.warning('temporary files of the %s stay: %s', self, base.one_line(error))
+            self._folder = None
 
 
 def _work(
     connection: Connection,
+    folder: str,
     config: EnvironmentConfig,
     num_envs: int,
     seed: int,
@@ -239,6 +254,7 @@ def _work(
     os.environ['JAX_PLATFORMS'] = 'cpu'  # for an environment that uses JAX: the accelerator is the learner's
     if 'jax' in sys.modules:
         sys.modules['jax'].config.update('jax_platforms', 'cpu')
+    os.environ['TMPDIR'] = tempfile.tempdir = folder
     environment: SerialVectorEnvironment | None = None
     failure: tuple[type[Exception], str] | None = None
     try:
@@ -267,6 +283,7 @@ def _work(
             connection.send((None, answer) if failure is None else failure)
     if environment is not None:
         environment.close()
+    shutil.rmtree(folder, ignore_errors=True)  # The parent, if it still lives, tries too, and reports what stays.
 
 
 def _answer(environment: SerialVectorEnvironment, request: str, argument: Any) -> Any:

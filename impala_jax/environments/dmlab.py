@@ -1,0 +1,280 @@
+"""DeepMind Lab (Beattie et al., 2016) by its own Python module, `deepmind_lab`; docs/dmlab.md says how to get it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import importlib
+import logging
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dm_env
+import numpy as np
+from dm_env import specs
+
+from impala_jax import data
+from impala_jax.config import ConfigError, EnvironmentConfig, closest
+
+INSTRUCTION_LENGTH = 16
+"""Words of an instruction that the agent sees."""
+NUM_WORD_IDS = 1001
+"""0 stands for no word; words are hashed into the other 1000 (section 3 of the released network)."""
+
+_HEIGHT, _WIDTH = 72, 96
+_DMLAB30 = 'contributed/dmlab30/'
+# Without the pictures of Brady et al. (2008), or a word in place of their folder, these cannot be built.
+_NEED_DATASET = ('psychlab_arbitrary_visuomotor_mapping', 'psychlab_continuous_recognition')
+_TEST_MIXER_SEED = '0x600D5EED'
+
+# Appendix D, in the engine's terms: look right and up (pixels a frame), strafe right, move, fire, jump, crouch.
+ACTIONS = np.array(
+    [
+        [0, 0, 0, 1, 0, 0, 0],  # forward
+        [0, 0, 0, -1, 0, 0, 0],  # backward
+        [0, 0, -1, 0, 0, 0, 0],  # strafe left
+        [0, 0, 1, 0, 0, 0, 0],  # strafe right
+        [-20, 0, 0, 0, 0, 0, 0],  # look left
+        [20, 0, 0, 0, 0, 0, 0],  # look right
+        [-20, 0, 0, 1, 0, 0, 0],  # look left and forward
+        [20, 0, 0, 1, 0, 0, 0],  # look right and forward
+        [0, 0, 0, 0, 1, 0, 0],  # fire
+    ],
+    np.intc,
+)
+
+_logger = logging.getLogger(__name__)
+
+
+def factory(config: EnvironmentConfig, evaluation: bool = False) -> Callable[[int], dm_env.Environment]:
+    """What builds the level that `config.name` means, `dmlab/<level>`, from a seed; in evaluation, its test level.
+
+    Raises:
+      ConfigError: `deepmind_lab` is not installed, or the level or an option cannot be used.
+    """
+    level = _engine_level(config, evaluation)
+    try:
+        importlib.import_module('deepmind_lab')
+    except ImportError as error:
+        raise ConfigError(
+            f'{config.name} needs the module deepmind_lab, which no package index has: build it as docs/dmlab.md (or '
+            f'docs/users/build.md of github.com/google-deepmind/lab) says ({error})'
+        ) from error
+    short = level.removeprefix(_DMLAB30)
+    if short in _NEED_DATASET and not config.dataset_path:
+        raise ConfigError(
+            f'{config.name} needs pictures: set --environment.dataset-path to the folder that docs/dmlab.md describes, '
+            "or to 'dummy' for plain colours, which are another task than the paper's"
+        )
+    # A wrong one aborts the process.
+    if config.dataset_path not in ('', 'dummy') and not os.path.isdir(config.dataset_path):
+        raise ConfigError(f"environment.dataset_path {config.dataset_path!r} is no folder; give one, or 'dummy'")
+    cache = LevelCache(Path(config.level_cache).expanduser()) if config.level_cache else None
+    return functools.partial(DeepMindLab, config, level, evaluation, cache)
+
+
+def _engine_level(config: EnvironmentConfig, evaluation: bool) -> str:
+    """The engine's name of a level: `contributed/dmlab30/<level>` for those of DMLab-30, others as they are."""
+    name = config.name.removeprefix('dmlab/')
+    short, tested = name.removeprefix(_DMLAB30), data.dmlab30_levels()
+    if short in tested:
+        return _DMLAB30 + (tested[short] if evaluation else short)
+    for train, test in tested.items():
+        if short == test:
+            if not evaluation:
+                raise ConfigError(
+                    f'environment.name {config.name!r} is held out for tests; train on dmlab/{train}, '
+                    f'whose evaluation plays {test}'
+                )
+            return _DMLAB30 + short
+    return name
+
+
+class DeepMindLab(dm_env.Environment):
+    """A level; observations are {'rgb': [72, 96, 3] uint8, 'instruction': [16] int32}, see `word_ids`.
+
+    The engine has no observation after an episode's last action: a LAST timestep repeats the one before it. Its
+    discount is 0, as in the released code, so that nothing is bootstrapped from it.
+
+    The engine ends its whole process when a map is missing, starts threads, and must not be forked: build this in a
+    process of its own (`processes.py`), whose end also removes what a killed engine leaves in its temporary folder.
+
+    Args:
+      config: The renderer, the action repeat and the data set.
+      level: The engine's name of it.
+      evaluation: Levels that are held out may be played, and maps are drawn as in the paper's tests.
+      cache: For compiled maps.
+      seed: Of the episodes' seeds.
+    Raises:
+      ConfigError: the engine does not know the level, or cannot build it.
+    """
+
+    def __init__(self, config: EnvironmentConfig, level: str, evaluation: bool, cache: LevelCache | None, seed: int):
+        # The software renderer's threads would fight over the cores with those of other environments.
+        os.environ.setdefault('LP_NUM_THREADS', '0')
+        deepmind_lab: Any = importlib.import_module('deepmind_lab')
+        settings = {'width': str(_WIDTH), 'height': str(_HEIGHT), 'logLevel': 'WARN'}
+        if config.dataset_path:
+            settings['datasetPath'] = config.dataset_path
+        if evaluation:
+            settings |= {'allowHoldOutLevels': 'true', 'mixerSeed': _TEST_MIXER_SEED}
+        self._frames_per_step = config.frames_per_step
+        self._rng = np.random.RandomState(seed)
+        self._running = False
+        self._observation: dict[str, np.ndarray] = {}
+        self._folder = tempfile.mkdtemp(prefix='dmlab_')
+        try:
+            self._lab = deepmind_lab.Lab(
+                level,
+                ['RGB_INTERLEAVED', 'INSTR'],
+                settings,
+                renderer=config.renderer,
+                level_cache=cache,
+                temp_folder=self._folder,
+            )
+        except RuntimeError as error:
+            shutil.rmtree(self._folder)
+            known = level.removeprefix(_DMLAB30) in {name for pair in data.dmlab30_levels().items() for name in pair}
+            remedy = 'is the build complete?' if known else closest(level.removeprefix(_DMLAB30), data.dmlab30_levels())
+            reason = ' '.join(str(error).split())
+            raise ConfigError(f'DeepMind Lab cannot build {config.name!r}: {reason}; {remedy}') from error
+
+    def reset(self) -> dm_env.TimeStep:
+        self._lab.reset(seed=int(self._rng.randint(2**31, dtype=np.int64)))
+        self._running = True
+        return dm_env.restart(self._observe())
+
+    def step(self, action: int) -> dm_env.TimeStep:
+        if not self._running:
+            return self.reset()
+        reward = self._lab.step(ACTIONS[action], num_steps=self._frames_per_step)
+        self._running = self._lab.is_running()
+        if not self._running:
+            return dm_env.termination(reward, self._observation)
+        return dm_env.transition(reward, self._observe())
+
+    def observation_spec(self) -> dict[str, specs.Array]:
+        return {
+            'rgb': specs.Array((_HEIGHT, _WIDTH, 3), np.uint8, name='rgb'),
+            'instruction': specs.BoundedArray((INSTRUCTION_LENGTH,), np.int32, 0, NUM_WORD_IDS - 1, name='instruction'),
+        }
+
+    def action_spec(self) -> specs.DiscreteArray:
+        return specs.DiscreteArray(len(ACTIONS), name='action')
+
+    def render(self) -> np.ndarray:
+        return self._observation['rgb']
+
+    def close(self) -> None:
+        try:
+            self._lab.close()
+        finally:
+            if os.path.isdir(self._folder):
+                shutil.rmtree(self._folder)
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        seen = self._lab.observations()
+        self._observation = {'rgb': seen['RGB_INTERLEAVED'], 'instruction': word_ids(seen['INSTR'])}
+        return self._observation
+
+
+@functools.lru_cache(maxsize=4096)
+def word_ids(instruction: str) -> np.ndarray:
+    """An instruction's words as ids from 1 to 1000, [16] int32, then zeros; read-only.
+
+    The id is a word's CRC-32 modulo 1000: the same in all processes and runs, which Python's own hash is not.
+    """
+    words = instruction.split()
+    if len(words) > INSTRUCTION_LENGTH:
+        _report_long_instructions()
+    ids = np.zeros(INSTRUCTION_LENGTH, np.int32)
+    for i, word in enumerate(words[:INSTRUCTION_LENGTH]):
+        ids[i] = zlib.crc32(word.encode()) % (NUM_WORD_IDS - 1) + 1
+    ids.flags.writeable = False
+    return ids
+
+
+@functools.cache
+def _report_long_instructions() -> None:
+    _logger.warning('an instruction has more than %d words; the agent sees only these', INSTRUCTION_LENGTH)
+
+
+class LevelCache:
+    """The engine's level cache as a folder: maps that were compiled once are not compiled again.
+
+    Any number of processes may share the folder: a file appears there whole or not at all. What cannot be written, as
+    on a full disk, is compiled again; only one of the processes that share the folder says so, and once.
+
+    Raises:
+      ConfigError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._reported = False
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"environment.level_cache {str(folder)!r}: {error.strerror}; give another folder, or '' for none"
+            ) from error
+
+    def fetch(self, key: str, pk3_path: str) -> bool:
+        """Copies what `write` was given for `key` to `pk3_path`; False if there is nothing, or it cannot be had.
+
+        The engine dies if this is True without the file, and lets exceptions out of `reset`.
+        """
+        try:
+            shutil.copyfile(self._path(key), pk3_path)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            self._report('read', error)
+            with contextlib.suppress(OSError):
+                os.unlink(pk3_path)
+            return False
+        return True
+
+    def write(self, key: str, pk3_path: str) -> None:
+        """Keeps a copy of the file `pk3_path` for `key`."""
+        partial = None
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)  # Somebody may have emptied the cache.
+            with (
+                open(pk3_path, 'rb') as source,
+                tempfile.NamedTemporaryFile(dir=self._folder, suffix='.partial', delete=False) as file,
+            ):
+                partial = Path(file.name)
+                shutil.copyfileobj(source, file)
+                file.flush()
+                os.fsync(file.fileno())  # Otherwise a crash of the machine could leave the name without the content.
+            os.replace(partial, self._path(key))
+        except OSError as error:
+            self._report('written', error)
+            if partial is not None:
+                with contextlib.suppress(OSError):
+                    partial.unlink()
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f'{hashlib.sha256(key.encode()).hexdigest()}.pk3'
+
+    def _report(self, what: str, error: OSError) -> None:
+        if self._reported:
+            return
+        self._reported = True
+        # The process that reports keeps this lock for its life, so that the others, which fail alike, need not report.
+        try:
+            fcntl.flock(os.open(self._folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        except OSError:
+            pass  # Without a lock, all report.
+        reason = error.strerror or error
+        _logger.warning('the level cache %s cannot be %s: %s; its maps are compiled anew', self._folder, what, reason)

@@ -1,0 +1,462 @@
+"""DeepMind Lab: against a stand-in with the real module's interface and pitfalls, and the real one where installed."""
+
+import contextlib
+import glob
+import importlib
+import logging
+import multiprocessing
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from impala_jax import environments
+from impala_jax.config import ConfigError, EnvironmentConfig
+from impala_jax.environments import EnvironmentFailure, dmlab
+from impala_jax.environments.base import environment_spec
+from impala_jax.types import FIRST, LAST, MID, ArraySpec
+
+STAND_INS = Path(__file__).parents[1] / 'stand_ins'
+FORWARD, BACKWARD, FIRE = 0, 1, 8
+PLAIN, LANGUAGE = 'dmlab/rooms_watermaze', 'dmlab/language_select_described_object'
+STEPS = 11  # of an episode of the stand-in: 42 frames, four a step
+
+
+@pytest.fixture
+def stand_in(monkeypatch, tmp_path):
+    """The stand-in as `deepmind_lab`, here and in worker processes, and a folder for all temporary files."""
+    monkeypatch.syspath_prepend(STAND_INS)
+    monkeypatch.delitem(sys.modules, 'deepmind_lab', raising=False)
+    folder = tmp_path / 'tmp'
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, 'tempdir', str(folder))
+    monkeypatch.delenv('LP_NUM_THREADS', raising=False)
+    yield importlib.import_module('deepmind_lab')
+    monkeypatch.delitem(sys.modules, 'deepmind_lab', raising=False)
+
+
+@pytest.fixture(params=['stand-in', pytest.param('real', marks=pytest.mark.dmlab)])
+def engine(request):
+    """Both modules, one after the other."""
+    return (
+        request.getfixturevalue('stand_in') if request.param == 'stand-in' else importlib.import_module('deepmind_lab')
+    )
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Vectors of environments that are closed in the end."""
+    with contextlib.ExitStack() as stack:
+
+        def make(name=PLAIN, num_envs=1, seed=0, evaluation=False, **options):
+            config = EnvironmentConfig(name=name, **{'level_cache': str(tmp_path / 'cache'), **options})
+            vector = environments.make(config, num_envs, seed, evaluation=evaluation, timeout_s=120)
+            stack.callback(vector.close)
+            return vector
+
+        yield make
+
+
+def test_spec(engine, tmp_path):
+    spec = environments.spec(EnvironmentConfig(name=PLAIN, level_cache=str(tmp_path)))
+    rgb, words = ArraySpec((72, 96, 3), np.dtype(np.uint8)), ArraySpec((16,), np.dtype(np.int32))
+    assert spec == (({'rgb': rgb, 'instruction': words}), 9)
+    assert not multiprocessing.active_children()
+
+
+def test_an_episode_of_the_engine(engine, make):
+    """What holds of every level of either module."""
+    vector = make(LANGUAGE, num_envs=2)
+    timestep = vector.reset()
+    assert timestep.observation['rgb'].shape == (2, 72, 96, 3) and timestep.observation['rgb'].dtype == np.uint8
+    assert (timestep.observation['instruction'] > 0).any(axis=1).all()
+    np.testing.assert_array_equal(timestep.step_type, FIRST)
+    returns, ended = np.zeros(2), np.zeros(2, bool)
+    for t in range(4000):
+        before = timestep
+        timestep, info = vector.step(np.full(2, t % 9))
+        returns += np.where(ended, 0, timestep.reward)
+        for i in np.flatnonzero((timestep.step_type == LAST) & ~ended):
+            assert timestep.discount[i] == 0 and info.episode_return[i] == pytest.approx(returns[i])
+            np.testing.assert_array_equal(timestep.observation['rgb'][i], before.observation['rgb'][i])
+            ended[i] = True
+        if ended.all():
+            break
+    assert ended.all()
+    assert vector.render().shape == (320, 432, 3)
+
+
+def test_time_rewards_and_the_end_of_an_episode(stand_in, make):
+    vector = make(PLAIN)
+    vector.reset()
+    for _ in range(2):
+        for t in range(1, STEPS + 1):
+            timestep, info = vector.step([FORWARD])
+            assert timestep.step_type == (LAST if t == STEPS else MID)
+            assert timestep.reward == (2 if t == STEPS else 4)  # Of the last four frames only two are played.
+            assert timestep.discount == (0 if t == STEPS else 1)
+        assert info.episode_return == 42
+        timestep, info = vector.step([FIRE])
+        assert timestep.step_type == FIRST and timestep.reward == 0
+    assert EnvironmentConfig(name=PLAIN).frames_per_step == 4
+    vector = make(PLAIN, action_repeat=1)
+    vector.reset()
+    assert vector.step([FORWARD])[0].reward == 1
+
+
+def test_the_nine_actions(stand_in, make):
+    vector = make(PLAIN)
+    vector.reset()
+    rewards = [vector.step([action])[0].reward[0] for action in range(9)]
+    assert rewards == [4, -4, 0, 0, 0, 0, 4, 4, -2]
+    sides = {tuple(action) for action in dmlab.ACTIONS[:, :4].tolist()}
+    assert sides >= {(0, 0, -1, 0), (0, 0, 1, 0), (-20, 0, 0, 0), (20, 0, 0, 0), (-20, 0, 0, 1), (20, 0, 0, 1)}
+    with pytest.raises(ValueError, match='actions must lie in'):
+        vector.step([9])
+
+
+def test_the_instruction_changes_inside_an_episode(stand_in, make):
+    vector = make(LANGUAGE)
+    seen = [vector.reset().observation['instruction'][0]]
+    seen += [vector.step([0])[0].observation['instruction'][0] for _ in range(STEPS - 1)]
+    assert len({tuple(words) for words in seen}) == 2
+    for words, color in ((seen[0], 'red'), (seen[-1], 'blue')):
+        assert words[0] == dmlab.word_ids('Pick')[0] and words[2] == dmlab.word_ids(color)[0]
+    assert not make(PLAIN).reset().observation['instruction'].any()
+
+
+def test_word_ids(caplog):
+    words = dmlab.word_ids('Pick the  red object,')
+    assert words.shape == (16,) and words.dtype == np.int32
+    expected = [zlib.crc32(word) % 1000 + 1 for word in (b'Pick', b'the', b'red', b'object,')]
+    assert words.tolist() == expected + [0] * 12
+    assert expected[1] == 79  # the same in every process and version
+    assert not dmlab.word_ids('').any()
+    unknown = dmlab.word_ids('grünlich 物体 ' + 'x' * 1000)
+    assert (unknown[:3] > 0).all() and not unknown[3:].any()
+    every = np.concatenate([dmlab.word_ids(f'{i}') for i in range(20_000)])
+    assert set(every.tolist()) == set(range(1001))
+
+    dmlab._report_long_instructions.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        long, longer = dmlab.word_ids('a b c d e f g h ' * 2 + 'left out'), dmlab.word_ids('a ' * 40)
+    assert (long > 0).all() and (longer == longer[0]).all()
+    assert len(caplog.records) == 1 and 'more than 16 words' in caplog.text
+
+
+def test_all_levels_of_dmlab30(stand_in, tmp_path):
+    levels = dmlab.levels()
+    assert len(levels) == 30
+    assert {train: test for train, test in levels.items() if train != test} == {
+        'rooms_collect_good_objects_train': 'rooms_collect_good_objects_test',
+        'rooms_exploit_deferred_effects_train': 'rooms_exploit_deferred_effects_test',
+    }
+    for level in levels:
+        for name in (level, f'contributed/dmlab30/{level}'):
+            config = EnvironmentConfig(name=f'dmlab/{name}', level_cache='', dataset_path='dummy')
+            for evaluation in (False, True):
+                # In this process, which must not fork while it holds a Lab.
+                environment = dmlab.factory(config, evaluation)(0)
+                assert environment_spec(environment, level).num_actions == 9
+                played = levels[level] if evaluation else level
+                assert environment._lab._level == played  # pyright: ignore[reportAttributeAccessIssue]
+                assert (environment._lab._mixer_seed == '0x600D5EED') == evaluation  # pyright: ignore
+                assert environment.reset().first()
+                environment.close()
+    assert not os.listdir(tempfile.gettempdir())
+
+
+@pytest.mark.dmlab
+@pytest.mark.slow
+@pytest.mark.parametrize('level', list(dmlab.levels()))
+def test_all_levels_of_the_real_engine(level, make):
+    vector = make(f'dmlab/{level}', dataset_path='dummy')
+    assert vector.reset().step_type == FIRST
+    assert vector.step([FORWARD])[0].step_type == MID
+
+
+def test_levels_outside_dmlab30(stand_in, make):
+    assert make('dmlab/seekavoid_arena_01').reset().step_type == FIRST
+
+
+def refusal(name=PLAIN, **options):
+    """The one line that refuses an environment, and no process is left."""
+    with pytest.raises(ConfigError) as error:
+        environments.make(EnvironmentConfig(name=name, **{'level_cache': '', **options}), 1, 0, timeout_s=60)
+    assert not multiprocessing.active_children()
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+
+def test_refusals(stand_in, tmp_path):
+    text = refusal('dmlab/rooms_watermase')
+    assert 'dmlab/rooms_watermase' in text and "did you mean 'rooms_watermaze'" in text
+    text = refusal('dmlab/rooms_collect_good_objects_test')
+    assert 'held out' in text and 'train on dmlab/rooms_collect_good_objects_train' in text
+    text = refusal('dmlab/psychlab_continuous_recognition')
+    assert '--environment.dataset-path' in text and "'dummy'" in text
+    assert 'no folder' in refusal('dmlab/psychlab_continuous_recognition', dataset_path=str(tmp_path / 'none'))
+    (tmp_path / 'file').touch()
+    assert 'Not a directory' in refusal(level_cache=str(tmp_path / 'file' / 'cache'))
+    with pytest.raises(ConfigError, match='environment.processes 2: each environment .* has a process of its own'):
+        EnvironmentConfig(name=PLAIN, processes=2)
+
+
+@pytest.mark.skipif(importlib.util.find_spec('deepmind_lab') is not None, reason='deepmind_lab is installed')
+def test_without_the_module_the_error_says_what_to_do():
+    text = refusal()
+    assert 'deepmind_lab' in text and 'docs/dmlab.md' in text
+
+
+def workers():
+    return {
+        int(re.findall(r'environments (\d+) to', child.name)[0]): child for child in multiprocessing.active_children()
+    }
+
+
+def folders():
+    """The engines' temporary folders: each process has one."""
+    return [Path(file).parent for file in glob.glob(os.path.join(tempfile.gettempdir(), '*', 'dmlab_*', 'engine'))]
+
+
+def test_each_environment_has_a_process_and_a_temporary_folder(stand_in, make):
+    vector = make(num_envs=3)
+    vector.reset()
+    assert {int((folder / 'engine').read_text()) for folder in folders()} == {p.pid for p in workers().values()}
+    assert len(workers()) == 3
+    vector.close()
+    assert not os.listdir(tempfile.gettempdir())
+
+
+def test_a_killed_process_is_replaced_and_its_folder_removed(stand_in, make, caplog):
+    vector = make(num_envs=3)
+    vector.reset()
+    vector.step([FORWARD] * 3)
+    before = {folder.parent for folder in folders()}
+    victim = workers()[1]
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.join(10)
+    with caplog.at_level(logging.WARNING):
+        timestep, info = vector.step([FORWARD] * 3)
+    np.testing.assert_array_equal(timestep.step_type, [MID, FIRST, MID])
+    np.testing.assert_array_equal(info.restarts, [0, 1, 0])
+    assert 'exit code -9; it is replaced' in caplog.text
+    after = {folder.parent for folder in folders()}
+    assert len(after) == 3 and len(before & after) == 2
+    assert {path.name for path in Path(tempfile.gettempdir()).iterdir()} == {path.name for path in after}
+    for _ in range(STEPS):
+        timestep, info = vector.step([FORWARD] * 3)
+    vector.close()
+    assert not os.listdir(tempfile.gettempdir())
+
+
+def test_a_missing_map_ends_the_run_after_some_attempts(stand_in, make):
+    vector = make('dmlab/tests/missing_map', max_failures=2)
+    with pytest.raises(EnvironmentFailure, match='exit code 1.*2 times'):
+        vector.reset()
+    vector.close()
+    assert not os.listdir(tempfile.gettempdir())
+
+
+def test_nothing_stays_when_the_parent_is_killed(stand_in, tmp_path):
+    script = tmp_path / 'parent.py'
+    script.write_text(f"""
+import time
+from impala_jax import environments
+from impala_jax.config import EnvironmentConfig
+if __name__ == '__main__':
+    vector = environments.make(EnvironmentConfig(name={PLAIN!r}, level_cache=''), 2, 0)
+    vector.reset()
+    print('ready', flush=True)
+    time.sleep(60)
+""")
+    root = Path(__file__).parents[2]
+    path = {'PYTHONPATH': f'{STAND_INS}:{root}', 'TMPDIR': tempfile.gettempdir()}
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env={**os.environ, **path})
+    assert parent.stdout is not None and parent.stdout.readline() == b'ready\n'
+    assert len(folders()) == 2
+    parent.kill()
+    parent.wait(10)
+    # Its workers held the other ends of the pipe of its output, too: when it ends, they have ended.
+    assert parent.stdout.read() == b''
+    parent.stdout.close()
+    assert not os.listdir(tempfile.gettempdir())
+
+
+def test_seeds_decide_the_episodes(stand_in, make):
+    def pictures(seed):
+        vector = make(num_envs=2, seed=seed)
+        vector.reset()
+        return np.stack([vector.step([0, 0])[0].observation['rgb'][:, 0, 0, 0] for _ in range(2 * STEPS)])
+
+    first, again, other = pictures(1), pictures(1), pictures(2)
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).mean() > 0.9
+    assert (first[:, 0] != first[:, 1]).mean() > 0.9
+    assert (first[:STEPS] != first[STEPS:]).mean() > 0.9
+
+
+def test_a_run_with_it_resumes_with_new_episodes(stand_in, make):
+    vector = make()
+    vector.reset()
+    with pytest.raises(NotImplementedError, match='resumes with new episodes: TypeError: cannot pickle'):
+        vector.get_state()
+
+
+def test_the_software_renderer_has_no_threads_of_its_own(stand_in, monkeypatch):
+    monkeypatch.setenv('LP_NUM_THREADS', '0')
+    del os.environ['LP_NUM_THREADS']
+    config = EnvironmentConfig(name=PLAIN, level_cache='', renderer='hardware')
+    dmlab.factory(config)(0).close()
+    assert os.environ['LP_NUM_THREADS'] == '0'
+
+
+class TestLevelCache:
+    def test_what_was_written_is_fetched(self, tmp_path):
+        cache, other = dmlab.LevelCache(tmp_path / 'a' / 'cache'), dmlab.LevelCache(tmp_path / 'a' / 'cache')
+        (tmp_path / 'map').write_bytes(b'walls')
+        target = tmp_path / 'fetched'
+        assert cache.fetch('some/key ../..', str(target)) is False and not target.exists()
+        cache.write('some/key ../..', str(tmp_path / 'map'))
+        assert other.fetch('some/key ../..', str(target)) is True and target.read_bytes() == b'walls'
+        assert other.fetch('another', str(target)) is False
+        assert [path.suffix for path in (tmp_path / 'a' / 'cache').iterdir()] == ['.pk3']
+
+    def test_maps_are_compiled_once_by_all_processes(self, stand_in, make, tmp_path):
+        vector = make(num_envs=2)
+        for _ in range(12):
+            vector.reset()
+        assert len(list((tmp_path / 'cache').iterdir())) == 3  # as many as the stand-in has
+        assert any((folder / 'compiled').exists() for folder in folders())
+        vector.close()
+        vector = make(num_envs=2, seed=1)
+        vector.reset()
+        assert len(folders()) == 2 and not any((folder / 'compiled').exists() for folder in folders())
+
+    def test_a_file_appears_whole_or_not_at_all(self, tmp_path, monkeypatch):
+        cache = dmlab.LevelCache(tmp_path / 'cache')
+        (tmp_path / 'map').write_bytes(b'walls')
+
+        def crash(_):
+            assert not list((tmp_path / 'cache').glob('*.pk3'))
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(os, 'fsync', crash)
+        with pytest.raises(KeyboardInterrupt):
+            cache.write('key', str(tmp_path / 'map'))
+        assert cache.fetch('key', str(tmp_path / 'fetched')) is False
+
+    def test_a_full_disk_is_reported_once_and_trained_through(self, stand_in, make, tmp_path, capfd):
+        disk = tmp_path / 'disk'
+        disk.mkdir()
+        if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=16k', 'tmpfs', disk], capture_output=True).returncode:
+            pytest.skip('no disk can be mounted here')
+        try:
+            vector = make(num_envs=3, level_cache=str(disk / 'cache'))
+            for _ in range(4):
+                vector.reset()
+            for _ in range(2 * STEPS):
+                vector.step([FORWARD] * 3)
+            vector.close()
+            assert not list((disk / 'cache').iterdir())
+        finally:
+            subprocess.run(['umount', disk], check=True)
+        reports = [line for line in capfd.readouterr().err.splitlines() if 'level cache' in line]
+        assert len(reports) == 1 and 'No space left on device' in reports[0]
+
+    def test_of_processes_that_share_a_full_disk_one_reports(self, tmp_path, caplog, monkeypatch):
+        def full(_):
+            raise OSError(28, 'No space left on device')
+
+        monkeypatch.setattr(os, 'fsync', full)
+        (tmp_path / 'map').write_bytes(b'walls')
+        folder = tmp_path / 'cache'
+        cache = dmlab.LevelCache(folder)
+        with caplog.at_level(logging.WARNING):
+            cache.write('key', str(tmp_path / 'map'))
+            cache.write('key', str(tmp_path / 'map'))
+        assert len(caplog.records) == 1 and 'No space left' in caplog.text and str(folder) in caplog.text
+        assert not list(folder.iterdir())
+        second = dmlab.LevelCache(folder)  # Its lock is another, as in another process.
+        second.write('key', str(tmp_path / 'map'))
+        assert len(caplog.records) == 1
+
+    def test_what_cannot_be_read_is_compiled_anew(self, tmp_path, caplog):
+        cache = dmlab.LevelCache(tmp_path)
+        cache._path('key').mkdir()
+        assert cache.fetch('key', str(tmp_path / 'fetched')) is False
+        assert not (tmp_path / 'fetched').exists() and 'cannot be read: Is a directory' in caplog.text
+
+    def test_a_cache_that_was_emptied_is_made_anew(self, tmp_path):
+        cache = dmlab.LevelCache(tmp_path / 'cache')
+        (tmp_path / 'cache').rmdir()
+        (tmp_path / 'map').write_bytes(b'walls')
+        cache.write('key', str(tmp_path / 'map'))
+        assert cache.fetch('key', str(tmp_path / 'fetched')) is True
+
+
+class TestStandIn:
+    """It refuses what the real one refuses; where that is installed, it shows whether this is still true of it."""
+
+    @pytest.mark.parametrize(
+        'arguments, options, error',
+        [
+            ((b'seekavoid_arena_01', ['INSTR']), {}, TypeError),
+            (('contributed/dmlab30/rooms_watermaze', ('INSTR',)), {}, TypeError),
+            (('contributed/dmlab30/rooms_watermaze', ['RGBD_']), {}, ValueError),
+            (('contributed/dmlab30/rooms_watermaze', ['INSTR'], {'widht': '96'}), {}, RuntimeError),
+            (('contributed/dmlab30/rooms_watermaze', ['INSTR'], {'width': 96}), {}, TypeError),
+            (('contributed/dmlab30/rooms_watermaze', ['INSTR']), {'renderer': 'gpu'}, RuntimeError),
+            (('contributed/dmlab30/no_such_level', ['INSTR']), {}, RuntimeError),
+            (('contributed/dmlab30/rooms_collect_good_objects_test', ['INSTR']), {}, RuntimeError),
+        ],
+    )
+    def test_constructor(self, stand_in, arguments, options, error):
+        with pytest.raises(error):
+            stand_in.Lab(*arguments, **options)
+
+    def test_calls(self, stand_in):
+        lab = stand_in.Lab(
+            'contributed/dmlab30/rooms_watermaze', ['RGB_INTERLEAVED', 'INSTR'], {'width': '96', 'height': '72'}
+        )
+        move = np.array([0, 0, 0, 1, 0, 0, 0], np.intc)
+        with pytest.raises(RuntimeError):
+            lab.step(move)
+        with pytest.raises(ValueError):
+            lab.reset(seed=np.int64(3))
+        assert lab.reset(seed=3) is True
+        with pytest.raises(TypeError):
+            lab.step(move.tolist())
+        with pytest.raises(ValueError):
+            lab.step(move.astype(np.int64))
+        with pytest.raises(ValueError):
+            lab.step(move[:6])
+        strided = np.repeat(move, 2)[::2]
+        assert (strided == move).all() and lab.step(strided) == 0 and lab.step(move, num_steps=4) == 4.0
+        assert type(lab.step(move)) is float
+        with pytest.raises(TypeError):
+            pickle.dumps(lab)
+        assert lab.step(move, num_steps=60) == 36.0 and lab.num_steps() == 66 and not lab.is_running()
+        for call in (lab.observations, lambda: lab.step(move)):
+            with pytest.raises(RuntimeError):
+                call()
+        lab.close()
+
+    def test_true_without_the_file_kills_the_process(self, stand_in):
+        code = """
+import deepmind_lab
+class Cache:
+    def fetch(self, key, path): return True
+    def write(self, key, path): pass
+deepmind_lab.Lab('seekavoid_arena_01', ['INSTR'], level_cache=Cache()).reset()
+"""
+        env = {**os.environ, 'PYTHONPATH': str(STAND_INS)}
+        assert subprocess.run([sys.executable, '-c', code], env=env, timeout=60).returncode == -signal.SIGABRT
