@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from impala_jax import pbt
 from impala_jax.agent import Agent
 from impala_jax.checkpoint import Checkpointer
 from impala_jax.config import Config, ConfigError, OptimizerConfig
@@ -274,6 +275,7 @@ class LearnerLoop:
 
         self._logger = MetricsLogger(workdir, config)
         self._stats = LearnerStats()
+        self._tasks = (config.environment.name,)
         self._member = None if config.pbt.member is None else Member(config, workdir)
         self.num_updates = 0
         checkpoint = self._checkpointer.restore_latest({'learner': self._state, 'runtime': None})
@@ -377,7 +379,7 @@ class LearnerLoop:
         state = {'learner': self._state, 'runtime': {'stats': self._stats.state(), **self._runtime_state()}}
         metadata: dict[str, Any] = {'wall_time_s': self._logger.wall_time_s}
         if self._member is not None:
-            metadata['pbt'] = self._member.metadata(self._stats.fitness)
+            metadata['pbt'] = self._member.metadata(self._fitness)
         self._checkpointer.save(self.num_updates, state, metadata)
         self._last_save, self._evolved = time.monotonic(), False
 
@@ -394,9 +396,15 @@ class LearnerLoop:
             self._prefetcher.close()
         self._logger.close()
 
+    @property
+    def _fitness(self) -> float | None:
+        """For a population; None while it is not known."""
+        returns = self._stats.mean_returns
+        return None if returns is None else pbt.fitness(self._tasks, returns)
+
     def _evolve(self, member: Member) -> None:
         """A step of population based training; the checkpoint that follows it makes it last."""
-        copied = member.evolve(self.frames, self._stats.fitness, {'learner': self._state})
+        copied = member.evolve(self.frames, self._fitness, {'learner': self._state})
         if copied is not None:
             own = self._state
             self._state = self._learner.restore(

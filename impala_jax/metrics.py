@@ -92,9 +92,9 @@ class LearnerStats:
         self._row_wait_s += wait_s
 
     @property
-    def fitness(self) -> float | None:
-        """The mean return of the last 100 episodes; None while there are fewer."""
-        return float(np.mean(self._recent)) if len(self._recent) == _RECENT_EPISODES else None
+    def mean_returns(self) -> list[float] | None:
+        """The mean return of the last 100 episodes of each task, of a single one too; None while one has fewer."""
+        return [float(np.mean(self._recent))] if len(self._recent) == _RECENT_EPISODES else None
 
     def forget_returns(self) -> None:
         """Begins anew with the returns: from here on, other parameters act."""

@@ -18,7 +18,7 @@ import json
 import logging
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from impala_jax import config as config_lib
 from impala_jax.checkpoint import CheckpointError
 from impala_jax.config import Config, ConfigError, PBTConfig
 from impala_jax.metrics import EVALUATIONS, METRICS, SCHEDULE, append_row, drop_rows, read_rows, write_atomically
+from impala_jax.scores import human_normalised
 from impala_jax.types import PyTree
 
 _POPULATION = 'population.json'
@@ -70,6 +71,21 @@ def mutate(hyperparameters: Hyperparameters, config: PBTConfig, rng: np.random.G
     chosen = rng.choice([config.mutation_factor, 1 / config.mutation_factor], size=len(hyperparameters))
     mutated = rng.random(len(hyperparameters)) < config.mutation_probability
     return Hyperparameters(*np.multiply(hyperparameters, np.where(mutated, chosen, 1.0)).tolist())
+
+
+def fitness(tasks: Sequence[str], returns: Sequence[float]) -> float:
+    """What members are compared by: the mean over tasks of capped human-normalised scores, 1 as good as a human.
+
+    Args:
+      tasks: their names. Where no human score is known, the raw return stands for the score.
+      returns: the mean return of each.
+    """
+    normalised = [human_normalised(task, value) for task, value in zip(tasks, returns, strict=True)]
+    scores = [
+        value if percent is None else min(percent / 100, 1.0)
+        for percent, value in zip(normalised, returns, strict=True)
+    ]
+    return float(np.mean(scores))
 
 
 def member_config(config: Config, index: int) -> Config:
