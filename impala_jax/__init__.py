@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         NetworkConfig,
         OptimizerConfig,
         PBTConfig,
+        PopArtConfig,
         ReplayConfig,
         VTraceConfig,
     )
@@ -42,6 +43,7 @@ __all__ = [
     'NetworkConfig',
     'OptimizerConfig',
     'PBTConfig',
+    'PopArtConfig',
     'ReplayConfig',
     'RunResult',
     'VTraceConfig',

@@ -23,12 +23,21 @@ class Actor:
       unroll_length: T.
       seed: of the actions.
       greedy: play the most likely action instead of sampling.
+      task_ids: [N] int32, of each environment; by default 0 for all.
     """
 
     def __init__(
-        self, agent: Agent, environment: VectorEnvironment, unroll_length: int, seed: int, *, greedy: bool = False
+        self,
+        agent: Agent,
+        environment: VectorEnvironment,
+        unroll_length: int,
+        seed: int,
+        *,
+        greedy: bool = False,
+        task_ids: np.ndarray | None = None,
     ):
         self.environment = environment
+        self._task_ids = np.zeros([environment.num_envs], np.int32) if task_ids is None else task_ids
         self._unroll_length = unroll_length
         self._device = jax.local_devices(backend='cpu')[0]
         self._agent = agent
@@ -73,8 +82,8 @@ class Actor:
         self._state = state
         # The environment may reuse its arrays in its next step; the buffer's last row stays as it is.
         self._timestep = buffer.last_timestep()
-        num_envs = self.environment.num_envs
-        return buffer.trajectory(initial_state, np.full([num_envs], version, np.int32))
+        versions = np.full([self.environment.num_envs], version, np.int32)
+        return buffer.trajectory(initial_state, versions, self._task_ids)
 
     def get_state(self) -> bytes:
         """All that is needed to go on bit-identically; NotImplementedError if the environment cannot be saved."""
@@ -103,10 +112,10 @@ class _Buffer:
     def last_timestep(self) -> TimeStep:
         return jax.tree.map(lambda x: x[-1], self._timesteps)
 
-    def trajectory(self, initial_state: PyTree, version: np.ndarray) -> Trajectory:
+    def trajectory(self, initial_state: PyTree, version: np.ndarray, task: np.ndarray) -> Trajectory:
         logits, infos = zip(*self._rows, strict=True)
         info = StepInfo(*(np.stack(x) for x in zip(*infos, strict=True)))
-        return Trajectory(self._timesteps, np.stack(logits), initial_state, info, version)
+        return Trajectory(self._timesteps, np.stack(logits), initial_state, info, version, task)
 
     def _write(self, row: int, timestep: TimeStep) -> None:
         for buffer, value in zip(self._timestep_leaves, jax.tree.leaves(timestep), strict=True):

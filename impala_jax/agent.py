@@ -23,12 +23,21 @@ class AgentStep(NamedTuple):
 
 
 class Agent:
-    """Network and action sampling for one kind of environment. Holds no parameters and no state."""
+    """Network and action sampling for one kind of environment. Holds no parameters and no state.
 
-    def __init__(self, config: NetworkConfig, spec: EnvironmentSpec):
+    Args:
+      config: the network.
+      spec: of the environment.
+      popart: whether there is a normalised value of each task (see `impala_jax.popart`) instead of one value.
+
+    Raises:
+      ConfigError: as `networks.build`.
+    """
+
+    def __init__(self, config: NetworkConfig, spec: EnvironmentSpec, popart: bool = False):
         self.spec = spec
         self._config = config
-        self._network = networks.build(config, spec)
+        self._network = networks.build(config, spec, popart)
 
     def init(self, key: Array) -> PyTree:
         """Parameters, float32."""
@@ -40,8 +49,8 @@ class Agent:
         return networks.initial_state(self._config, batch_size)
 
     def unroll(self, params: PyTree, timesteps: TimeStep, state: PyTree) -> tuple[NetworkOutput, PyTree]:
-        """Logits [T, B, A] and values [T, B] of timesteps [T, B, ...], and the state after the last, from `state`
-        before the first."""
+        """Logits [T, B, A] and values [T, B] (with PopArt [T, B, K]) of timesteps [T, B, ...], and the state after the
+        last, from `state` before the first."""
         output, state = self._network.apply(params, timesteps, state)
         return output, state  # pyright: ignore[reportReturnType]
 
@@ -57,7 +66,7 @@ class Agent:
         leaf = 0
         info = StepInfo(leaf, leaf)
         return jax.tree.structure(
-            Trajectory(dummy_timestep(self.spec, 1), leaf, self.initial_state(1), info, leaf),
+            Trajectory(dummy_timestep(self.spec, 1), leaf, self.initial_state(1), info, leaf, leaf),
         )
 
 

@@ -42,10 +42,13 @@ class EnvironmentConfig:
     name: str = 'catch'
     """`catch`, `catch_memory`, `delayed_bandit`, `bsuite/catch/0`, `atari/pong`, `dmlab/rooms_watermaze`,
     `gymnasium/CartPole-v1`, or a factory `module:function` that is called as `function(seed=...)` and returns a
-    dm_env.Environment or a gymnasium.Env."""
+    dm_env.Environment or a gymnasium.Env; or one of the suites `atari57`, `dmlab30` and `minisuite`, whose tasks are
+    spread evenly over all actors' environments."""
     preset: Literal['paper', 'machado'] = 'paper'
     """Atari only. `paper`: no-op starts, the minimal action set, episodes end at life loss in training. `machado`
     (Machado et al., 2018): sticky actions with probability .25, all 18 actions, episodes are games."""
+    full_action_space: bool | None = None
+    """Atari only: all 18 actions, or the game's minimal set. None: as the preset has it; all 18 in `atari57`."""
     action_repeat: int | None = None
     """Environment frames in one agent step; all budgets and metrics count frames. None: 4 on Atari and DeepMind Lab, 1
     elsewhere. For a factory it only states what the environment itself does."""
@@ -80,7 +83,7 @@ class EnvironmentConfig:
         """Environment frames in one agent step."""
         if self.action_repeat is not None:
             return self.action_repeat
-        return 4 if self.name.startswith(('atari/', 'dmlab/')) else 1
+        return 4 if self.name in ('atari57', 'dmlab30') or self.name.startswith(('atari/', 'dmlab/')) else 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +97,10 @@ class NetworkConfig:
     lstm_size: int = 256
     mlp_sizes: tuple[int, ...] = (64, 64)
     """Hidden layers of the `mlp` torso."""
+    instructions: bool = True
+    """Read the instruction of an observation that has one; without, it is left out."""
+    num_word_ids: int = 1001
+    """Word ids of instructions, from 0 for no word; the paper's environment hashes words into 1000."""
 
     def __post_init__(self):
         known = ('shallow', 'shallow_atari', 'deep', 'mlp')
@@ -101,7 +108,7 @@ class NetworkConfig:
             self.torso in known or ':' in self.torso,
             f'unknown network.torso {self.torso!r}; {closest(self.torso, known)}, or a class of yours as module:Class',
         )
-        _require_positive('network', lstm_size=self.lstm_size)
+        _require_positive('network', lstm_size=self.lstm_size, num_word_ids=self.num_word_ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,14 +171,36 @@ class LossConfig:
     discount: float = 0.99
     baseline_cost: float = 0.5
     entropy_cost: float = 0.01
-    reward_clip: Literal['unit', 'none'] = 'unit'
-    """`unit`: rewards are clipped to [-1, 1] in the learner; the reported returns stay raw."""
+    reward_clip: Literal['unit', 'asymmetric', 'asymmetric_paper', 'none'] = 'unit'
+    """In the learner; the reported returns stay raw. `unit`: to [-1, 1]. `asymmetric`, for DMLab-30: 5 tanh(r / 5), and
+    0.3 times that where r is negative, as in the released code. `asymmetric_paper`: 0.3 min(tanh r, 0) +
+    5 max(tanh r, 0), as in the paper."""
 
     def __post_init__(self):
         _require(0 <= self.discount <= 1, f'loss.discount must lie in [0, 1], got {self.discount}')
         for name in ('baseline_cost', 'entropy_cost'):
             value = getattr(self, name)
             _require(value >= 0, f'loss.{name} must not be negative, got {value}')
+
+
+@dataclasses.dataclass(frozen=True)
+class PopArtConfig:
+    """Value targets normalised per task (Hessel et al., 2018); see `impala_jax.popart`."""
+
+    enabled: bool = False
+    step_size: float = 3e-4
+    """How far one value target moves its task's mean and second moment."""
+    min_scale: float = 1e-4
+    max_scale: float = 1e6
+    """Bounds of a task's standard deviation."""
+
+    def __post_init__(self):
+        _require(0 < self.step_size < 1, f'popart.step_size must lie in (0, 1), got {self.step_size}')
+        _require(
+            0 < self.min_scale <= self.max_scale,
+            f'popart.min_scale must be positive and at most popart.max_scale, got {self.min_scale} and '
+            f'{self.max_scale}',
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,7 +283,7 @@ class EvaluatorConfig:
     """The evaluator plays whole episodes with the newest parameters, beside training and once more at the end."""
 
     episodes: int = 20
-    """Episodes an evaluation; 0 for no evaluator."""
+    """Episodes an evaluation, of each task of a suite; 0 for no evaluator."""
     interval_s: float = 60.0
     """Pause between two evaluations, s."""
     num_envs: int = 10
@@ -349,6 +378,7 @@ class Config:
     network: NetworkConfig = NetworkConfig()
     vtrace: VTraceConfig = VTraceConfig()
     loss: LossConfig = LossConfig()
+    popart: PopArtConfig = PopArtConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     learner: LearnerConfig = LearnerConfig()
     replay: ReplayConfig = ReplayConfig()

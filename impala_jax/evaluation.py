@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
+import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +15,7 @@ from impala_jax import allocator, checkpoint, environments
 from impala_jax.actor import Actor
 from impala_jax.agent import Agent
 from impala_jax.config import ConfigError, EnvironmentConfig
-from impala_jax.environments import VectorEnvironment
+from impala_jax.environments import VectorEnvironment, suites
 from impala_jax.scores import human_normalised
 from impala_jax.types import Closed, PyTree, StepInfo, TimeStep
 
@@ -21,9 +23,10 @@ _UNROLL_LENGTH = 20  # Steps between two looks at whether enough games have ende
 
 
 class Evaluation(NamedTuple):
-    """Scores of whole games."""
+    """Scores of whole games; a suite's are those of all its tasks, with as many games of each."""
 
     returns: list[float]  # undiscounted, raw
+    tasks: Mapping[str, Evaluation] = types.MappingProxyType({})  # by name; empty for a single environment
 
     @property
     def mean(self) -> float:
@@ -41,16 +44,16 @@ class Evaluation(NamedTuple):
 
 
 class Evaluator:
-    """Plays games; its environments are made once.
+    """Plays games; the tasks of a suite one after the other, so that no more environments live than those of one.
 
     Args:
       agent: the agent.
-      config: the task; evaluation always plays whole games, not lives.
-      episodes: games a call of `play`.
+      config: the task or suite; evaluation always plays whole games, not lives.
+      episodes: games of each task a call of `play`.
       num_envs: games played at the same time, at most `episodes`.
       seed: of environments and actions.
       greedy: play the most likely action instead of sampling.
-      record: keep pictures of the first game of environment 0, in `frames`.
+      record: keep pictures of the first game of environment 0, in `frames`; of a suite, of its first task.
     """
 
     def __init__(
@@ -67,7 +70,9 @@ class Evaluator:
         num_envs = min(num_envs, episodes)
         # A fixed number of games each: the first N to end over all environments would favour short games.
         self._quota = np.full([num_envs], episodes // num_envs) + (np.arange(num_envs) < episodes % num_envs)
-        environment = environments.make(config, num_envs, seed, evaluation=True)
+        self._configs = {task: suites.task_config(config, task) for task in suites.tasks(config)}
+        self._task = next(iter(self._configs))  # The one that there are environments of
+        environment = environments.make(self._configs[self._task], num_envs, seed, evaluation=True)
         self.frames: list[np.ndarray] = []
         """Pictures, uint8 [H, W, 3], if recorded."""
         if record:
@@ -76,13 +81,26 @@ class Evaluator:
         self._seed = seed
 
     def play(self, version: int, params: PyTree, stop: threading.Event | None = None) -> Evaluation:
-        """Plays `episodes` games from their start.
+        """Plays `episodes` games of each task from their start.
 
         Raises:
           Closed: `stop` was set.
         """
-        # From a reset, so that no game half played with older parameters is counted.
         self._seed += 1
+        scores = {task: Evaluation(self._play_task(task, version, params, stop)) for task in self._configs}
+        if len(scores) == 1:
+            return scores[self._task]
+        return Evaluation([value for score in scores.values() for value in score.returns], scores)
+
+    def _play_task(self, task: str, version: int, params: PyTree, stop: threading.Event | None) -> list[float]:
+        if task != self._task:
+            self._actor.environment.close()
+            # Into the same actor, whose compiled step fits all tasks.
+            self._actor.environment = environments.make(
+                self._configs[task], len(self._quota), self._seed, evaluation=True
+            )
+            self._task = task
+        # From a reset, so that no game half played with older parameters is counted.
         self._actor.reset(self._seed)
         returns: list[list[float]] = [[] for _ in self._quota]
         while any(len(r) < quota for r, quota in zip(returns, self._quota, strict=True)):
@@ -92,7 +110,7 @@ class Evaluator:
             for t, i in np.argwhere(~np.isnan(episode_return)):
                 if len(returns[i]) < self._quota[i]:
                     returns[i].append(float(episode_return[t, i]))
-        return Evaluation([value for r in returns for value in r])
+        return [value for r in returns for value in r]
 
     def close(self) -> None:
         """Ends the environments."""
@@ -147,7 +165,7 @@ def evaluate(
 
     Args:
       workdir: of the run.
-      episodes: games to play.
+      episodes: games to play, of each task of a suite.
       num_envs: games played together.
       greedy: play the most likely action instead of sampling.
       seed: of games and actions.
@@ -156,7 +174,7 @@ def evaluate(
     Returns:
       What `launch/evaluate.py --json` writes: `episodes`, `mean_return`, `median_return`, `stderr`, `min_return`,
       `max_return`, `human_normalised` (percent, None where unknown), `checkpoint_step`, `frames`, `environment`,
-      `greedy`, `seed`.
+      `greedy`, `seed`; and of a suite `tasks`, by name the first seven of these.
 
     Raises:
       ConfigError: a video that cannot be written.
@@ -169,7 +187,7 @@ def evaluate(
     saved = checkpoint.restore(Path(workdir), {'learner': {'params': None}})
     allocator.keep_memory()
     evaluator = Evaluator(
-        Agent(config.network, environments.spec(config.environment)),
+        Agent(config.network, environments.spec(config.environment), config.popart.enabled),
         config.environment,
         episodes=episodes,
         num_envs=num_envs,
@@ -184,6 +202,19 @@ def evaluate(
     if video is not None:
         repeat = config.environment.frames_per_step
         write_video(video, evaluator.frames, 60 / repeat if repeat > 1 else 5)
+    tasks = {task: _scores(task, scores) for task, scores in evaluation.tasks.items()}
+    return {
+        **_scores(config.environment.name, evaluation),
+        **({'tasks': tasks} if tasks else {}),
+        'checkpoint_step': saved.step,
+        'frames': saved.step * config.frames_per_update,
+        'environment': config.environment.name,
+        'greedy': greedy,
+        'seed': seed,
+    }
+
+
+def _scores(environment_name: str, evaluation: Evaluation) -> dict[str, Any]:
     return {
         'episodes': len(evaluation.returns),
         'mean_return': evaluation.mean,
@@ -191,12 +222,7 @@ def evaluate(
         'stderr': evaluation.stderr,
         'min_return': min(evaluation.returns),
         'max_return': max(evaluation.returns),
-        'human_normalised': human_normalised(config.environment.name, evaluation.mean),
-        'checkpoint_step': saved.step,
-        'frames': saved.step * config.frames_per_update,
-        'environment': config.environment.name,
-        'greedy': greedy,
-        'seed': seed,
+        'human_normalised': human_normalised(environment_name, evaluation.mean),
     }
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from impala_jax import pbt
+from impala_jax import pbt, popart
 from impala_jax.agent import Agent
 from impala_jax.checkpoint import Checkpointer
 from impala_jax.config import Config, ConfigError, OptimizerConfig
@@ -34,6 +34,7 @@ class LearnerState(NamedTuple):
 
     params: PyTree  # float32
     opt_state: PyTree
+    popart: PyTree  # PopArtState, or () without PopArt
     num_updates: Array  # int32, batches consumed, skipped updates included
     skipped: Array  # int32, updates skipped because the gradient was not finite
     skipped_in_a_row: Array  # int32
@@ -109,9 +110,10 @@ class Learner:
     def init(self, key: Array) -> LearnerState:
         """A fresh state, on the mesh."""
         params = self._agent.init(key)
+        statistics = popart.init(self._agent.spec.num_tasks) if self._config.popart.enabled else ()
         optimizer = make_optimizer(self._config.optimizer, self._schedule(self._hyperparameters))
         zero = np.zeros([], np.int32)
-        return self.restore(LearnerState(params, optimizer.init(params), zero, zero, zero))
+        return self.restore(LearnerState(params, optimizer.init(params), statistics, zero, zero, zero))
 
     def restore(self, state: LearnerState) -> LearnerState:
         """Puts a state on the mesh, in memory of its own (the update donates it)."""
@@ -129,6 +131,7 @@ class Learner:
             initial_state=put(self._batch_major, trajectories.initial_state),
             info=None,  # pyright: ignore[reportArgumentType]
             version=None,
+            task=put(self._batch_major, trajectories.task),
         )
 
     def update(
@@ -153,30 +156,46 @@ class Learner:
     ) -> tuple[LearnerState, dict[str, Array]]:
         def loss_fn(params):
             output, _ = self._agent.unroll(params, batch.timesteps, batch.initial_state)
-            return impala_loss(output, batch, self._config.loss, self._config.vtrace, hyperparameters.entropy_cost)
+            scale = None
+            if self._config.popart.enabled:
+                values, scale = popart.unnormalise(state.popart, output.values, batch.task)
+                output = output._replace(values=values)
+            return impala_loss(
+                output, batch, self._config.loss, self._config.vtrace, scale, hyperparameters.entropy_cost
+            )
 
-        (loss, logs), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        (loss, details), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         grad_norm = optax.tree.norm(gradient)
         # By this state's count, not the optimiser's own: a state copied from another run has that one's.
         learning_rate = self._schedule(hyperparameters)(state.num_updates - state.skipped)
         optimizer = make_optimizer(self._config.optimizer, lambda _: learning_rate, hyperparameters.epsilon)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
+        statistics = state.popart
+        if self._config.popart.enabled:
+            statistics = popart.update(
+                state.popart, details.value_targets, details.mask, batch.task, self._config.popart
+            )
+            baseline = popart.preserve_outputs(params['params']['baseline'], state.popart, statistics)
+            params = {**params, 'params': {**params['params'], 'baseline': baseline}}
 
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+        params, opt_state, statistics = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state, statistics),
+            (state.params, state.opt_state, state.popart),
         )
         state = LearnerState(
             params=params,
             opt_state=opt_state,
+            popart=statistics,
             num_updates=state.num_updates + 1,
             skipped=state.skipped + ~finite,
             skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
         )
         return state, {
             'loss': loss,
-            **logs,
+            **details.logs,
             'grad_norm': grad_norm,
             'learning_rate': learning_rate,
             'skipped_updates': state.skipped,
@@ -190,6 +209,7 @@ class Batch(NamedTuple):
     data: Trajectory
     info: StepInfo  # [T, B]
     version: np.ndarray  # [B] int32
+    task: np.ndarray  # [B] int32
 
 
 class Prefetcher:
@@ -274,8 +294,8 @@ class LearnerLoop:
         """What the runtime had saved with the checkpoint that this run resumes; empty in a new run."""
 
         self._logger = MetricsLogger(workdir, config)
-        self._stats = LearnerStats()
-        self._tasks = (config.environment.name,)
+        self._stats = LearnerStats(agent.spec.tasks)
+        self._tasks = agent.spec.tasks or (config.environment.name,)
         self._member = None if config.pbt.member is None else Member(config, workdir)
         self.num_updates = 0
         checkpoint = self._checkpointer.restore_latest({'learner': self._state, 'runtime': None})
@@ -315,7 +335,7 @@ class LearnerLoop:
 
     def batch(self, trajectories: Trajectory) -> Batch:
         """Puts trajectories [T + 1, B] on the mesh."""
-        return Batch(self._learner.put(trajectories), trajectories.info, trajectories.version)
+        return Batch(self._learner.put(trajectories), trajectories.info, trajectories.version, trajectories.task)
 
     def step(self, batch: Batch, waited_s: float = 0.0) -> None:
         """One update and what goes with it; `waited_s` is how long the batch was waited for.
@@ -323,7 +343,7 @@ class LearnerLoop:
         Raises:
           NonFiniteGradients: too many updates in a row were skipped.
         """
-        self._stats.add_batch(batch.info, self.num_updates - batch.version, self._config.num_fresh)
+        self._stats.add_batch(batch.info, self.num_updates - batch.version, self._config.num_fresh, batch.task)
         hyperparameters = None if self._member is None else self._member.hyperparameters
         self._state, self._logs = self._learner.update(self._state, batch.data, hyperparameters)
         self.num_updates += 1

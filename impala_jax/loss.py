@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -18,13 +20,22 @@ LOG_RHO_EDGES = np.array([-4, -2, -1, -0.5, -0.2, -0.1, -0.05, -0.01, 0.01, 0.05
 _EPSILON = 1e-6  # of `epsilon_correction`
 
 
+class LossDetails(NamedTuple):
+    """What the loss was made of; no gradient flows out."""
+
+    logs: dict[str, Array]  # scalars, and `log_rho_histogram`
+    value_targets: Array  # [T, B]
+    mask: Array  # bool [T, B], the transitions that count
+
+
 def impala_loss(
     output: NetworkOutput,
     trajectory: Trajectory,
     config: LossConfig,
     vtrace_config: VTraceConfig,
+    value_scale: Array | None = None,
     entropy_cost: Array | float | None = None,
-) -> tuple[Array, dict[str, Array]]:
+) -> tuple[Array, LossDetails]:
     """The loss of a batch of trajectories.
 
     Args:
@@ -32,11 +43,12 @@ def impala_loss(
       trajectory: [T + 1, B].
       config: weights, discount and reward clipping.
       vtrace_config: the correction and its truncation levels.
+      value_scale: [B], what advantages and the values' errors are divided by (PopArt); None for 1.
       entropy_cost: a scalar in place of the configuration's.
 
     Returns:
-      The loss, a scalar, and scalars for the log: `policy_loss`, `baseline_loss` (both as weighted in the loss), and
-      `entropy`, the mean over the transitions that count; beside them those of `off_policyness`.
+      The loss, a scalar, and LossDetails, whose `logs` are `policy_loss`, `baseline_loss` (both as weighted in the
+      loss), and `entropy`, the mean over the transitions that count; beside them those of `off_policyness`.
 
     Raises:
       AssertionError: shapes that do not agree.
@@ -47,9 +59,7 @@ def impala_loss(
 
     # The arrival at an episode's first step is not a transition of the task: the action before it was ignored.
     mask = timesteps.step_type[1:] != FIRST
-    rewards = timesteps.reward[1:]
-    if config.reward_clip == 'unit':
-        rewards = jnp.clip(rewards, -1.0, 1.0)
+    rewards = clip_rewards(timesteps.reward[1:], config.reward_clip)
 
     log_policy = jax.nn.log_softmax(output.logits[:-1])
     log_behaviour = jax.nn.log_softmax(trajectory.behaviour_logits)
@@ -73,16 +83,32 @@ def impala_loss(
     entropies = -jnp.sum(jnp.exp(log_policy) * log_policy, axis=-1)
     if vtrace_config.correction == 'epsilon_correction':
         log_pi = jnp.log(jnp.exp(log_pi) + _EPSILON)
-    policy_loss = -jnp.sum(mask * log_pi * targets.pg_advantages)
-    baseline_loss = config.baseline_cost * 0.5 * jnp.sum(mask * jnp.square(targets.vs - output.values[:-1]))
+    pg_advantages, errors = targets.pg_advantages, targets.vs - output.values[:-1]
+    if value_scale is not None:
+        pg_advantages, errors = pg_advantages / value_scale[None], errors / value_scale[None]
     entropy_cost = config.entropy_cost if entropy_cost is None else entropy_cost
+    policy_loss = -jnp.sum(mask * log_pi * pg_advantages)
+    baseline_loss = config.baseline_cost * 0.5 * jnp.sum(mask * jnp.square(errors))
     loss = policy_loss + baseline_loss - entropy_cost * jnp.sum(mask * entropies)
-    return loss, {
+    logs = {
         'policy_loss': policy_loss,
         'baseline_loss': baseline_loss,
         'entropy': _mean(entropies, mask),
         **off_policyness(log_rhos, log_policy, log_behaviour, mask, vtrace_config),
     }
+    return loss, LossDetails(logs, targets.vs, mask)
+
+
+def clip_rewards(rewards: Array, mode: Literal['unit', 'asymmetric', 'asymmetric_paper', 'none']) -> Array:
+    """Rewards as the loss takes them; the modes are those of `LossConfig.reward_clip`."""
+    if mode == 'unit':
+        return jnp.clip(rewards, -1.0, 1.0)
+    if mode == 'asymmetric':
+        return 5.0 * jnp.tanh(rewards / 5.0) * jnp.where(rewards < 0, 0.3, 1.0)
+    if mode == 'asymmetric_paper':
+        squeezed = jnp.tanh(rewards)
+        return 0.3 * jnp.minimum(squeezed, 0.0) + 5.0 * jnp.maximum(squeezed, 0.0)
+    return rewards
 
 
 def off_policyness(

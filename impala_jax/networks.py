@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from impala_jax.config import ConfigError, NetworkConfig
-from impala_jax.types import FIRST, Array, EnvironmentSpec, PyTree, TimeStep
+from impala_jax.types import FIRST, INSTRUCTION, Array, EnvironmentSpec, PyTree, TimeStep
 
 
 class NetworkOutput(NamedTuple):
     """The two heads."""
 
     logits: Array  # [T, B, A] float32
-    values: Array  # [T, B] float32
+    values: Array  # [T, B] float32; with PopArt [T, B, K], normalised, one a task
 
 
 _relu_init = nn.initializers.orthogonal(2**0.5)
@@ -102,6 +102,33 @@ class MLPTorso(nn.Module):
         return x
 
 
+class InstructionEncoder(nn.Module):
+    """Words of an instruction, embedded and read by an LSTM (figure 3); no words give zeros."""
+
+    num_word_ids: int
+    embedding_size: int = 20
+    hidden_size: int = 64
+
+    @nn.compact
+    def __call__(self, words: Array) -> Array:
+        """[N, L] int32 -> [N, hidden_size], the output at the last word; 0 is no word.
+
+        An id that is not below `num_word_ids` makes the output NaN.
+        """
+        embedded = nn.Embed(self.num_word_ids, self.embedding_size)(words)
+
+        def step(cell, carry, step_inputs):
+            x, is_word = step_inputs
+            new, _ = cell(carry, x)
+            carry = jax.tree.map(lambda new, old: jnp.where(is_word[:, None], new, old), new, carry)
+            return carry, None
+
+        scan = nn.scan(step, variable_broadcast='params', split_rngs={'params': False}, in_axes=1)
+        zeros = jnp.zeros([words.shape[0], self.hidden_size])
+        (_, output), _ = scan(nn.OptimizedLSTMCell(self.hidden_size), (zeros, zeros), (embedded, words != 0))
+        return output
+
+
 class ResettingLSTM(nn.Module):
     """An LSTM whose state becomes zeros BEFORE a step that starts an episode."""
 
@@ -122,10 +149,15 @@ class ResettingLSTM(nn.Module):
 
 
 class ImpalaNetwork(nn.Module):
-    """Torso, core and heads."""
+    """Torso, core and heads.
+
+    An observation may be nested; what its leaves' torsos yield is joined. A leaf under the key `instruction` that is
+    int32 [words] is read by the `InstructionEncoder` instead.
+    """
 
     num_actions: int
     config: NetworkConfig
+    num_normalised_values: int | None = None  # K with PopArt, else None
 
     @nn.compact
     def __call__(self, timesteps: TimeStep, state: PyTree) -> tuple[NetworkOutput, PyTree]:
@@ -136,14 +168,17 @@ class ImpalaNetwork(nn.Module):
           state: [B, ...], the core's state before timestep 0; `()` without a recurrent core.
 
         Returns:
-          NetworkOutput ([T, B, A] and [T, B]) and the state after the last timestep.
+          NetworkOutput ([T, B, A] and [T, B], with PopArt [T, B, K]) and the state after the last timestep.
         """
         num_steps, batch = timesteps.step_type.shape
         first = timesteps.step_type == FIRST
-        leaves = [
-            _torso(self.config, leaf.ndim - 2)(_to_float(leaf.reshape(num_steps * batch, *leaf.shape[2:])))
-            for leaf in jax.tree.leaves(timesteps.observation)
-        ]
+        leaves = []
+        for path, leaf in jax.tree_util.tree_leaves_with_path(timesteps.observation):
+            leaf = leaf.reshape(num_steps * batch, *leaf.shape[2:])
+            if not _is_instruction(path, leaf):
+                leaves.append(_torso(self.config, leaf.ndim - 1)(_to_float(leaf)))
+            elif self.config.instructions:
+                leaves.append(InstructionEncoder(self.config.num_word_ids)(leaf))
         x = leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=-1)
         x = x.reshape(num_steps, batch, -1)
 
@@ -154,12 +189,13 @@ class ImpalaNetwork(nn.Module):
             x, state = ResettingLSTM(self.config.lstm_size)(jnp.concatenate([x, action, reward], -1), first, state)
 
         logits = nn.Dense(self.num_actions, name='policy', kernel_init=nn.initializers.orthogonal(0.01))(x)
-        values = nn.Dense(1, name='baseline', kernel_init=nn.initializers.orthogonal(1.0))(x)[..., 0]
-        return NetworkOutput(logits, values), state
+        num_values = self.num_normalised_values
+        values = nn.Dense(num_values or 1, name='baseline', kernel_init=nn.initializers.orthogonal(1.0))(x)
+        return NetworkOutput(logits, values if num_values else values[..., 0]), state
 
 
-def build(config: NetworkConfig, spec: EnvironmentSpec) -> ImpalaNetwork:
-    """The network for an environment.
+def build(config: NetworkConfig, spec: EnvironmentSpec, popart: bool = False) -> ImpalaNetwork:
+    """The network for an environment; with `popart` it has a value for each task.
 
     Raises:
       ConfigError: a torso that cannot take the environment's observations, or a class that cannot be found.
@@ -172,7 +208,7 @@ def build(config: NetworkConfig, spec: EnvironmentSpec) -> ImpalaNetwork:
             )
     if ':' in config.torso:
         _custom_torso(config.torso)
-    return ImpalaNetwork(spec.num_actions, config)
+    return ImpalaNetwork(spec.num_actions, config, spec.num_tasks if popart else None)
 
 
 def initial_state(config: NetworkConfig, batch_size: int) -> PyTree:
@@ -208,6 +244,12 @@ def _custom_torso(path: str) -> type[nn.Module]:
     if not (isinstance(torso, type) and issubclass(torso, nn.Module)):
         raise ConfigError(f'network.torso {path!r} is not a flax.linen.Module')
     return torso
+
+
+def _is_instruction(path: tuple[Any, ...], leaf: Array) -> bool:
+    """Whether a leaf, [N, ...], of an observation is word ids."""
+    key = getattr(path[-1], 'key', None) if path else None
+    return key == INSTRUCTION and leaf.ndim == 2 and leaf.dtype == jnp.int32
 
 
 def _to_float(x: Array) -> Array:

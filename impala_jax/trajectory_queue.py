@@ -11,6 +11,9 @@ import numpy as np
 
 from impala_jax.types import Closed, PyTree, Trajectory
 
+# The fields of a Trajectory that are [B, ...] and not [T, B, ...].
+_WITHOUT_TIME = ('initial_state', 'version', 'task')
+
 
 class TrajectoryQueue(Protocol):
     """Bounded, first in first out; every trajectory is consumed exactly once. All methods may be called by threads."""
@@ -175,10 +178,10 @@ def concatenate(parts: list[Trajectory]) -> Trajectory:
 
 
 def _with_batch_axis(fn, *parts: Trajectory) -> Trajectory:
-    """Maps `fn(batch_axis, *leaves)` over all leaves; the recurrent state and the version have no time axis."""
+    """Maps `fn(batch_axis, *leaves)` over all leaves."""
     fields = {
         name: jax.tree.map(
-            lambda *xs, axis=0 if name in ('initial_state', 'version') else 1: fn(axis, *xs),
+            lambda *xs, axis=0 if name in _WITHOUT_TIME else 1: fn(axis, *xs),
             *(getattr(part, name) for part in parts),
         )
         for name in Trajectory._fields

@@ -20,6 +20,9 @@ Array = Any  # numpy or jax; the shape and dtype stand beside each field.
 # dm_env.StepType as plain integers, usable inside a jit.
 FIRST, MID, LAST = 0, 1, 2
 
+INSTRUCTION = 'instruction'
+"""The key of an instruction in an observation that is a dict: word ids, [words] int32, then zeros."""
+
 
 class ArraySpec(NamedTuple):
     """Shape and dtype of one leaf of an observation, without batch dimensions."""
@@ -33,6 +36,11 @@ class EnvironmentSpec(NamedTuple):
 
     observation: PyTree  # of ArraySpec
     num_actions: int
+    tasks: tuple[str, ...] = ()  # the names of a suite's tasks, by their ids; () for a single environment
+
+    @property
+    def num_tasks(self) -> int:
+        return max(1, len(self.tasks))
 
 
 class TimeStep(NamedTuple):
@@ -60,6 +68,7 @@ class Trajectory(NamedTuple):
     initial_state: PyTree  # [B, ...], the recurrent core's state before timestep 0
     info: StepInfo  # [T, B], of the arrivals at timesteps 1 to T, so that each is counted once
     version: Array  # [B] int32, the version of the parameters that acted
+    task: Array  # [B] int32, the task's id: its place in `EnvironmentSpec.tasks`; 0 in a single environment
 
     @property
     def actions(self) -> Array:

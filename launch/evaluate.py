@@ -44,6 +44,8 @@ def evaluate() -> None:
     print(f'lowest {scores["min_return"]:.2f}  highest {scores["max_return"]:.2f}')
     if scores['human_normalised'] is not None:
         print(f'human-normalised {scores["human_normalised"]:.1f} %')
+    for task, task_scores in scores.get('tasks', {}).items():
+        print(f'{task}: ' + 'mean {mean_return:.2f}  standard error {stderr:.2f}'.format(**task_scores))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(scores, indent=2) + '\n')
     if arguments.video is not None:

@@ -33,7 +33,7 @@ def make_data(on_policy=False):
     )
     behaviour = logits[:-1] if on_policy else 2 * rng.randn(T, B, A).astype(np.float32)
     info = StepInfo(np.full([T, B], np.nan, np.float32), np.zeros([T, B], np.int32))
-    trajectory = Trajectory(timesteps, behaviour, (), info, np.zeros([B], np.int32))
+    trajectory = Trajectory(timesteps, behaviour, (), info, np.zeros([B], np.int32), np.zeros([B], np.int32))
     return NetworkOutput(logits, rng.randn(T + 1, B).astype(np.float32)), trajectory
 
 
@@ -129,7 +129,7 @@ def test_a_knob_without_effect_is_refused(correction, knob):
 @pytest.mark.parametrize('on_policy', [True, False])
 def test_off_policyness(on_policy):
     output, trajectory = make_data(on_policy)
-    _, logs = impala_loss(output, trajectory, LOSS, VTraceConfig(rho_bar=2.0, c_bar=0.5))
+    _, (logs, _, _) = impala_loss(output, trajectory, LOSS, VTraceConfig(rho_bar=2.0, c_bar=0.5))
     pi, mu = softmax(output.logits)[:-1], softmax(trajectory.behaviour_logits)
     counted = trajectory.timesteps.step_type[1:] != FIRST
     taken = trajectory.actions[..., None]

@@ -38,6 +38,7 @@ def make_batch(seed=0, version=0):
         initial_state=tuple(rng.randn(B, 6).astype(np.float32) for _ in range(2)),
         info=StepInfo(np.full([T, B], np.nan, np.float32), np.zeros([T, B], np.int32)),
         version=np.full([B], version, np.int32),
+        task=np.zeros([B], np.int32),
     )
 
 

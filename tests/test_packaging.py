@@ -25,8 +25,20 @@ LAYERS = {
     'trajectory_queue': {'types', 'config'},
     'parameter_store': {'types', 'config'},
     'vtrace': {'types', 'config', 'networks', 'agent'},
+    'popart': {'types', 'config'},
     'loss': {'types', 'config', 'networks', 'agent', 'vtrace'},
-    'learner': {'types', 'config', 'networks', 'agent', 'vtrace', 'loss', 'trajectory_queue', 'parameter_store'},
+    'learner': {
+        'types',
+        'config',
+        'data',
+        'networks',
+        'agent',
+        'vtrace',
+        'popart',
+        'loss',
+        'trajectory_queue',
+        'parameter_store',
+    },
     'actor': {'types', 'config', 'data', 'networks', 'agent', 'environments', 'trajectory_queue', 'parameter_store'},
 }
 TOP = {'ablation', 'runtimes', 'command_line', 'doctor'}  # May import everything below; nothing below imports them.

@@ -42,7 +42,8 @@ def make_trajectories(first, number):
     state = tuple(rng.normal(size=[number, 5]).astype(np.float32) for _ in range(2))
     info = StepInfo(np.full([T, number], np.nan, np.float32), np.zeros([T, number], np.int32))
     version = np.arange(first, first + number, dtype=np.int32)
-    return Trajectory(timesteps, rng.normal(size=[T, number, 3]).astype(np.float32), state, info, version)
+    logits = rng.normal(size=[T, number, 3]).astype(np.float32)
+    return Trajectory(timesteps, logits, state, info, version, task=version % 7)
 
 
 def leaves_of(trajectory, i):
@@ -52,7 +53,7 @@ def leaves_of(trajectory, i):
         return x[i] if axis == 0 else x[:, i]
 
     return [
-        column(0 if name in ('initial_state', 'version') else 1, leaf)
+        column(0 if name in ('initial_state', 'version', 'task') else 1, leaf)
         for name in Trajectory._fields
         for leaf in jax.tree.leaves(getattr(trajectory, name))
     ]

@@ -124,7 +124,7 @@ def learned(trajectory: Trajectory, values=None, logits=None, vtrace=VTraceConfi
     config = LossConfig(**({'baseline_cost': 1.0, 'entropy_cost': entropy_cost, 'reward_clip': 'none'} | loss))
 
     output = NetworkOutput(jnp.asarray(logits), jnp.asarray(values))
-    gradient = loss_gradient(output, trajectory._replace(info=None, version=None), config, vtrace)
+    gradient = loss_gradient(output, trajectory._replace(info=None, version=None, task=None), config, vtrace)
     gradient = jax.tree.map(np.array, gradient)
     # The values at T are only bootstrapped from, and the logits there are not used at all.
     np.testing.assert_array_equal(gradient.logits[-1], 0)
@@ -305,7 +305,7 @@ def off_policy(T=6, B=40, seed=0):
         normal(T + 1, B, 1),
         rng.randint(A, size=(T + 1, B)).astype(np.int32),
     )
-    trajectory = Trajectory(timesteps, normal(T, B, A), (), None, None)  # pyright: ignore[reportArgumentType]
+    trajectory = Trajectory(timesteps, normal(T, B, A), (), None, None, None)  # pyright: ignore[reportArgumentType]
     return trajectory, normal(T + 1, B, A), normal(T + 1, B)
 
 
@@ -430,9 +430,9 @@ def test_update_does_not_depend_on_the_device_count():
         output, _ = Agent(SMALL, actor.environment.spec).unroll(params, trajectory.timesteps, ())
         return impala_loss(output, trajectory, LossConfig(), VTraceConfig())
 
-    once, logs = total(trajectory)
+    once, (logs, _, _) = total(trajectory)
     doubled = jax.tree.map(lambda x: np.concatenate([x, x], axis=1 if x.ndim > 1 else 0), trajectory)
-    twice, doubled_logs = total(doubled)
+    twice, (doubled_logs, _, _) = total(doubled)
     np.testing.assert_allclose(twice, 2 * once, rtol=1e-5)
     np.testing.assert_allclose(updated[8][1]['loss'], once, rtol=1e-5)
     for name in ('policy_loss', 'baseline_loss'):

@@ -66,7 +66,7 @@ class AtariVectorEnvironment:
             num_envs,
             max_num_frames_per_episode=_MAX_FRAMES,
             repeat_action_probability=0.0 if paper else 0.25,
-            full_action_space=not paper,
+            full_action_space=not paper if config.full_action_space is None else config.full_action_space,
             stack_num=1,  # stacked here: in the order that convolutions want, and only the new frame is copied
             frameskip=config.frames_per_step,
             noop_max=31 if paper else 0,  # ale-py's bound is exclusive: 0 to 30 no-ops

@@ -12,6 +12,7 @@ from typing import Any
 import dm_env
 
 from impala_jax.config import ConfigError, EnvironmentConfig, closest
+from impala_jax.environments import minisuite, suites
 from impala_jax.environments.catch import Catch
 from impala_jax.environments.delayed_bandit import DelayedBandit
 
@@ -21,6 +22,7 @@ BUILT_IN: dict[str, Callable[..., dm_env.Environment]] = {
     'catch': Catch,
     'catch_memory': functools.partial(Catch, memory=True),
     'delayed_bandit': DelayedBandit,
+    **{f'minisuite/{name}': builder for name, builder in minisuite.TASKS.items()},
 }
 
 
@@ -51,7 +53,7 @@ def environment_factory(config: EnvironmentConfig, evaluation: bool = False) -> 
 
 
 def _names() -> list[str]:
-    names = list(BUILT_IN)
+    names = [*BUILT_IN, *suites.SUITES]
     if importlib.util.find_spec('ale_py') and importlib.util.find_spec('gymnasium'):
         from impala_jax.environments.atari import games
 

@@ -167,7 +167,7 @@ def _node(setup: _Setup, client: reverb.Client) -> Iterator[_Connection]:
     config, stop = setup.config, lp.stop_event()
     ended = threading.Event()
     with _own_process(setup), _failure_stops_program(setup):
-        agent = Agent(config.network, setup.spec)
+        agent = Agent(config.network, setup.spec, config.popart.enabled)
         queue = ReverbTrajectoryQueue(client, config, agent)
         params = jax.eval_shape(agent.init, jax.random.PRNGKey(0))
         store = ReverbParameterStore(client, params, config.timeout_s)

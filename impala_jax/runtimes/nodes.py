@@ -14,6 +14,7 @@ from impala_jax import environments
 from impala_jax.actor import Actor, run_actor
 from impala_jax.agent import Agent
 from impala_jax.config import Config
+from impala_jax.environments import suites
 from impala_jax.evaluation import Evaluation, Evaluator
 from impala_jax.parameter_store import ParameterStore
 from impala_jax.trajectory_queue import Replay, TrajectoryQueue
@@ -60,8 +61,11 @@ def node_seed(config: Config, *path: int) -> int:
 def make_actor(config: Config, agent: Agent, index: int, version: int = 0) -> Actor:
     """Actor `index`; `version` is the learner's when the run starts, so that a resumed run sees new episodes."""
     seed = node_seed(config, 0, index, version)
-    environment = environments.make(config.environment, config.actor.num_envs, seed, timeout_s=config.timeout_s)
-    return Actor(agent, environment, config.learner.unroll_length, seed)
+    task_ids = suites.assign(config.environment, config.actor.num_actors, config.actor.num_envs)[index]
+    environment = environments.make(
+        config.environment, config.actor.num_envs, seed, timeout_s=config.timeout_s, task_ids=task_ids
+    )
+    return Actor(agent, environment, config.learner.unroll_length, seed, task_ids=task_ids)
 
 
 def make_replay(config: Config, version: int = 0) -> Replay:
@@ -116,6 +120,7 @@ def record_evaluation(config: Config, workdir: Path, version: int, evaluation: E
         'mean_return': evaluation.mean,
         'median_return': evaluation.median,
         'stderr': evaluation.stderr,
+        **{f'mean_return/{task}': scores.mean for task, scores in evaluation.tasks.items()},
     }
     with open(workdir / 'evaluations.jsonl', 'a') as file:
         file.write(json.dumps(row) + '\n')

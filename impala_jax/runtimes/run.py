@@ -11,6 +11,7 @@ from impala_jax import allocator, environments
 from impala_jax.agent import Agent
 from impala_jax.checkpoint import restore
 from impala_jax.config import Config, ConfigError, closest
+from impala_jax.environments import suites
 from impala_jax.evaluation import Evaluation
 from impala_jax.metrics import write_run_config
 from impala_jax.runtimes import lockstep, nodes, threads
@@ -63,7 +64,8 @@ def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunR
     if runtime not in RUNTIMES:
         raise ConfigError(f'unknown runtime {runtime!r}; {closest(runtime, RUNTIMES)}')
     workdir = Path(workdir).absolute()
-    agent = Agent(config.network, environments.spec(config.environment))
+    suites.assign(config.environment, config.actor.num_actors, config.actor.num_envs)  # Refused before any work.
+    agent = Agent(config.network, environments.spec(config.environment), config.popart.enabled)
     write_run_config(workdir, config)
     allocator.keep_memory()
 
