@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,8 +31,9 @@ from impala_jax.config import (
     OptimizerConfig,
     PBTConfig,
 )
-from impala_jax.metrics import read_rows
+from impala_jax.metrics import LearnerStats, read_rows
 from impala_jax.pbt import Hyperparameters, Member
+from impala_jax.types import StepInfo
 
 ROOT = Path(__file__).parent.parent
 BURN_IN, INTERVAL = 2000, 1000
@@ -103,6 +105,35 @@ def test_members_differ_and_can_be_restarted():
 def test_values_that_cannot_be(values, message):
     with pytest.raises(ConfigError, match=message):
         PBTConfig(**values)
+
+
+def test_fitness_is_the_mean_of_capped_human_normalised_scores():
+    """Pong's random and human scores are -20.7 and 14.6, Breakout's 1.7 and 30.5."""
+    assert pbt.fitness(['atari/pong'], [14.6]) == pytest.approx(1.0)
+    assert pbt.fitness(['atari/pong', 'atari/breakout'], [21.0, 1.7]) == pytest.approx(0.5)
+    assert pbt.fitness(['atari/pong', 'atari/breakout'], [14.6, 1.7 - 28.8]) == pytest.approx(0.0)  # Not from below.
+    assert pbt.fitness(['catch', 'minisuite/catch'], [-1.0, 3.0]) == 1.0
+
+
+def test_fitness_waits_for_the_episodes_of_each_task():
+    def batch(stats, task, count, value):
+        returns = np.full([count, 1], value, np.float32)
+        info = StepInfo(returns, np.zeros([count, 1], np.int32))
+        stats.add_batch(info, np.zeros(1, np.int32), 1, np.array([task], np.int32))
+
+    stats = LearnerStats(('a', 'b'))
+    batch(stats, 0, 300, 1.0)
+    batch(stats, 1, 99, 2.0)
+    assert stats.mean_returns is None
+    batch(stats, 1, 1, 2.0)
+    assert stats.mean_returns == [1.0, 2.0]
+    batch(stats, 1, 50, 4.0)
+    assert stats.mean_returns == [1.0, 3.0]  # Of the last 100.
+    stats.forget_returns()
+    assert stats.mean_returns is None and 'episode_return' not in stats.row()
+    alone = LearnerStats()
+    batch(alone, 0, 100, 0.5)
+    assert alone.mean_returns == [0.5]
 
 
 # The rule, on checkpoints of another's.
@@ -207,9 +238,9 @@ def test_when_a_comparison_is_due(tmp_path):
 # In a run.
 
 
-def run_member(population, index, config, **replacements):
+def run_member(population, index, config, runtime='lockstep', **replacements):
     config = config_lib.replace(pbt.member_config(config, index), replacements)
-    return impala_jax.run(config, pbt.member_folder(population, index), runtime='lockstep')
+    return impala_jax.run(config, pbt.member_folder(population, index), runtime)
 
 
 def learner_state(population, index):
@@ -227,8 +258,6 @@ def good(tmp_path_factory):
 
 
 def copy_of(good, tmp_path):
-    import shutil
-
     shutil.copytree(good, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
@@ -250,6 +279,15 @@ def test_a_bad_member_goes_on_from_a_good_one(good, tmp_path):
     assert state.state['learner']['num_updates'] == 150  # Its own frames count.
     assert state.metadata['pbt']['fitness'] > rest[0]['fitness'] + 0.3
     assert original.step == 1500
+
+
+def test_a_member_of_threads_copies_too(good, tmp_path):
+    population = copy_of(good, tmp_path)
+    bad = config_lib.replace(SMALL, {'pbt.learning_rate': (1e-12, 1e-12), 'pbt.mutation_probability': 0.0})
+    run_member(population, 0, bad, runtime='threads')
+    rows = read_rows(population / 'member_00' / 'pbt.jsonl')
+    assert any(row.get('copied') for row in rows)
+    assert learner_state(population, 0).metadata['pbt']['fitness'] > rows[1]['fitness'] + 0.3
 
 
 def test_the_copy_is_exact(good, tmp_path):
@@ -509,3 +547,24 @@ def test_bad_input_is_one_line(arguments, message, config_file, tmp_path):
     code, _, stderr = finish(start(config_file, tmp_path / 'population', *arguments))
     assert code != 0 and message in stderr.splitlines()[-1], stderr
     assert len(stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_population_beats_the_same_members_by_themselves(tmp_path):
+    """On the minisuite, from learning rates of a tenth of a good one and less; same frames, over three seeds."""
+    final = {'population': [], 'alone': []}
+    for seed in (0, 1, 2):
+        for name, threshold in (('population', '0.05'), ('alone', 'inf')):
+            workdir = tmp_path / f'{name}{seed}'
+            arguments = ['--members', '4', '--runtime', 'lockstep', '--evaluator.episodes', '50', '--seed', str(seed)]
+            arguments += ['--total-frames', '200000', '--pbt.threshold', threshold]
+            process = start(ROOT / 'configs' / 'minisuite_pbt.py', workdir, *arguments)
+            _, stderr = process.communicate(timeout=1200)
+            assert process.returncode == 0, stderr
+            means = [read_rows(path / 'evaluations.jsonl')[-1]['mean_return'] for path in pbt.members(workdir)]
+            assert len(means) == 4
+            final[name].append(means)
+    population, alone = (np.array(final[name]) for name in ('population', 'alone'))  # [seeds, members]
+    assert (population.mean(axis=1) > alone.mean(axis=1)).all(), final
+    assert population.mean() > alone.mean() + 0.1, final
