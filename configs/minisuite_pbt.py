@@ -10,7 +10,7 @@ from impala_jax import ActorConfig, Config, LearnerConfig, LoggingConfig, Optimi
 def get_config() -> Config:
     return dataclasses.replace(
         minisuite.get_config(),
-        total_frames=150_000,
+        total_frames=300_000,
         learner=LearnerConfig(batch_size=16, unroll_length=20, num_devices=1),
         # The schedule is what the population finds.
         optimizer=OptimizerConfig(name='adam', schedule='constant'),
@@ -22,7 +22,10 @@ def get_config() -> Config:
             epsilon=(1e-8,),
             burn_in_frames=10_000,
             interval_frames=5_000,
-            # Larger than the paper's steps: there are some thirty comparisons here, not thousands.
+            # Three standard errors of the difference of two such fitnesses. Below that, members which have not begun to
+            # learn copy each other for luck, and their hyperparameters go for a random walk.
+            threshold=0.2,
+            # Larger than the paper's steps: there are some sixty comparisons here, not thousands.
             mutation_probability=0.5,
             mutation_factor=2.0,
         ),
