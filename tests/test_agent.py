@@ -8,6 +8,7 @@ import pytest
 
 from impala_jax.agent import Agent, dummy_timestep
 from impala_jax.config import ConfigError, NetworkConfig
+from impala_jax.networks import InstructionEncoder
 from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec, TimeStep
 
 A = 4
@@ -172,7 +173,7 @@ def test_shapes(torso, core):
 
 
 def test_numbers_of_parameters():
-    """As counted by hand; the paper's figure 3 says 1.2M (shallow) and 1.6M (deep), instructions' encoder included."""
+    """As counted by hand; without the instructions' encoder."""
     lstm = 4 * 256 * ((256 + 9 + 1) + 256 + 1)  # torso, action, reward; its own output; bias
     heads = 256 * (9 + 1) + (9 + 1)
 
@@ -291,3 +292,85 @@ def test_a_constant_background_excites_no_filter_and_what_moves_on_it_does(torso
         image[None], kernel, (4, 4), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
     )
     assert (np.asarray(answer).max(axis=(0, 1, 2)) > 1e-2).mean() > 0.9
+
+
+WORDS = EnvironmentSpec(
+    {'instruction': ArraySpec((4,), np.dtype(np.int32)), 'rgb': ArraySpec((72, 96, 3), np.dtype(np.uint8))}, 9
+)
+
+
+def test_numbers_of_parameters_with_instructions():
+    """The paper's figure 3 says 1.2M (shallow) and 1.6M (deep)."""
+    encoder = 1001 * 20 + 4 * 64 * (20 + 64 + 1)  # embedding; words, its own output, bias
+    joined = 4 * 256 * 64  # the core's further inputs
+    for torso, without in (('shallow', 1_123_130), ('deep', 1_520_714)):
+        config = NetworkConfig(torso, core='lstm')
+        assert num_params(config, WORDS) == without + encoder + joined
+        assert num_params(NetworkConfig(torso, core='lstm', instructions=False), WORDS) == without
+    assert num_params(NetworkConfig('deep', core='lstm'), WORDS) == 1_628_030
+
+
+class TestInstructions:
+    SPEC = EnvironmentSpec(
+        {'instruction': ArraySpec((4,), np.dtype(np.int32)), 'vector': ArraySpec((3,), np.dtype(np.float32))}, A
+    )
+
+    def logits(self, words, **config):
+        agent = Agent(NetworkConfig('mlp', mlp_sizes=(8,), **config), self.SPEC)
+        params = agent.init(jax.random.PRNGKey(0))
+        observation = {'instruction': np.array([[words]], np.int32), 'vector': np.ones([1, 1, 3], np.float32)}
+        step_type = np.full([1, 1], MID, np.int32)
+        timesteps = random_timesteps(self.SPEC, step_type)._replace(observation=observation)
+        return np.asarray(agent.unroll(params, timesteps, ())[0].logits)
+
+    def test_words_and_their_order_are_read(self):
+        seen = [
+            self.logits(words) for words in ([1, 2, 0, 0], [2, 1, 0, 0], [1, 3, 0, 0], [1, 2, 3, 0], [1000, 2, 0, 0])
+        ]
+        assert len({logits.tobytes() for logits in seen}) == 5
+        assert np.isfinite(seen).all()
+
+    def test_what_is_no_word_is_skipped(self):
+        np.testing.assert_array_equal(self.logits([5, 7, 0, 0]), self.logits([0, 5, 0, 7]))
+
+    def test_no_words_give_zeros(self):
+        encoder = InstructionEncoder(1001)
+        words = np.zeros([2, 4], np.int32)
+        params = encoder.init(jax.random.PRNGKey(0), words)
+        assert not np.asarray(encoder.apply(params, words)).any()
+        words[1, 0] = 9
+        output = np.asarray(encoder.apply(params, words))
+        assert output.shape == (2, 64) and not output[0].any() and output[1].any()
+
+    def test_an_unknown_id_is_not_taken_for_another(self):
+        assert np.isnan(self.logits([1, 1001, 0, 0])).all()
+        assert np.isfinite(self.logits([1, 1001, 0, 0], num_word_ids=1002)).all()
+
+    def test_they_can_be_left_out(self):
+        same = [self.logits(words, instructions=False) for words in ([1, 2, 0, 0], [3, 4, 5, 0])]
+        np.testing.assert_array_equal(*same)
+
+    def test_only_word_ids_under_the_key_are_an_instruction(self):
+        """Integers of another name, or a picture of that name, pass a torso, which takes them as numbers."""
+        encoded = NetworkConfig('mlp', mlp_sizes=(8,))
+        for key, leaf in (
+            ('numbers', ArraySpec((4,), np.dtype(np.int32))),
+            ('instruction', ArraySpec((4,), np.dtype(np.float32))),
+            ('instruction', ArraySpec((4, 4), np.dtype(np.int32))),
+        ):
+            spec = EnvironmentSpec({key: leaf}, A)
+            size = int(np.prod(leaf.shape))
+            assert num_params(encoded, spec) == (size + 1) * 8 + (8 + 1) * (A + 1)
+        nested = EnvironmentSpec({'language': {'instruction': ArraySpec((4,), np.dtype(np.int32))}}, A)
+        assert num_params(encoded, nested) > 1001 * 20
+
+
+def test_with_popart_there_is_a_value_for_each_task():
+    spec = VECTOR._replace(tasks=('a', 'b', 'c'))
+    for popart, shape in ((True, (1, 2, 3)), (False, (1, 2))):
+        agent = Agent(FEEDFORWARD, spec, popart)
+        timesteps = random_timesteps(spec, np.full([1, 2], MID, np.int32))
+        assert agent.unroll(agent.init(jax.random.PRNGKey(0)), timesteps, ())[0].values.shape == shape
+    single = Agent(FEEDFORWARD, VECTOR, True)
+    timesteps = random_timesteps(VECTOR, np.full([1, 2], MID, np.int32))
+    assert single.unroll(single.init(jax.random.PRNGKey(0)), timesteps, ())[0].values.shape == (1, 2, 1)

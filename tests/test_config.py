@@ -19,6 +19,7 @@ from impala_jax.config import (
     LossConfig,
     NetworkConfig,
     OptimizerConfig,
+    PopArtConfig,
     ReplayConfig,
     VTraceConfig,
 )
@@ -74,6 +75,10 @@ INVALID = [
     (LossConfig, {'discount': 1.1}, 'loss.discount must lie in [0, 1], got 1.1'),
     (LossConfig, {'baseline_cost': -1}, 'loss.baseline_cost must not be negative, got -1'),
     (LossConfig, {'entropy_cost': -1}, 'loss.entropy_cost must not be negative, got -1'),
+    (NetworkConfig, {'num_word_ids': 0}, 'network.num_word_ids must be positive, got 0'),
+    (PopArtConfig, {'step_size': 1.0}, 'popart.step_size must lie in (0, 1), got 1.0'),
+    (PopArtConfig, {'min_scale': 0.0}, 'popart.min_scale must be positive and at most popart.max_scale, got 0.0 and'),
+    (PopArtConfig, {'max_scale': 1e-5}, 'popart.min_scale must be positive and at most popart.max_scale, got 0.0001'),
     (OptimizerConfig, {'learning_rate': 0}, 'optimizer.learning_rate must be positive, got 0'),
     (OptimizerConfig, {'epsilon': 0}, 'optimizer.epsilon must be positive, got 0'),
     (OptimizerConfig, {'max_grad_norm': 0}, 'optimizer.max_grad_norm must be positive, got 0'),

@@ -149,6 +149,46 @@ def test_stats_go_on_from_a_checkpoint():
     assert ours == theirs
 
 
+def test_a_suites_tasks_are_counted_apart():
+    """A row's returns are those that ended since the last row; what is replayed does not count again."""
+    stats = LearnerStats(('a', 'b', 'c'))
+    batch = info(1.0, 2.0, 4.0, 8.0, shape=(1, 4))
+    stats.add_batch(batch, np.zeros(4), 3, np.array([0, 2, 0, 2], np.int32))
+    row = stats.row()
+    assert (row['episode_return'], row['episode_return/a'], row['episode_return/c']) == (7 / 3, 2.5, 2.0)
+    assert row['episode_return_last_100/a'] == 2.5
+    assert not {'episode_return/b', 'episode_return_last_100/b', 'suite_return_last_100'} & set(row)
+    stats.add_batch(info(6.0, shape=(1, 1)), np.zeros(1), 1, np.array([1], np.int32))
+    row = stats.row()
+    assert row['episode_return/b'] == 6 and 'episode_return/a' not in row
+    # Each task counts once, however many episodes it has.
+    assert row['suite_return_last_100'] == (2.5 + 6 + 2) / 3
+    stats.add_batch(info(*range(200), shape=(200, 1)), np.zeros(1), 1, np.array([1], np.int32))
+    assert stats.row()['episode_return_last_100/b'] == np.mean(range(100, 200))
+
+
+def test_the_counts_of_tasks_go_on_from_a_checkpoint():
+    stats, other = LearnerStats(('a', 'b', 'c')), LearnerStats(('a', 'b', 'c'))
+    stats.add_batch(info(1.0, 2.0, shape=(1, 2)), np.zeros(2), 2, np.array([0, 1], np.int32))
+    stats.row()
+    stats.add_batch(info(3.0, shape=(1, 2)), np.zeros(2), 2, np.array([1, 0], np.int32))
+    other.restore(stats.state())
+    rows = []
+    for each in (stats, other):
+        each.add_batch(info(5.0, shape=(1, 1)), np.zeros(1), 1, np.array([2], np.int32))
+        rows.append(each.row())
+        del rows[-1]['learner_wait_fraction']
+    assert rows[0] == rows[1]
+    assert rows[0]['episode_return/b'] == 3 and rows[0]['suite_return_last_100'] == (1 + 2.5 + 5) / 3
+
+
+def test_a_single_environment_has_no_rows_of_tasks():
+    stats = LearnerStats()
+    stats.add_batch(info(1.0, shape=(1, 2)), np.zeros(2), 2, np.zeros(2, np.int32))
+    assert not [name for name in stats.row() if '/' in name or name.startswith('suite')]
+    assert 'tasks' not in stats.state()
+
+
 def test_what_is_not_finite_is_left_out(tmp_path):
     with MetricsLogger(tmp_path, CONFIG, console=silent()) as logger:
         logger.write(

@@ -24,6 +24,10 @@ FILES = {block.split('\n', 1)[0][2:]: block for block in PYTHON if block.startsw
 EXAMPLES = [block for block in PYTHON if block not in FILES.values()]
 # One small update and one game, in the runtime that starts fastest.
 SMALL = '--runtime threads --total-frames 2000 --evaluator.episodes 1 --actor.num-actors 1 --actor.num-envs 2'.split()
+# A suite's tasks each need an environment, and an evaluation plays games of all.
+SUITES = {'minisuite': ['--actor.num-envs', '4'], 'atari57': '--actor.num-envs 57 --evaluator.episodes 0'.split()}
+SUITES['dmlab30'] = '--actor.num-envs 30 --evaluator.episodes 0'.split()
+MARKS = {'atari57': [pytest.mark.slow, pytest.mark.atari], 'dmlab30': [pytest.mark.slow, pytest.mark.dmlab]}
 
 
 def test_nothing_in_the_readme_is_left_out():
@@ -32,7 +36,7 @@ def test_nothing_in_the_readme_is_left_out():
     # CI runs the first two; requirements/install.sh, and so every run of CI, does what the third does.
     assert others == ['make train', 'make test', "pip install -e '.[atari,video,plot]'"]
     assert (
-        len(TRAIN) == 5
+        len(TRAIN) == 8
         and len(EVALUATE) == 1
         and len(PLOT) == 4
         and len(ABLATE) == 1
@@ -61,7 +65,11 @@ def arguments_of(line, tmp_path):
     return [str(tmp_path / word) if word.startswith('runs/') else word for word in words[1:]]
 
 
-@pytest.mark.parametrize('line', TRAIN)
+def suite_of(line):
+    return next((suite for suite in SUITES if f'configs/{suite}.py' in line), '')
+
+
+@pytest.mark.parametrize('line', [pytest.param(line, marks=MARKS.get(suite_of(line), ())) for line in TRAIN])
 def test_training_commands(line, tmp_path):
     if 'pong' in line or 'atari' in line:
         pytest.importorskip('ale_py')
@@ -70,7 +78,7 @@ def test_training_commands(line, tmp_path):
     for name, block in FILES.items():
         (tmp_path / name).write_text(block)
     arguments = arguments_of(line, tmp_path)
-    assert 'Trained' in run([*arguments, *SMALL], tmp_path)
+    assert 'Trained' in run([*arguments, *SMALL, *SUITES.get(suite_of(line), [])], tmp_path)
 
 
 def test_evaluation_and_plot_commands(tmp_path):

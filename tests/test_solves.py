@@ -37,3 +37,38 @@ def test_memory_catch_needs_the_lstm(core, solved, tmp_path):
     config = dataclasses.replace(config, network=dataclasses.replace(config.network, core=core))
     mean = impala_jax.run(config, tmp_path, runtime='lockstep').evaluation.mean
     assert mean >= 0.95 if solved else mean < 0
+
+
+def returns_of_minisuite(tmp_path, **network):
+    """The mean return of each task after training as shipped, in lockstep."""
+    config = one_device('minisuite.py')
+    config = dataclasses.replace(config, network=dataclasses.replace(config.network, **network))
+    evaluation = impala_jax.run(config, tmp_path, runtime='lockstep').evaluation
+    assert {len(scores.returns) for scores in evaluation.tasks.values()} == {100}
+    return {task.removeprefix('minisuite/'): scores.mean for task, scores in evaluation.tasks.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # a minute or two on two idle cores
+def test_minisuite_is_solved_by_one_set_of_parameters(tmp_path):
+    """Every task within 5 % of its optimum, which is 1."""
+    returns = returns_of_minisuite(tmp_path)
+    assert len(returns) == 4 and min(returns.values()) >= 0.95, returns
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # a minute or two on two idle cores
+def test_minisuite_needs_the_lstm(tmp_path):
+    """Without it, memory Catch stays where chance has it, with one ball in five; what needs no memory is learned."""
+    returns = returns_of_minisuite(tmp_path, core='feedforward')
+    assert returns.pop('catch_memory') < 0, returns
+    assert min(returns.values()) >= 0.9, returns
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # a minute or two on two idle cores
+def test_minisuite_needs_the_instruction(tmp_path):
+    """Without it, going to a colour is a guess; all else is learned."""
+    returns = returns_of_minisuite(tmp_path, instructions=False)
+    assert abs(returns.pop('go_to_colour')) < 0.4, returns
+    assert min(returns.values()) >= 0.95, returns

@@ -14,6 +14,10 @@ from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec, StepI
 _MAX_FRAMES = 108_000  # half an hour of play, after which a game is truncated
 _STACK = 4
 _NOOP = 0
+_FULL_ACTION_SPACE = (
+    'NOOP FIRE UP RIGHT LEFT DOWN UPRIGHT UPLEFT DOWNRIGHT DOWNLEFT UPFIRE RIGHTFIRE LEFTFIRE DOWNFIRE UPRIGHTFIRE '
+    'UPLEFTFIRE DOWNRIGHTFIRE DOWNLEFTFIRE'
+).split()
 
 
 def games() -> list[str]:
@@ -58,6 +62,7 @@ class AtariVectorEnvironment:
         from ale_py.vector_env import AtariVectorEnv
 
         paper = config.preset == 'paper'
+        full_action_space = not paper if config.full_action_space is None else config.full_action_space
         self.num_envs = num_envs
         self._episodes_are_lives = paper and not evaluation
         self._seeds = np.array([base.derived_seed(seed, i) for i in range(num_envs)])
@@ -66,15 +71,20 @@ class AtariVectorEnvironment:
             num_envs,
             max_num_frames_per_episode=_MAX_FRAMES,
             repeat_action_probability=0.0 if paper else 0.25,
-            full_action_space=not paper if config.full_action_space is None else config.full_action_space,
+            full_action_space=full_action_space,
             stack_num=1,  # stacked here: in the order that convolutions want, and only the new frame is copied
             frameskip=config.frames_per_step,
             noop_max=31 if paper else 0,  # ale-py's bound is exclusive: 0 to 30 no-ops
             reward_clipping=False,
             use_fire_reset=False,
         )
-        num_actions = len(self._emulator.ale.get_action_set())
-        self.spec = EnvironmentSpec(ArraySpec((84, 84, _STACK), np.dtype(np.uint8)), num_actions)
+        own = [action.name for action in self._emulator.ale.get_action_set()]
+        names = _FULL_ACTION_SPACE if full_action_space else own
+        # Skiing's full set has no fire button: there, an action with it is the one without.
+        self._own_actions = np.array(
+            [own.index(name if name in own else name.replace('FIRE', '') or 'NOOP') for name in names]
+        )
+        self.spec = EnvironmentSpec(ArraySpec((84, 84, _STACK), np.dtype(np.uint8)), len(names))
         self._stack = np.zeros((num_envs, 84, 84, _STACK), np.uint8)
         self._lives = np.zeros(num_envs, np.int32)
         self._returns = np.zeros(num_envs, np.float64)
@@ -99,7 +109,9 @@ class AtariVectorEnvironment:
         actions = base.check_actions(actions, self.num_envs, self.spec.num_actions)
         new_game = self._game_over
         first = new_game | self._life_lost
-        frames, rewards, terminated, truncated, info = self._emulator.step(np.where(self._life_lost, _NOOP, actions))
+        frames, rewards, terminated, truncated, info = self._emulator.step(
+            np.where(self._life_lost, _NOOP, self._own_actions[actions])
+        )
         self._push(frames, new_game)
 
         over = terminated | truncated

@@ -21,6 +21,7 @@ IMPLEMENTATIONS = {
     'serial': (CATCH, {}),
     'processes': (EnvironmentConfig('catch', processes=2), {}),
     'memory': (EnvironmentConfig('catch_memory'), {}),
+    'suite': (EnvironmentConfig('minisuite'), {'task_ids': np.array([1, 3, 1])}),
     'gymnasium': (EnvironmentConfig('gymnasium/CartPole-v1'), {}),
     'game': (EnvironmentConfig('atari/breakout'), {'evaluation': True}),
     'machado': (EnvironmentConfig('atari/breakout', preset='machado'), {}),
@@ -56,6 +57,10 @@ def random_actions(implementation, num_actions):
 
 def assert_equal(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def different(one, other):
+    return not all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
 
 
 def assert_spec(environment, timestep):
@@ -112,14 +117,14 @@ def test_the_same_seed_gives_the_same_run_whatever_the_action_after_last(make, i
     one, other, another = make(implementation), make(implementation), make(implementation, seed=4)
     timestep = one.reset()
     assert_equal(timestep, other.reset())
-    differs = not np.array_equal(another.reset().observation, timestep.observation)
+    differs = different(another.reset().observation, timestep.observation)
     ignored = 0
     for actions in random_actions(implementation, one.spec.num_actions):
         last = timestep.step_type == LAST
         ignored += last.sum()
         timestep, info = one.step(actions)
         assert_equal((timestep, info), other.step(np.where(last, (actions + 1) % one.spec.num_actions, actions)))
-        differs |= not np.array_equal(another.step(actions)[0].observation, timestep.observation)
+        differs |= different(another.step(actions)[0].observation, timestep.observation)
     assert ignored
     assert differs
 
@@ -130,7 +135,7 @@ def test_environments_of_a_vector_differ(make, implementation):
     differ = False
     for actions in random_actions(implementation, environment.spec.num_actions):
         observation = environment.step(np.full(N, actions[0]))[0].observation
-        differ |= not np.array_equal(observation[0], observation[1])
+        differ |= different(*(jax.tree.map(lambda x, i=i: x[i], observation) for i in (0, 1)))
     assert differ
 
 
@@ -154,7 +159,7 @@ def test_wrong_actions_are_an_error(make, implementation):
 
 
 @pytest.mark.parametrize('steps', [0, 9, 14])  # Catch's episodes last nine steps; 9 is before an auto-reset.
-@pytest.mark.parametrize('saved', ['serial', 'processes', 'gymnasium'])
+@pytest.mark.parametrize('saved', ['serial', 'processes', 'gymnasium', 'suite'])
 def test_a_restored_state_goes_on_bit_identically(make, saved, steps):
     environment = make(saved)
     actions = random_actions(saved, environment.spec.num_actions)
@@ -165,7 +170,7 @@ def test_a_restored_state_goes_on_bit_identically(make, saved, steps):
     after = [environment.step(action) for action in actions[steps:]]
 
     # However many processes they are spread over.
-    for restored in ['gymnasium'] if saved == 'gymnasium' else ['serial', 'processes']:
+    for restored in [saved] if saved in ('gymnasium', 'suite') else ['serial', 'processes']:
         other = make(restored, seed=99)
         other.reset()
         other.step(actions[0])
