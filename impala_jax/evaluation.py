@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 import types
@@ -14,9 +15,9 @@ import numpy as np
 from impala_jax import allocator, checkpoint, environments
 from impala_jax.actor import Actor
 from impala_jax.agent import Agent
-from impala_jax.config import ConfigError, EnvironmentConfig
+from impala_jax.config import ConfigError, EnvironmentConfig, closest
 from impala_jax.environments import VectorEnvironment, suites
-from impala_jax.scores import human_normalised
+from impala_jax.scores import Estimate, suite_scores
 from impala_jax.types import Closed, PyTree, StepInfo, TimeStep
 
 _UNROLL_LENGTH = 20  # Steps between two looks at whether enough games have ended.
@@ -155,6 +156,7 @@ class _Recorder:
 def evaluate(
     workdir: str | Path,
     *,
+    suite: str | None = None,
     episodes: int = 100,
     num_envs: int = 16,
     greedy: bool = False,
@@ -165,6 +167,7 @@ def evaluate(
 
     Args:
       workdir: of the run.
+      suite: `atari57`, `dmlab30` or `minisuite`: play each of its tasks, whatever the run was trained on; None: that.
       episodes: games to play, of each task of a suite.
       num_envs: games played together.
       greedy: play the most likely action instead of sampling.
@@ -173,11 +176,12 @@ def evaluate(
 
     Returns:
       What `launch/evaluate.py --json` writes: `episodes`, `mean_return`, `median_return`, `stderr`, `min_return`,
-      `max_return`, `human_normalised` (percent, None where unknown), `checkpoint_step`, `frames`, `environment`,
-      `greedy`, `seed`; and of a suite `tasks`, by name the first seven of these.
+      `max_return`, `human_normalised` (percent) and its `human_normalised_interval` (95 %, bootstrap), both None where
+      unknown; `checkpoint_step`, `frames`, `environment`, `greedy`, `seed`. Of a suite also `tasks`, by name the first
+      eight of these, and `aggregates`, by name as in `impala_jax.scores` a `value` and an `interval`.
 
     Raises:
-      ConfigError: a video that cannot be written.
+      ConfigError: a video that cannot be written, an unknown suite, or one that the run's agent cannot play.
       CheckpointError: the run has no checkpoint.
     """
     video = None if video is None else Path(video)
@@ -186,9 +190,13 @@ def evaluate(
     config = checkpoint.load_config(Path(workdir))
     saved = checkpoint.restore(Path(workdir), {'learner': {'params': None}})
     allocator.keep_memory()
+    agent = Agent(config.network, environments.spec(config.environment), config.popart.enabled)
+    environment = config.environment
+    if suite is not None and suite != environment.name:
+        environment = _suite(suite, environment, agent)
     evaluator = Evaluator(
-        Agent(config.network, environments.spec(config.environment), config.popart.enabled),
-        config.environment,
+        agent,
+        environment,
         episodes=episodes,
         num_envs=num_envs,
         seed=seed,
@@ -200,21 +208,35 @@ def evaluate(
     finally:
         evaluator.close()
     if video is not None:
-        repeat = config.environment.frames_per_step
+        repeat = environment.frames_per_step
         write_video(video, evaluator.frames, 60 / repeat if repeat > 1 else 5)
-    tasks = {task: _scores(task, scores) for task, scores in evaluation.tasks.items()}
+    tasks = evaluation.tasks or {environment.name: evaluation}
+    scored = suite_scores({task: scores.returns for task, scores in tasks.items()})
+    of_suite = {}
+    if evaluation.tasks:
+        of_suite['tasks'] = {task: _scores(scores, scored.tasks[task]) for task, scores in tasks.items()}
+        of_suite['aggregates'] = {name: estimate._asdict() for name, estimate in scored.aggregates.items()}
     return {
-        **_scores(config.environment.name, evaluation),
-        **({'tasks': tasks} if tasks else {}),
+        **_scores(evaluation, scored.tasks.get(environment.name)),
+        **of_suite,
         'checkpoint_step': saved.step,
         'frames': saved.step * config.frames_per_update,
-        'environment': config.environment.name,
+        'environment': environment.name,
         'greedy': greedy,
         'seed': seed,
     }
 
 
-def _scores(environment_name: str, evaluation: Evaluation) -> dict[str, Any]:
+def _suite(suite: str, environment: EnvironmentConfig, agent: Agent) -> EnvironmentConfig:
+    """The suite in place of the environment that the agent was trained on, if it can play it."""
+    if suite not in suites.SUITES:
+        raise ConfigError(f'unknown suite {suite!r}; {closest(suite, suites.SUITES)}')
+    config = dataclasses.replace(environment, name=suite)
+    suites.common_spec(suite, {environment.name: agent.spec, suite: environments.spec(config)})
+    return config
+
+
+def _scores(evaluation: Evaluation, normalised: Estimate | None) -> dict[str, Any]:
     return {
         'episodes': len(evaluation.returns),
         'mean_return': evaluation.mean,
@@ -222,7 +244,8 @@ def _scores(environment_name: str, evaluation: Evaluation) -> dict[str, Any]:
         'stderr': evaluation.stderr,
         'min_return': min(evaluation.returns),
         'max_return': max(evaluation.returns),
-        'human_normalised': human_normalised(environment_name, evaluation.mean),
+        'human_normalised': None if normalised is None else normalised.value,
+        'human_normalised_interval': None if normalised is None else normalised.interval,
     }
 
 

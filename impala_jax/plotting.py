@@ -738,13 +738,13 @@ def save(figure: Figure, path: Path | str) -> None:
         figure.savefig(path, dpi=_DPI, metadata={'Date': None} if svg else None)
 
 
-def check_output(path: Path | str) -> None:
-    """Raises ConfigError if `save` could not write there; to be asked before long work."""
+def check_output(path: Path | str, option: str = '--output') -> None:
+    """Raises ConfigError, which names the option, if `save` could not write there; to be asked before long work."""
     path = Path(path)
     if path.suffix not in FORMATS:
-        raise ConfigError(f'--output {path}: the name must end in {" or ".join(FORMATS)}')
+        raise ConfigError(f'{option} {path}: the name must end in {" or ".join(FORMATS)}')
     if not path.absolute().parent.is_dir():
-        raise ConfigError(f'--output {path}: there is no directory {path.absolute().parent}')
+        raise ConfigError(f'{option} {path}: there is no directory {path.absolute().parent}')
     _require_matplotlib()
 
 

@@ -22,6 +22,7 @@ from dm_env import specs
 
 from impala_jax import data
 from impala_jax.config import ConfigError, EnvironmentConfig, closest
+from impala_jax.types import INSTRUCTION
 
 INSTRUCTION_LENGTH = 16
 """Words of an instruction that the agent sees."""
@@ -163,7 +164,7 @@ class DeepMindLab(dm_env.Environment):
     def observation_spec(self) -> dict[str, specs.Array]:
         return {
             'rgb': specs.Array((_HEIGHT, _WIDTH, 3), np.uint8, name='rgb'),
-            'instruction': specs.BoundedArray((INSTRUCTION_LENGTH,), np.int32, 0, NUM_WORD_IDS - 1, name='instruction'),
+            INSTRUCTION: specs.BoundedArray((INSTRUCTION_LENGTH,), np.int32, 0, NUM_WORD_IDS - 1, name=INSTRUCTION),
         }
 
     def action_spec(self) -> specs.DiscreteArray:
@@ -181,7 +182,7 @@ class DeepMindLab(dm_env.Environment):
 
     def _observe(self) -> dict[str, np.ndarray]:
         seen = self._lab.observations()
-        self._observation = {'rgb': seen['RGB_INTERLEAVED'], 'instruction': word_ids(seen['INSTR'])}
+        self._observation = {'rgb': seen['RGB_INTERLEAVED'], INSTRUCTION: word_ids(seen['INSTR'])}
         return self._observation
 
 

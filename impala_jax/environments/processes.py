@@ -11,8 +11,11 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
+import types
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -187,7 +190,8 @@ class _Worker:
         # An interrupt of the whole process group is this process's business; blocked signals are inherited.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
-            self._process.start()
+            with _without_main():
+                self._process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
@@ -237,6 +241,24 @@ class _Worker:
             except OSError as error:
                 _logger.warning('temporary files of the %s stay: %s', self, base.one_line(error))
             self._folder = None
+
+
+_main_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Processes that are started here do not run the program's script, as spawn would have them do.
+
+    A script in launch/ loads JAX, which no environment needs, and which is most of a worker's memory and start.
+    """
+    with _main_lock:
+        main = sys.modules['__main__']
+        sys.modules['__main__'] = types.ModuleType('__main__')
+        try:
+            yield
+        finally:
+            sys.modules['__main__'] = main
 
 
 def _work(

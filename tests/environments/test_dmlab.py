@@ -199,6 +199,9 @@ def refusal(name=PLAIN, **options):
 def test_refusals(stand_in, tmp_path):
     text = refusal('dmlab/rooms_watermase')
     assert 'dmlab/rooms_watermase' in text and "did you mean 'rooms_watermaze'" in text
+    with pytest.raises(ConfigError, match='rooms_watermaze'):
+        dmlab.factory(EnvironmentConfig(name='dmlab/rooms_watermase', level_cache=''))(0)
+    assert not os.listdir(tempfile.gettempdir())
     text = refusal('dmlab/rooms_collect_good_objects_test')
     assert 'held out' in text and 'train on dmlab/rooms_collect_good_objects_train' in text
     text = refusal('dmlab/psychlab_continuous_recognition')
@@ -292,14 +295,15 @@ if __name__ == '__main__':
 
 
 def test_seeds_decide_the_episodes(stand_in, make):
-    def pictures(seed):
-        vector = make(num_envs=2, seed=seed)
+    def pictures(seed, evaluation=False):
+        vector = make(num_envs=2, seed=seed, evaluation=evaluation)
         vector.reset()
         return np.stack([vector.step([0, 0])[0].observation['rgb'][:, 0, 0, 0] for _ in range(2 * STEPS)])
 
     first, again, other = pictures(1), pictures(1), pictures(2)
     np.testing.assert_array_equal(first, again)
     assert (first != other).mean() > 0.9
+    assert (first != pictures(1, evaluation=True)).mean() > 0.9  # for the mixer seed of tests
     assert (first[:, 0] != first[:, 1]).mean() > 0.9
     assert (first[:STEPS] != first[STEPS:]).mean() > 0.9
 
@@ -382,7 +386,9 @@ class TestLevelCache:
         cache = dmlab.LevelCache(folder)
         with caplog.at_level(logging.WARNING):
             cache.write('key', str(tmp_path / 'map'))
+            num_files = len(os.listdir('/proc/self/fd'))
             cache.write('key', str(tmp_path / 'map'))
+        assert len(os.listdir('/proc/self/fd')) == num_files
         assert len(caplog.records) == 1 and 'No space left' in caplog.text and str(folder) in caplog.text
         assert not list(folder.iterdir())
         second = dmlab.LevelCache(folder)  # Its lock is another, as in another process.
@@ -404,7 +410,7 @@ class TestLevelCache:
 
 
 class TestStandIn:
-    """It refuses what the real one refuses; where that is installed, it shows whether this is still true of it."""
+    """It refuses what the real one refuses: of constructors this is tested on both, where that is installed."""
 
     @pytest.mark.parametrize(
         'arguments, options, error',
@@ -419,9 +425,9 @@ class TestStandIn:
             (('contributed/dmlab30/rooms_collect_good_objects_test', ['INSTR']), {}, RuntimeError),
         ],
     )
-    def test_constructor(self, stand_in, arguments, options, error):
+    def test_constructor(self, engine, arguments, options, error):
         with pytest.raises(error):
-            stand_in.Lab(*arguments, **options)
+            engine.Lab(*arguments, **options)
 
     def test_calls(self, stand_in):
         lab = stand_in.Lab(

@@ -232,6 +232,24 @@ def test_workers_end_with_their_parent(tmp_path, ending):
     assert not any(map(alive, pids))
 
 
+def test_workers_do_not_run_the_script(tmp_path):
+    """Neither what it does, which here would start workers without end, nor what it imports, such as JAX."""
+    script = tmp_path / 'script.py'
+    script.write_text("""
+print('once', flush=True)
+from impala_jax.config import EnvironmentConfig
+from impala_jax.environments import make
+environment = make(EnvironmentConfig('catch', processes=2), 2, 0)
+environment.reset()
+environment.close()
+""")
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, str(script)], env={**os.environ, 'PYTHONPATH': str(root)}, capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b'once\n', b'')
+
+
 def alive(pid):
     try:
         return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
