@@ -1,4 +1,4 @@
-"""Ablations: a grid of independent lockstep runs, spread over processes, and one tidy table of their results."""
+"""Ablations: a grid of independent runs, spread over processes, and one tidy table of their results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from impala_jax.config import Config, ConfigError, get, replace, to_dict
+from impala_jax.config import Config, ConfigError, closest, get, replace, to_dict
+from impala_jax.environments import suites
 from impala_jax.metrics import METRICS, quiet_libraries, read_rows, write_atomically
 
 RESULTS = 'results.csv'
@@ -102,23 +103,56 @@ class Grid:
         return capacities is not None and value('replay.fraction') == 0 and value('replay.capacity') != capacities[0]
 
 
+def experts(config: Config, seeds: Sequence[int] = (0,), multitask: bool = True) -> Grid:
+    """An expert for each task of a suite and one agent for all of them, on the same total of frames (section 5.3.1).
+
+    Each expert gets its share of the multi-task agent's frames, so that where the latter does as well as they on a
+    task, or better, the other tasks have helped: positive transfer.
+
+    Args:
+      config: of the multi-task agent; its environment is the suite.
+      seeds: runs of each.
+      multitask: whether to train the multi-task agent too, as the task of the suite's name.
+    Raises:
+      ConfigError: the environment is no suite, or the configuration has no evaluator to score with.
+    """
+    tasks = suites.tasks(config.environment)
+    if len(tasks) == 1:
+        raise ConfigError(
+            f'{config.environment.name!r} is no suite of tasks; {closest(config.environment.name, suites.SUITES)}'
+        )
+    if not config.evaluator.episodes:
+        raise ConfigError('evaluator.episodes is 0, but experts are compared by evaluations; give it a positive number')
+    share = dataclasses.replace(config, total_frames=max(1, config.total_frames // len(tasks)))
+    grid = {
+        task: dataclasses.replace(share, environment=suites.task_config(config.environment, task)) for task in tasks
+    }
+    return Grid(grid | ({config.environment.name: config} if multitask else {}), {'seed': tuple(seeds)})
+
+
 def run_sweep(
-    cells: Sequence[Cell], folder: Path, processes: int, on_done: Callable[[Cell], None] = lambda cell: None
+    cells: Sequence[Cell],
+    folder: Path,
+    processes: int,
+    on_done: Callable[[Cell], None] = lambda cell: None,
+    runtime: str = 'lockstep',
 ) -> Path:
     """Runs the cells that are not finished yet, and writes the table of all that are, also when it is interrupted.
 
     A cell's numbers depend neither on the number of processes nor on interruptions: each is a lockstep run on one CPU
-    thread, which goes on from its last checkpoint.
+    thread, which goes on from its last checkpoint. (Other runtimes promise no numbers, and take the devices they find.)
 
     Args:
       cells: of `Grid.cells`.
       folder: holds all of the sweep; made when missing.
       processes: how many cells run at once.
       on_done: called after each cell.
+      runtime: of each cell.
 
     Returns:
       The table's path: a row for each row of metrics of each cell. Its columns are `cell`, those of `Cell.values`, the
-      metrics, and `final_return`, the mean return of the evaluation after training, the same in all rows of a cell.
+      metrics, and `final_return`, the mean return of the evaluation after training, the same in all rows of a cell; of
+      a suite also `final_return/<task>`.
 
     Raises:
       ConfigError: the folder cannot be written.
@@ -135,8 +169,10 @@ def run_sweep(
     try:
         if todo:
             workers = min(processes, len(todo))
-            with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (stop, folder)) as pool:
-                futures = {pool.submit(_run_cell, cell, folder): cell for cell in todo}
+            with concurrent.futures.ProcessPoolExecutor(
+                workers, context, _start_worker, (stop, folder, runtime)
+            ) as pool:
+                futures = {pool.submit(_run_cell, cell, folder, runtime): cell for cell in todo}
                 try:
                     for future in concurrent.futures.as_completed(futures):
                         future.result()
@@ -159,16 +195,19 @@ class CellFailed(RuntimeError):
     """A cell raised; the message is its traceback."""
 
 
-def _start_worker(stop: Any, folder: Path) -> None:
-    """Prepares a worker process, before it imports JAX: one thread, and an end when the sweep ends."""
+def _start_worker(stop: Any, folder: Path, runtime: str) -> None:
+    """Prepares a worker process, before it imports JAX: in lockstep one thread, and an end when the sweep ends."""
+    if runtime == 'lockstep':
+        os.environ |= {
+            'JAX_PLATFORMS': 'cpu',
+            'NPROC': '1',  # XLA's thread pool.
+            'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_multi_thread_eigen=false',
+        }
     os.environ |= {
-        'JAX_PLATFORMS': 'cpu',
-        'NPROC': '1',  # XLA's thread pool.
         # Cells that differ in their seed only are compiled once.
         'JAX_COMPILATION_CACHE_DIR': str((folder / '.compiled').absolute()),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
-        'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_multi_thread_eigen=false',
     }
     quiet_libraries()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The sweep's process hears Ctrl-C, and sets `stop`.
@@ -195,7 +234,7 @@ def _start_worker(stop: Any, folder: Path) -> None:
     threading.Thread(target=watch, name='sweep watcher', daemon=True).start()
 
 
-def _run_cell(cell: Cell, folder: Path) -> None:
+def _run_cell(cell: Cell, folder: Path, runtime: str) -> None:
     """Runs a cell in a worker, or goes on with it."""
     from impala_jax.runtimes.run import Interrupted, run
 
@@ -208,14 +247,17 @@ def _run_cell(cell: Cell, folder: Path) -> None:
         workdir.mkdir(exist_ok=True)
         with open(workdir / 'log.txt', 'a') as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             try:
-                result = run(cell.config, workdir, 'lockstep')
+                result = run(cell.config, workdir, runtime)
             except Interrupted:
                 raise CellFailed(stopped) from None
             except Exception:
                 # As text: an exception of a library may not survive the way to another process.
                 raise CellFailed(f'cell {cell.id} ({_describe(cell)}):\n{traceback.format_exc()}') from None
-        final_return = None if result.evaluation is None else result.evaluation.mean
-        write_atomically(workdir / _DONE, json.dumps({'final_return': final_return}))
+        final: dict[str, float | None] = {'final_return': None}
+        if result.evaluation is not None:
+            final['final_return'] = result.evaluation.mean
+            final |= {f'final_return/{task}': scores.mean for task, scores in result.evaluation.tasks.items()}
+        write_atomically(workdir / _DONE, json.dumps(final))
         shutil.rmtree(workdir / 'checkpoints')  # Thousands of cells would fill a disk.
     finally:
         _cell_runs.clear()

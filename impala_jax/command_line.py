@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import tyro
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from impala_jax.config import Config, ConfigError, closest, to_dict
+
+if TYPE_CHECKING:
+    from impala_jax.ablation import Cell
 
 _T = TypeVar('_T')
 
@@ -114,6 +119,34 @@ def main(body: Callable[[], None]) -> NoReturn:
         print(error, file=sys.stderr)
         sys.exit(128 + error.signal_number)
     sys.exit(0)
+
+
+def run_sweep(cells: Sequence[Cell], output: Path, processes: int, runtime: str = 'lockstep') -> None:
+    """`ablation.run_sweep` with a progress bar."""
+    from impala_jax import ablation
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn('cells'), TimeRemainingColumn(), TextColumn('left'))
+    with Progress(*columns) as progress:
+        finished = sum(ablation.is_finished(cell, output) for cell in cells)
+        task = progress.add_task('', total=len(cells), completed=finished)
+        results = ablation.run_sweep(cells, output, processes, lambda cell: progress.advance(task), runtime)
+    print(f'Results     {results}')
+
+
+def sweep_main(body: Callable[[], None]) -> NoReturn:
+    """`main` of a script that runs a sweep, which SIGTERM ends as Ctrl-C does."""
+    from impala_jax.ablation import CellFailed
+
+    def terminate(*_):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        main(body)
+    except KeyboardInterrupt:
+        sys.exit('stopped; the same command goes on where it was')
+    except CellFailed as error:
+        sys.exit(str(error))
 
 
 class Parser(argparse.ArgumentParser):

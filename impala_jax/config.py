@@ -317,6 +317,51 @@ class LoggingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PBTConfig:
+    """Population based training (section 5.3.2 and appendix F): `launch/pbt.py`, with the rules of `impala_jax.pbt`.
+
+    The first learning rate, entropy cost and epsilon of a member are drawn from the ranges here, and stand in its
+    `config.json`. The defaults are the paper's, of DMLab-30; the interval, which it does not give, is ours.
+    """
+
+    member: int | None = None
+    """Which member of the population in the workdir's parent this run is; `launch/pbt.py` sets it. None: of none."""
+    learning_rate: tuple[float, float] = (5e-6, 5e-3)
+    """The first one is drawn log-uniformly between these."""
+    entropy_cost: tuple[float, float] = (5e-5, 1e-2)
+    """The first one is drawn log-uniformly between these."""
+    epsilon: tuple[float, ...] = (1e-1, 1e-3, 1e-5, 1e-7)
+    """The first one, of the optimiser, is drawn from these."""
+    burn_in_frames: int = 20_000_000
+    """Frames of a member before it first compares itself."""
+    interval_frames: int = 10_000_000
+    """Frames of a member from one comparison to the next."""
+    threshold: float = 0.05
+    """A member copies another whose fitness is better by more than this, absolute; inf: never, a random search."""
+    mutation_probability: float = 0.33
+    """Of each hyperparameter that was copied."""
+    mutation_factor: float = 1.2
+    """What is mutated is multiplied or divided by this."""
+
+    def __post_init__(self):
+        _require(self.member is None or self.member >= 0, f'pbt.member must be 0 or more, got {self.member}')
+        for name in ('learning_rate', 'entropy_cost'):
+            low, high = getattr(self, name)
+            _require(0 < low <= high, f'pbt.{name} must be two positive numbers, the lower one first, got {low} {high}')
+        _require(
+            len(self.epsilon) > 0 and min(self.epsilon) > 0, f'pbt.epsilon must be positive numbers, got {self.epsilon}'
+        )
+        _require(self.burn_in_frames >= 0, f'pbt.burn_in_frames must be 0 or more, got {self.burn_in_frames}')
+        _require_positive('pbt', interval_frames=self.interval_frames)
+        _require(self.threshold >= 0, f'pbt.threshold must be 0 or more, got {self.threshold}')
+        _require(
+            0 <= self.mutation_probability <= 1,
+            f'pbt.mutation_probability must lie in [0, 1], got {self.mutation_probability}',
+        )
+        _require(self.mutation_factor >= 1, f'pbt.mutation_factor must be 1 or more, got {self.mutation_factor}')
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """An experiment."""
 
@@ -335,6 +380,7 @@ class Config:
     evaluator: EvaluatorConfig = EvaluatorConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
+    pbt: PBTConfig = PBTConfig()
     policy_lag: int = 0
     """Runtime `lockstep`: actors act with parameters exactly this many updates old."""
     launch_type: Literal['local_mt', 'local_mp'] = 'local_mt'
@@ -478,11 +524,11 @@ def from_dict(values: dict[str, Any], cls: type = Config, owner: str = '') -> An
     return cls(**kwargs)
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """The fields, one line each, by which `new` cannot resume a run of `old`."""
+def differences(old: Config, new: Config, where: str = 'in the checkpoint') -> list[str]:
+    """The fields, one line each, by which `new` cannot resume a run of `old`, which stands `where`."""
     old_flat, new_flat = _flatten(to_dict(old)), _flatten(to_dict(new))
     return [
-        f'{name}: {old_flat.get(name)!r} in the checkpoint, {new_flat.get(name)!r} now'
+        f'{name}: {old_flat.get(name)!r} {where}, {new_flat.get(name)!r} now'
         for name in sorted(set(old_flat) | set(new_flat))
         if old_flat.get(name) != new_flat.get(name)
         and not any(name == free or name.startswith(free + '.') for free in _RESUMABLE)

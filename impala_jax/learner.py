@@ -16,13 +16,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from impala_jax import popart
+from impala_jax import pbt, popart
 from impala_jax.agent import Agent
 from impala_jax.checkpoint import Checkpointer
 from impala_jax.config import Config, ConfigError, OptimizerConfig
 from impala_jax.loss import LOG_RHO_EDGES, impala_loss
 from impala_jax.metrics import Histogram, LearnerStats, MetricsLogger
 from impala_jax.parameter_store import ParameterStore
+from impala_jax.pbt import Hyperparameters, Member
 from impala_jax.types import Array, Closed, PyTree, StepInfo, Trajectory
 
 _logger = logging.getLogger(__name__)
@@ -43,26 +44,36 @@ class NonFiniteGradients(RuntimeError):
     """Too many updates in a row had gradients that are not finite."""
 
 
-def learning_rate_schedule(config: OptimizerConfig, total_updates: int) -> Callable[[Array], Array]:
-    """Updates applied -> learning rate."""
-    end = 0.0 if config.schedule == 'linear' else config.learning_rate
-    return optax.linear_schedule(config.learning_rate, end, total_updates)
+def learning_rate_schedule(
+    config: OptimizerConfig, total_updates: int, learning_rate: Array | float | None = None
+) -> optax.Schedule:
+    """Updates applied -> learning rate, from the configuration's or from `learning_rate`, a scalar."""
+    start = config.learning_rate if learning_rate is None else learning_rate
+    return optax.linear_schedule(start, 0.0 if config.schedule == 'linear' else start, total_updates)
 
 
-def make_optimizer(config: OptimizerConfig, total_updates: int) -> optax.GradientTransformation:
-    """Gradient clipping, then RMSProp as TensorFlow defines it (eps inside the root, accumulator from 1), or Adam."""
-    schedule = learning_rate_schedule(config, total_updates)
+def make_optimizer(
+    config: OptimizerConfig, schedule: optax.Schedule, epsilon: Array | float | None = None
+) -> optax.GradientTransformation:
+    """Gradient clipping, then RMSProp as TensorFlow defines it (eps inside the root, accumulator from 1), or Adam.
+
+    Args:
+      config: which of them, and its constants.
+      schedule: updates applied -> learning rate.
+      epsilon: a scalar in place of the configuration's.
+    """
+    epsilon = config.epsilon if epsilon is None else epsilon
     if config.name == 'rmsprop':
         optimizer = optax.rmsprop(
             schedule,
             decay=config.decay,
-            eps=config.epsilon,
+            eps=epsilon,  # pyright: ignore[reportArgumentType]
             initial_scale=1.0,
             eps_in_sqrt=True,
             momentum=config.momentum or None,
         )
     else:
-        optimizer = optax.adam(schedule, b1=config.b1, b2=config.b2, eps=config.epsilon)
+        optimizer = optax.adam(schedule, b1=config.b1, b2=config.b2, eps=epsilon)  # pyright: ignore[reportArgumentType]
     if np.isinf(config.max_grad_norm):
         return optimizer
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optimizer)
@@ -90,20 +101,19 @@ class Learner:
             )
         self._config = config
         self._agent = agent
-        self._optimizer = make_optimizer(config.optimizer, config.total_updates)
-        self._schedule = learning_rate_schedule(config.optimizer, config.total_updates)
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self._time_major = NamedSharding(mesh, PartitionSpec(None, 'batch'))
         self._batch_major = NamedSharding(mesh, PartitionSpec('batch'))
-        self.update = jax.jit(self._update, donate_argnums=0, out_shardings=self._replicated)
-        """(LearnerState, batch of `put`) -> (LearnerState, dict of scalars)."""
+        self._hyperparameters = Hyperparameters.of(config)
+        self._compiled = jax.jit(self._update, donate_argnums=0, out_shardings=self._replicated)
 
     def init(self, key: Array) -> LearnerState:
         """A fresh state, on the mesh."""
         params = self._agent.init(key)
         statistics = popart.init(self._agent.spec.num_tasks) if self._config.popart.enabled else ()
+        optimizer = make_optimizer(self._config.optimizer, self._schedule(self._hyperparameters))
         zero = np.zeros([], np.int32)
-        return self.restore(LearnerState(params, self._optimizer.init(params), statistics, zero, zero, zero))
+        return self.restore(LearnerState(params, optimizer.init(params), statistics, zero, zero, zero))
 
     def restore(self, state: LearnerState) -> LearnerState:
         """Puts a state on the mesh, in memory of its own (the update donates it)."""
@@ -124,18 +134,42 @@ class Learner:
             task=put(self._batch_major, trajectories.task),
         )
 
-    def _update(self, state: LearnerState, batch: Trajectory) -> tuple[LearnerState, dict[str, Array]]:
+    def update(
+        self, state: LearnerState, batch: Trajectory, hyperparameters: Hyperparameters | None = None
+    ) -> tuple[LearnerState, dict[str, Array]]:
+        """The state after a batch of `put`, and scalars; other hyperparameters than the last time's compile nothing.
+
+        Args:
+          state: donated.
+          batch: [T + 1, B].
+          hyperparameters: in place of the configuration's.
+        """
+        values = self._hyperparameters if hyperparameters is None else hyperparameters
+        return self._compiled(state, batch, Hyperparameters(*map(np.float32, values)))
+
+    def _schedule(self, hyperparameters: Hyperparameters) -> optax.Schedule:
+        config = self._config
+        return learning_rate_schedule(config.optimizer, config.total_updates, hyperparameters.learning_rate)
+
+    def _update(
+        self, state: LearnerState, batch: Trajectory, hyperparameters: Hyperparameters
+    ) -> tuple[LearnerState, dict[str, Array]]:
         def loss_fn(params):
             output, _ = self._agent.unroll(params, batch.timesteps, batch.initial_state)
             scale = None
             if self._config.popart.enabled:
                 values, scale = popart.unnormalise(state.popart, output.values, batch.task)
                 output = output._replace(values=values)
-            return impala_loss(output, batch, self._config.loss, self._config.vtrace, scale)
+            return impala_loss(
+                output, batch, self._config.loss, self._config.vtrace, scale, hyperparameters.entropy_cost
+            )
 
         (loss, details), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         grad_norm = optax.tree.norm(gradient)
-        updates, opt_state = self._optimizer.update(gradient, state.opt_state, state.params)
+        # By this state's count, not the optimiser's own: a state copied from another run has that one's.
+        learning_rate = self._schedule(hyperparameters)(state.num_updates - state.skipped)
+        optimizer = make_optimizer(self._config.optimizer, lambda _: learning_rate, hyperparameters.epsilon)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         statistics = state.popart
         if self._config.popart.enabled:
@@ -145,7 +179,6 @@ class Learner:
             baseline = popart.preserve_outputs(params['params']['baseline'], state.popart, statistics)
             params = {**params, 'params': {**params['params'], 'baseline': baseline}}
 
-        learning_rate = self._schedule(state.num_updates - state.skipped)
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
         params, opt_state, statistics = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
@@ -262,6 +295,8 @@ class LearnerLoop:
 
         self._logger = MetricsLogger(workdir, config)
         self._stats = LearnerStats(agent.spec.tasks)
+        self._tasks = agent.spec.tasks or (config.environment.name,)
+        self._member = None if config.pbt.member is None else Member(config, workdir)
         self.num_updates = 0
         checkpoint = self._checkpointer.restore_latest({'learner': self._state, 'runtime': None})
         if checkpoint is not None:
@@ -269,11 +304,14 @@ class LearnerLoop:
             self.restored_runtime_state = checkpoint.state['runtime'] or {}
             self.num_updates = checkpoint.step
             self._stats.restore(self.restored_runtime_state['stats'])
+        if self._member is not None:
+            self._member.resume(self.frames, None if checkpoint is None else checkpoint.metadata['pbt'])
         self._logger.resume(self.frames, checkpoint.metadata['wall_time_s'] if checkpoint is not None else None)
         self._prefetcher: Prefetcher | None = None
         self._last_skipped: Array | None = None
         self._logs: dict[str, Array] = {}
         self._last_row = self._last_save = time.monotonic()
+        self._evolved = False  # since the last checkpoint
         self._last_row_frames = self.frames
         self.params = _to_host(self._state.params)
 
@@ -306,9 +344,12 @@ class LearnerLoop:
           NonFiniteGradients: too many updates in a row were skipped.
         """
         self._stats.add_batch(batch.info, self.num_updates - batch.version, self._config.num_fresh, batch.task)
-        self._state, self._logs = self._learner.update(self._state, batch.data)
+        hyperparameters = None if self._member is None else self._member.hyperparameters
+        self._state, self._logs = self._learner.update(self._state, batch.data, hyperparameters)
         self.num_updates += 1
         self._stats.add_wait(waited_s)
+        if self._member is not None and self._member.is_due(self.num_updates):
+            self._evolve(self._member)
         self.params = _to_host(self._state.params)
         self.publish()
         self._check_finite()
@@ -327,10 +368,9 @@ class LearnerLoop:
                 start = time.monotonic()
                 batch = prefetcher.get(stop)
                 self.step(batch, time.monotonic() - start)
-                now = time.monotonic()
-                if now - self._last_row >= self._config.logging.interval_s:
+                if time.monotonic() - self._last_row >= self._config.logging.interval_s:
                     self.log()
-                if now - self._last_save >= self._config.checkpoint.interval_s:
+                if self.save_due:
                     self.save()
         except Closed:
             # The run was stopped while the learner waited for a batch, or handed out parameters.
@@ -349,11 +389,19 @@ class LearnerLoop:
         self._logger.write(row)
         self._last_row, self._last_row_frames = time.monotonic(), self.frames
 
+    @property
+    def save_due(self) -> bool:
+        """Whether it is time for a checkpoint: by the clock, or because a population waits for it."""
+        return self._evolved or time.monotonic() - self._last_save >= self._config.checkpoint.interval_s
+
     def save(self) -> None:
         """Writes a checkpoint."""
         state = {'learner': self._state, 'runtime': {'stats': self._stats.state(), **self._runtime_state()}}
-        self._checkpointer.save(self.num_updates, state, {'wall_time_s': self._logger.wall_time_s})
-        self._last_save = time.monotonic()
+        metadata: dict[str, Any] = {'wall_time_s': self._logger.wall_time_s}
+        if self._member is not None:
+            metadata['pbt'] = self._member.metadata(self._fitness)
+        self._checkpointer.save(self.num_updates, state, metadata)
+        self._last_save, self._evolved = time.monotonic(), False
 
     def finish(self) -> None:
         """Writes the last checkpoint, and the last row if the budget is spent: what a run that is resumed has not
@@ -367,6 +415,23 @@ class LearnerLoop:
         if self._prefetcher is not None:
             self._prefetcher.close()
         self._logger.close()
+
+    @property
+    def _fitness(self) -> float | None:
+        """For a population; None while it is not known."""
+        returns = self._stats.mean_returns
+        return None if returns is None else pbt.fitness(self._tasks, returns)
+
+    def _evolve(self, member: Member) -> None:
+        """A step of population based training; the checkpoint that follows it makes it last."""
+        copied = member.evolve(self.frames, self._fitness, {'learner': self._state})
+        if copied is not None:
+            own = self._state
+            self._state = self._learner.restore(
+                copied['learner']._replace(num_updates=own.num_updates, skipped=own.skipped)
+            )
+            self._stats.forget_returns()
+        self._evolved = True
 
     def _check_finite(self) -> None:
         """Looks at the update BEFORE the last one, whose result is there, so that the device never waits."""

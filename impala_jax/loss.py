@@ -34,6 +34,7 @@ def impala_loss(
     config: LossConfig,
     vtrace_config: VTraceConfig,
     value_scale: Array | None = None,
+    entropy_cost: Array | float | None = None,
 ) -> tuple[Array, LossDetails]:
     """The loss of a batch of trajectories.
 
@@ -43,6 +44,7 @@ def impala_loss(
       config: weights, discount and reward clipping.
       vtrace_config: the correction and its truncation levels.
       value_scale: [B], what advantages and the values' errors are divided by (PopArt); None for 1.
+      entropy_cost: a scalar in place of the configuration's.
 
     Returns:
       The loss, a scalar, and LossDetails, whose `logs` are `policy_loss`, `baseline_loss` (both as weighted in the
@@ -84,9 +86,10 @@ def impala_loss(
     pg_advantages, errors = targets.pg_advantages, targets.vs - output.values[:-1]
     if value_scale is not None:
         pg_advantages, errors = pg_advantages / value_scale[None], errors / value_scale[None]
+    entropy_cost = config.entropy_cost if entropy_cost is None else entropy_cost
     policy_loss = -jnp.sum(mask * log_pi * pg_advantages)
     baseline_loss = config.baseline_cost * 0.5 * jnp.sum(mask * jnp.square(errors))
-    loss = policy_loss + baseline_loss - config.entropy_cost * jnp.sum(mask * entropies)
+    loss = policy_loss + baseline_loss - entropy_cost * jnp.sum(mask * entropies)
     logs = {
         'policy_loss': policy_loss,
         'baseline_loss': baseline_loss,

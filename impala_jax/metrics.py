@@ -42,6 +42,7 @@ class Histogram(NamedTuple):
 
 METRICS = 'metrics.jsonl'
 EVALUATIONS = 'evaluations.jsonl'
+SCHEDULE = 'pbt.jsonl'
 RUN_CONFIG = 'config.json'
 TENSORBOARD = 'tensorboard'
 
@@ -102,6 +103,18 @@ class LearnerStats:
     def add_wait(self, wait_s: float) -> None:
         """Counts time in which the learner waited for a batch."""
         self._row_wait_s += wait_s
+
+    @property
+    def mean_returns(self) -> list[float] | None:
+        """The mean return of the last 100 episodes of each task, of a single one too; None while one has fewer."""
+        windows = self._task_recent or [self._recent]
+        full = all(len(recent) == _RECENT_EPISODES for recent in windows)
+        return [float(np.mean(recent)) for recent in windows] if full else None
+
+    def forget_returns(self) -> None:
+        """Begins anew with the returns: from here on, other parameters act."""
+        for returns in (self._recent, self._row_returns, *self._task_recent, *self._task_row_returns):
+            returns.clear()
 
     def row(self) -> dict[str, Number | Histogram]:
         """The counts since the last row, those of the whole run, and `learner_wait_fraction`.
@@ -386,11 +399,14 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
             raise OSError(error.errno, f'cannot write a row: {error.strerror}', str(path)) from error
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines; lines that are none (torn by a kill) are left out."""
+def read_rows(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, or of its end; lines that are none (torn by a kill) are left out."""
     rows = []
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        with path.open('rb') as file:
+            if last_bytes is not None:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - last_bytes))
+            lines = file.read().splitlines(keepends=True)
     except FileNotFoundError:
         return []
     for line in lines:

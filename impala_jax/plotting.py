@@ -17,14 +17,15 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from impala_jax.config import ConfigError, closest
-from impala_jax.metrics import EVALUATIONS, METRICS, RUN_CONFIG, read_rows
-from impala_jax.scores import AGGREGATES, estimate_text, paper_agents, resampled_means, task_label
+from impala_jax.metrics import EVALUATIONS, METRICS, RUN_CONFIG, SCHEDULE, read_rows
+from impala_jax.scores import AGGREGATES, estimate_text, human_normalised, paper_agents, resampled_means, task_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -424,6 +425,52 @@ def sensitivity(
     return figure
 
 
+def pbt(workdir: Path | str) -> Figure:
+    """A population's fitness and hyperparameters over frames, from its folder: a line a member, a dot where it copied.
+
+    Raises:
+      ConfigError: there is no population, or no member has begun.
+    """
+    schedules = {}
+    for path in sorted(Path(workdir).glob(f'member_*/{SCHEDULE}')):
+        # A member goes on with its last hyperparameters until where it is now.
+        schedule, last = read_rows(path), read_rows(path.with_name(METRICS), last_bytes=100_000)[-1:]
+        if schedule:
+            schedules[path.parent.name] = schedule, max([row['frames'] for row in [schedule[-1], *last]])
+    if not schedules:
+        raise ConfigError(f'{workdir} holds no population; give the --workdir of launch/pbt.py')
+    figure, panels = _figure(4, columns=2)
+    scale, unit = _scale(max(end for _, end in schedules.values()))
+    styles = dict(zip(schedules, _palette(len(schedules)), strict=True))
+    for axes, name in zip(panels, ('fitness', 'learning_rate', 'entropy_cost', 'epsilon'), strict=True):
+        for member, (schedule, end) in schedules.items():
+            rows = [row for row in schedule if row[name] is not None]
+            copies = [row for row in rows if row.get('copied')]
+            frames, values = [row['frames'] for row in rows], [row[name] for row in rows]
+            if name != 'fitness':
+                frames, values = [*frames, end], [*values, values[-1]]
+            draw = axes.plot if name == 'fitness' else partial(axes.step, where='post')
+            draw(np.divide(frames, scale), values, **styles[member])
+            axes.plot(
+                [row['frames'] / scale for row in copies],
+                [row[name] for row in copies],
+                marker='o',
+                markersize=4,
+                linestyle='none',
+                color=styles[member]['color'],
+            )
+        if name != 'fitness':
+            axes.set_yscale('log')
+        _finish(axes, f'environment frames{unit}', '', _label(name))
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], label=member.replace('_', ' '), **style) for member, style in styles.items()]
+    label = 'copies another member'
+    handles.append(Line2D([], [], color='black', marker='o', markersize=4, linestyle='none', label=label))
+    _legend(figure, handles)
+    return figure
+
+
 def bias_variance(
     rows: Iterable[Mapping[str, Any]],
     x: str = 'rho_bar',
@@ -536,6 +583,73 @@ def suite(result: Mapping[str, Any]) -> Figure:
     ]
     title = f'{result["environment"]} at {result["frames"]:,} frames\n' + '; '.join(headlines)
     _finish(axes, 'human-normalised score (%)' if human else _LABELS['episode_return'], '', _escape(title))
+    _legend(figure, handles)
+    return figure
+
+
+def experts(table: Table, workdir: Path | str | None = None) -> Figure:
+    """Experts against the agent that was trained on all tasks of a suite, with the same total of frames, a pair a task.
+
+    As in the paper's comparison of experts and multi-task training (section 5.3.1): where the multi-task agent's bar is
+    the longer one, the other tasks have helped. Bars are means over seeds, with their intervals: human-normalised, in
+    percent, where human scores are known of all tasks.
+
+    Args:
+      table: of a sweep of `ablation.experts`.
+      workdir: of a multi-task run apart from it, whose last evaluation is shown; None: that of the sweep.
+    Raises:
+      ConfigError: there are no experts, or no multi-task agent, or another one's.
+    """
+    finals: dict[str, dict[str, list[float]]] = {'experts': {}, 'multi-task': {}}
+    whole = {name.removeprefix('final_return/') for name in table if name.startswith('final_return/')}
+    for cell in _cells(table, 'final_return'):
+        task = cell.fields.get('task', '')
+        finals['experts'].setdefault(task, []).append(cell.final)
+    for task in whole:
+        finals['multi-task'][task] = [cell.final for cell in _cells(table, f'final_return/{task}')]
+    if workdir is not None:
+        last = (read_rows(Path(workdir) / EVALUATIONS) or [{}])[-1]
+        means = {name.partition('/')[2]: value for name, value in last.items() if name.startswith('mean_return/')}
+        finals['multi-task'] = {task: [value] for task, value in means.items()}
+    tasks = [task for task in finals['experts'] if task in finals['multi-task']]
+    if not tasks:
+        where = 'this table' if workdir is None else workdir
+        raise ConfigError(
+            f'{where} has no agent that was trained on all tasks of experts that have ended: train it with '
+            'launch/experts.py, or give the --workdir of its run'
+        )
+    human = all(human_normalised(task, 0.0) is not None for task in tasks)
+    if human:
+        for agent in finals.values():
+            for task in tasks:
+                agent[task] = [human_normalised(task, value) or 0.0 for value in agent[task]]
+    mean = {name: [float(np.mean(agent[task])) for task in tasks] for name, agent in finals.items()}
+    gains = np.subtract(mean['multi-task'], mean['experts'])
+    order = np.argsort(gains, kind='stable')  # Upwards: what gains most is on top.
+    tasks = [tasks[i] for i in order]
+
+    from matplotlib.patches import Patch
+
+    figure, (axes,) = _figure(1, size=(7.5, 0.34 * len(tasks) + 1.2))
+    places, handles = np.arange(len(tasks)), []
+    for offset, (name, agent) in zip((-0.19, 0.19), finals.items(), strict=True):
+        values = [np.mean(agent[task]) for task in tasks]
+        color = _PALETTE[0] if name == 'multi-task' else '0.6'
+        axes.barh(places + offset, values, height=0.36, color=color, alpha=0.8)
+        limits = np.transpose([bootstrap_interval(agent[task]) for task in tasks])  # [2, tasks]
+        errors = np.nan_to_num(np.abs(limits - values))
+        axes.errorbar(values, places + offset, xerr=errors, fmt='none', ecolor='black', elinewidth=1.0, capsize=1.5)
+        handles.insert(0, Patch(color=color, alpha=0.8, label=name))
+    axes.axvline(0, color='black', linewidth=0.8)
+    axes.set_yticks(places, [_escape(task_label(task)) for task in tasks], fontsize=8)
+    axes.set_ylim(-0.6, len(tasks) - 0.4)
+    axes.grid(visible=False, axis='y')
+    decimals = 1 if human else 2
+    means = {name: np.minimum(values, 100.0) if human else values for name, values in mean.items()}
+    title = 'mean capped at 100' if human else 'mean'
+    title += ': ' + ', '.join(f'{name} {np.mean(means[name]):.{decimals}f}' for name in ('multi-task', 'experts'))
+    title += f'; multi-task is better on {int((gains > 0).sum())} of {len(tasks)} tasks'
+    _finish(axes, 'human-normalised score (%)' if human else _LABELS['episode_return'], '', title)
     _legend(figure, handles)
     return figure
 
@@ -740,12 +854,14 @@ def _align(cells: Sequence[_Cell]) -> tuple[np.ndarray, np.ndarray]:
     return frames, np.stack([np.interp(frames, cell.frames, cell.values) for cell in cells])
 
 
-def _figure(num_panels: int, size: tuple[float, float] | None = None, grid: bool = True) -> tuple[Figure, list[Axes]]:
-    """An empty figure of panels of `size` (inches), three a row."""
+def _figure(
+    num_panels: int, size: tuple[float, float] | None = None, grid: bool = True, columns: int = 3
+) -> tuple[Figure, list[Axes]]:
+    """An empty figure of panels of `size` (inches), `columns` a row."""
     _require_matplotlib()
     from matplotlib.figure import Figure
 
-    columns = min(num_panels, 3)
+    columns = min(num_panels, columns)
     rows = math.ceil(num_panels / columns)
     width, height = size or ((6.0, 3.8) if num_panels == 1 else (3.6, 2.9))
     figure = Figure(figsize=(width * columns, height * rows + 0.5), layout='constrained')

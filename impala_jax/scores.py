@@ -17,7 +17,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from impala_jax import data
-from impala_jax.environments.dmlab import levels
 
 AGGREGATES = {'median': 'median', 'capped_mean': 'mean capped at 100', 'mean': 'mean'}
 """What is computed of the human-normalised scores of a suite's tasks -> how tables and figures call it."""
@@ -214,7 +213,7 @@ def estimate_text(value: float | None, interval: Sequence[float] | None, decimal
 def task_label(task: str) -> str:
     """A task's name within its suite; of a level that is held out for tests the one that evaluation plays."""
     name = task.partition('/')[2]
-    return levels().get(name, name) if task.startswith('dmlab/') else name
+    return data.dmlab30_levels().get(name, name) if task.startswith('dmlab/') else name
 
 
 def _normalise(known: Reference, score: Any) -> Any:

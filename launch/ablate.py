@@ -5,14 +5,10 @@ from impala_jax.metrics import quiet_libraries
 quiet_libraries()  # Before they are imported.
 
 import os  # noqa: E402
-import signal  # noqa: E402
-import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: E402
-
 from impala_jax import command_line  # noqa: E402
-from impala_jax.ablation import CellFailed, Grid, is_finished, run_sweep  # noqa: E402
+from impala_jax.ablation import Grid  # noqa: E402
 
 
 def ablate() -> None:
@@ -38,23 +34,8 @@ def ablate() -> None:
     left_out = 0 if arguments.outside_theory else grid.num_outside_theory()
     if left_out:
         print(f'{left_out} cells with c_bar > rho_bar, outside the theory, are left out: --outside-theory runs them')
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn('cells'), TimeRemainingColumn(), TextColumn('left'))
-    with Progress(*columns) as progress:
-        finished = sum(is_finished(cell, arguments.output) for cell in cells)
-        task = progress.add_task('', total=len(cells), completed=finished)
-        results = run_sweep(cells, arguments.output, arguments.processes, lambda cell: progress.advance(task))
-    print(f'Results     {results}')
-
-
-def terminate(*_) -> None:
-    raise KeyboardInterrupt
+    command_line.run_sweep(cells, arguments.output, arguments.processes)
 
 
 if __name__ == '__main__':
-    signal.signal(signal.SIGTERM, terminate)
-    try:
-        command_line.main(ablate)
-    except KeyboardInterrupt:
-        sys.exit('stopped; the same command goes on where it was')
-    except CellFailed as error:
-        sys.exit(str(error))
+    command_line.sweep_main(ablate)

@@ -38,6 +38,9 @@ def parse() -> argparse.Namespace:
     curve = figure('curve', 'learning curves of runs')
     curve.add_argument('--workdir', required=True, nargs='+', type=Path, help='of the runs')
 
+    pbt = figure('pbt', 'fitness and hyperparameters of a population over frames')
+    pbt.add_argument('--workdir', required=True, type=Path, help='of the population')
+
     curves = figure('curves', 'a metric of a sweep over frames')
     sweep(curves, 'episode_return_last_100')
     curves.add_argument('--hue', help='a line for each value of this field')
@@ -69,6 +72,10 @@ def parse() -> argparse.Namespace:
 
     suite = figure('suite', "a suite's human-normalised scores beside the paper's")
     suite.add_argument('--scores', required=True, type=Path, help='what launch/evaluate.py --suite ... --json wrote')
+
+    experts = figure('experts', 'experts against the agent that was trained on all tasks')
+    experts.add_argument('--results', required=True, type=Path, help='the results.csv of launch/experts.py')
+    experts.add_argument('--workdir', type=Path, help='of a multi-task run, in place of that of launch/experts.py')
 
     text = 'print the means of a sweep with their intervals'
     table = kinds.add_parser('table', help=text, description=text[0].upper() + text[1:] + '.')
@@ -105,6 +112,10 @@ def plot() -> None:
     note = ''
     if kind == 'curve':
         figure = plotting.learning_curve(arguments['workdir'])
+    elif kind == 'pbt':
+        figure = plotting.pbt(arguments['workdir'])
+    elif kind == 'experts':
+        figure = plotting.experts(plotting.read_table(arguments['results']), arguments['workdir'])
     elif kind == 'suite':
         figure = plotting.suite(read('--scores', arguments['scores']))
     elif kind == 'bias-variance':

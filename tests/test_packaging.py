@@ -30,6 +30,7 @@ LAYERS = {
     'learner': {
         'types',
         'config',
+        'data',
         'networks',
         'agent',
         'vtrace',

@@ -576,3 +576,38 @@ def test_the_package_does_without_matplotlib():
     assert impala_jax.plotting is plotting
     code = 'import sys; sys.modules["matplotlib"] = None; import impala_jax; impala_jax.plotting.read_table'
     subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, timeout=100)
+
+
+# A population.
+
+
+def test_pbt_shows_schedules_and_copies(tmp_path):
+    hyperparameters = {'learning_rate': 1e-3, 'entropy_cost': 0.01, 'epsilon': 0.1}
+    first = [{'frames': 0, 'fitness': None, **hyperparameters}]
+    for number, rows in enumerate(
+        [
+            first + [{'frames': 2000, 'fitness': 0.5, 'copied': False, **hyperparameters}],
+            first
+            + [
+                {'frames': 2000, 'fitness': 0.1, 'copied': True, **hyperparameters, 'learning_rate': 1.2e-3},
+                {'frames': 4000, 'fitness': None, 'copied': False, **hyperparameters, 'learning_rate': 1.2e-3},
+            ],
+        ]
+    ):
+        (tmp_path / f'member_0{number}').mkdir()
+        lines = ''.join(json.dumps(row) + '\n' for row in rows)
+        (tmp_path / f'member_0{number}' / 'pbt.jsonl').write_text(lines)
+    (tmp_path / 'member_01' / 'metrics.jsonl').write_text('{"frames": 5000}\n')
+    figure = plotting.pbt(tmp_path)
+    fitness, learning_rate, entropy_cost, epsilon = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ['fitness', 'learning rate', 'entropy cost', 'epsilon']
+    assert all(axes.get_yscale() == 'log' for axes in (learning_rate, entropy_cost, epsilon))
+    drawn = [line.get_xydata().tolist() for line in learning_rate.get_lines()]
+    # To where the member is now; and a dot for the copy.
+    assert [[0, 1e-3], [2, 1e-3], [2, 1e-3]] in drawn
+    assert [[0, 1e-3], [2, 1.2e-3], [4, 1.2e-3], [5, 1.2e-3]] in drawn
+    assert [[2, 1.2e-3]] in drawn
+    assert [[2, 0.5]] in [line.get_xydata().tolist() for line in fitness.get_lines()]
+    assert legend(figure) == ['member 00', 'member 01', 'copies another member']
+    with pytest.raises(ConfigError, match='holds no population'):
+        plotting.pbt(tmp_path / 'member_00')

@@ -17,6 +17,8 @@ TRAIN = [line for line in LINES if 'launch/local.py' in line]
 EVALUATE = [line for line in LINES if 'launch/evaluate.py' in line]
 PLOT = [line for line in LINES if 'launch/plot.py' in line]
 ABLATE = [line for line in LINES if 'launch/ablate.py' in line]
+PBT = [line for line in LINES if 'launch/pbt.py' in line]
+EXPERTS = [line for line in LINES if 'launch/experts.py' in line]
 PYTHON = [block for language, block in BLOCKS if language == 'python']
 FILES = {block.split('\n', 1)[0][2:]: block for block in PYTHON if block.startswith('# my_')}
 EXAMPLES = [block for block in PYTHON if block not in FILES.values()]
@@ -30,14 +32,16 @@ MARKS = {'atari57': [pytest.mark.slow, pytest.mark.atari], 'dmlab30': [pytest.ma
 
 def test_nothing_in_the_readme_is_left_out():
     """A command of a new kind has to be added here."""
-    others = [line for line in LINES if line not in TRAIN + EVALUATE + PLOT + ABLATE]
+    others = [line for line in LINES if line not in TRAIN + EVALUATE + PLOT + ABLATE + PBT + EXPERTS]
     # CI runs the first two; requirements/install.sh, and so every run of CI, does what the third does.
     assert others == ['make train', 'make test', "pip install -e '.[atari,video,plot]'"]
     assert (
         len(TRAIN) == 9
         and len(EVALUATE) == 2
-        and len(PLOT) == 3
+        and len(PLOT) == 5
         and len(ABLATE) == 1
+        and len(PBT) == 1
+        and len(EXPERTS) == 1
         and len(FILES) == 2
         and len(EXAMPLES) == 1
     )
@@ -124,6 +128,28 @@ def get_grid():
     if importlib.util.find_spec('matplotlib') is not None:
         table = run(arguments_of(PLOT[2], tmp_path), tmp_path)
         assert all(name in table for name in ('V-trace', '1-step IS', 'ε-correction', 'no correction', 'catch'))
+
+
+def figure(line, tmp_path):
+    """Draws the figure of a command into the test's folder, if there is what draws."""
+    if importlib.util.find_spec('matplotlib') is None:
+        return
+    arguments = [str(tmp_path / word) if word.endswith('.png') else word for word in arguments_of(line, tmp_path)]
+    run(arguments, tmp_path)
+    assert Path(arguments[-1]).stat().st_size > 10_000
+
+
+def test_population_commands(tmp_path):
+    small = '--runtime threads --members 2 --total-frames 4000 --evaluator.episodes 1'.split()
+    assert 'launch/evaluate.py' in run([*arguments_of(PBT[0], tmp_path), *small], tmp_path)
+    assert len(list(tmp_path.glob('runs/*/member_*/evaluations.jsonl'))) == 2
+    figure(next(line for line in PLOT if 'plot.py pbt' in line), tmp_path)
+
+
+def test_experts_commands(tmp_path):
+    small = '--total-frames 4000 --evaluator.episodes 2 --evaluator.num-envs 2 --learner.batch-size 32'.split()
+    assert 'results.csv' in run([*arguments_of(EXPERTS[0], tmp_path), *small], tmp_path)
+    figure(next(line for line in PLOT if 'plot.py experts' in line), tmp_path)
 
 
 def test_python_example(tmp_path):

@@ -18,3 +18,8 @@ def rows(name: str) -> list[dict[str, str]]:
     """The rows of one of the files above, each as column -> text."""
     with (importlib.resources.files('impala_jax.data') / name).open(encoding='utf-8') as lines:
         return list(csv.DictReader(lines))
+
+
+def dmlab30_levels() -> dict[str, str]:
+    """DMLab-30's levels for training, in the suite's order -> those that are tested, most of which are the same."""
+    return {row['level_train']: row['level_test'] for row in rows('dmlab30_scores.csv')}

@@ -54,11 +54,6 @@ ACTIONS = np.array(
 _logger = logging.getLogger(__name__)
 
 
-def levels() -> dict[str, str]:
-    """DMLab-30's levels for training, in the suite's order -> those that are tested, most of which are the same."""
-    return {row['level_train']: row['level_test'] for row in data.rows('dmlab30_scores.csv')}
-
-
 def factory(config: EnvironmentConfig, evaluation: bool = False) -> Callable[[int], dm_env.Environment]:
     """What builds the level that `config.name` means, `dmlab/<level>`, from a seed; in evaluation, its test level.
 
@@ -89,7 +84,7 @@ def factory(config: EnvironmentConfig, evaluation: bool = False) -> Callable[[in
 def _engine_level(config: EnvironmentConfig, evaluation: bool) -> str:
     """The engine's name of a level: `contributed/dmlab30/<level>` for those of DMLab-30, others as they are."""
     name = config.name.removeprefix('dmlab/')
-    short, tested = name.removeprefix(_DMLAB30), levels()
+    short, tested = name.removeprefix(_DMLAB30), data.dmlab30_levels()
     if short in tested:
         return _DMLAB30 + (tested[short] if evaluation else short)
     for train, test in tested.items():
@@ -147,8 +142,8 @@ class DeepMindLab(dm_env.Environment):
             )
         except RuntimeError as error:
             shutil.rmtree(self._folder)
-            known = level.removeprefix(_DMLAB30) in {name for pair in levels().items() for name in pair}
-            remedy = 'is the build complete?' if known else closest(level.removeprefix(_DMLAB30), levels())
+            known = level.removeprefix(_DMLAB30) in {name for pair in data.dmlab30_levels().items() for name in pair}
+            remedy = 'is the build complete?' if known else closest(level.removeprefix(_DMLAB30), data.dmlab30_levels())
             reason = ' '.join(str(error).split())
             raise ConfigError(f'DeepMind Lab cannot build {config.name!r}: {reason}; {remedy}') from error
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import logging
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,6 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
         if not history:
             history.append((loop.num_updates, loop.params))
         loop.save_with(runtime_state)
-        last_save = time.monotonic()
         while not loop.done and not stop.is_set():
             version, params = history[0]
             unrolls = [actor.unroll(version, params) for _ in range(config.num_fresh // num_envs) for actor in actors]
@@ -73,9 +71,8 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
             history.append((loop.num_updates, loop.params))
             if loop.num_updates % config.logging.interval_updates == 0:
                 loop.log()
-            if time.monotonic() - last_save >= config.checkpoint.interval_s:
+            if loop.save_due:
                 loop.save()
-                last_save = time.monotonic()
         loop.finish()
     except BaseException:
         # What was learned is kept; the environments may be what failed, and are not.

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from impala_jax import environments
+from impala_jax import data, environments
 from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import EnvironmentFailure, dmlab
 from impala_jax.environments.base import environment_spec
@@ -153,7 +153,7 @@ def test_word_ids(caplog):
 
 
 def test_all_levels_of_dmlab30(stand_in, tmp_path):
-    levels = dmlab.levels()
+    levels = data.dmlab30_levels()
     assert len(levels) == 30
     assert {train: test for train, test in levels.items() if train != test} == {
         'rooms_collect_good_objects_train': 'rooms_collect_good_objects_test',
@@ -176,7 +176,7 @@ def test_all_levels_of_dmlab30(stand_in, tmp_path):
 
 @pytest.mark.dmlab
 @pytest.mark.slow
-@pytest.mark.parametrize('level', list(dmlab.levels()))
+@pytest.mark.parametrize('level', list(data.dmlab30_levels()))
 def test_all_levels_of_the_real_engine(level, make):
     vector = make(f'dmlab/{level}', dataset_path='dummy')
     assert vector.reset().step_type == FIRST

@@ -1,0 +1,238 @@
+"""Population based training (Espeholt et al., 2018, section 5.3.2 and appendix F; Jaderberg et al., 2017).
+
+A population is a folder, and each member a run in a folder of its own inside it: an ordinary run, with an ordinary
+checkpoint. There is no server. Every so often a member looks at the newest good checkpoint of another, and where that
+one's fitness is better by a margin, goes on with its weights and with its hyperparameters, changed a little. All that a
+member publishes is its checkpoint, which holds weights, hyperparameters and fitness, appears by one rename and is
+verified by its readers: a member that dies leaves its last one, and one that comes late finds those of the others.
+Beside it, `pbt.jsonl` has a row for each comparison, for people and figures.
+
+The hyperparameters are inputs of the compiled update, so that nothing is compiled, and no environment built, anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from impala_jax import checkpoint
+from impala_jax import config as config_lib
+from impala_jax.checkpoint import CheckpointError
+from impala_jax.config import Config, ConfigError, PBTConfig
+from impala_jax.metrics import EVALUATIONS, METRICS, SCHEDULE, append_row, drop_rows, read_rows, write_atomically
+from impala_jax.scores import human_normalised
+from impala_jax.types import PyTree
+
+_POPULATION = 'population.json'
+_MEMBER = 'member_'
+_logger = logging.getLogger(__name__)
+
+
+class Hyperparameters(NamedTuple):
+    """What population based training changes of a run."""
+
+    learning_rate: Any  # a float or a float32 scalar, before its schedule
+    entropy_cost: Any
+    epsilon: Any  # the optimiser's
+
+    @classmethod
+    def of(cls, config: Config) -> Hyperparameters:
+        """Those of a configuration."""
+        return cls(*(config_lib.get(config, name) for name in _FIELDS))
+
+
+_FIELDS = ('optimizer.learning_rate', 'loss.entropy_cost', 'optimizer.epsilon')
+
+
+def draw(config: PBTConfig, rng: np.random.Generator) -> Hyperparameters:
+    """The first hyperparameters of a member."""
+
+    def log_uniform(low: float, high: float) -> float:
+        return math.exp(rng.uniform(math.log(low), math.log(high)))
+
+    return Hyperparameters(
+        learning_rate=log_uniform(*config.learning_rate),
+        entropy_cost=log_uniform(*config.entropy_cost),
+        epsilon=float(rng.choice(config.epsilon)),
+    )
+
+
+def mutate(hyperparameters: Hyperparameters, config: PBTConfig, rng: np.random.Generator) -> Hyperparameters:
+    """Each one is, with the probability of `config`, multiplied or divided by its factor."""
+    chosen = rng.choice([config.mutation_factor, 1 / config.mutation_factor], size=len(hyperparameters))
+    mutated = rng.random(len(hyperparameters)) < config.mutation_probability
+    return Hyperparameters(*np.multiply(hyperparameters, np.where(mutated, chosen, 1.0)).tolist())
+
+
+def fitness(tasks: Sequence[str], returns: Sequence[float]) -> float:
+    """What members are compared by: the mean over tasks of capped human-normalised scores, 1 as good as a human.
+
+    Args:
+      tasks: their names. Where no human score is known, the raw return stands for the score.
+      returns: the mean return of each.
+    """
+    normalised = [human_normalised(task, value) for task, value in zip(tasks, returns, strict=True)]
+    scores = [
+        value if percent is None else min(percent / 100, 1.0)
+        for percent, value in zip(normalised, returns, strict=True)
+    ]
+    return float(np.mean(scores))
+
+
+def member_config(config: Config, index: int) -> Config:
+    """The configuration of member `index` of the population of `config`: a seed of its own, and what was drawn for it.
+
+    The same whenever and wherever it is asked for, so that a member can be restarted.
+    """
+    seeds = np.random.SeedSequence([config.seed, 3, index])
+    first = draw(config.pbt, np.random.default_rng(seeds))
+    values = {'pbt.member': index, 'seed': int(seeds.generate_state(1)[0] % 2**31)}
+    return config_lib.replace(config, values | dict(zip(_FIELDS, first, strict=True)))
+
+
+def member_folder(population: Path, index: int) -> Path:
+    """The workdir of member `index`."""
+    return Path(population) / f'{_MEMBER}{index:02d}'
+
+
+def members(population: Path) -> list[Path]:
+    """The workdirs of the members that have published something, by their numbers."""
+    folders = [path for path in Path(population).glob(f'{_MEMBER}*') if path.name.removeprefix(_MEMBER).isdecimal()]
+    published = [path for path in folders if checkpoint.steps(path / checkpoint.DIRECTORY)]
+    return sorted(published, key=lambda path: int(path.name.removeprefix(_MEMBER)))
+
+
+def join(population: Path, config: Config) -> None:
+    """Makes the population's folder, or checks that this configuration is that of the others who share it.
+
+    Raises:
+      ConfigError: it is another one, or the folder cannot be written.
+    """
+    path = Path(population) / _POPULATION
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            write_atomically(path, json.dumps(config_lib.to_dict(config), indent=2) + '\n')
+        known = config_lib.from_dict(json.loads(path.read_text(encoding='utf-8')))
+    except OSError as error:
+        raise ConfigError(f'cannot write to --workdir {population}: {error.strerror}; give another folder') from error
+    except ValueError as error:
+        raise ConfigError(f'{path} is damaged; delete it, and the next start writes it anew') from error
+    fields = config_lib.differences(known, config, 'there')
+    if fields:
+        raise ConfigError(
+            f'cannot join the population in {population}: the configuration differs in {"; ".join(fields)}; '
+            'use the same configuration, or another --workdir'
+        )
+
+
+@contextlib.contextmanager
+def only_process(workdir: Path) -> Iterator[None]:
+    """Holds a member's folder, from its process's start to its end, however that comes.
+
+    Raises:
+      ConfigError: another process has it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / '.lock').open('w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f'another process trains {workdir}; wait for its end, or train another --member'
+            ) from None
+        yield
+
+
+def summary(population: Path) -> str:
+    """What the members came to, in a few lines, from their files; the best one first."""
+    lines = []
+    for workdir in members(population):
+        schedule, evaluations, rows = (
+            read_rows(workdir / name, last_bytes=100_000)[-1:] for name in (SCHEDULE, EVALUATIONS, METRICS)
+        )
+        score = dict(*evaluations).get('mean_return', dict(*rows).get('episode_return_last_100', -math.inf))
+        text = '  '.join(f'{name.replace("_", " ")} {schedule[0][name]:.3g}' for name in Hyperparameters._fields)
+        lines.append((score, f'{workdir.name}  return {score:.2f}  {text}', workdir))
+    lines.sort(key=lambda line: -line[0])
+    evaluate = [f'Evaluate   python launch/evaluate.py --workdir {shlex.quote(str(line[2]))}' for line in lines[:1]]
+    return '\n'.join([line[1] for line in lines] + evaluate)
+
+
+class Member:
+    """A member's part in its population: what it publishes, and whom it copies.
+
+    Args:
+      config: the member's, of `member_config`.
+      workdir: of `member_folder`.
+    """
+
+    def __init__(self, config: Config, workdir: Path):
+        self.hyperparameters = Hyperparameters.of(config)
+        self._config = config
+        self._workdir = workdir
+
+    def resume(self, frames: int, metadata: dict[str, Any] | None) -> None:
+        """Goes on from a checkpoint's metadata; None: from the start."""
+        if metadata is not None:
+            self.hyperparameters = Hyperparameters(**metadata['hyperparameters'])
+        if not drop_rows(self._workdir / SCHEDULE, frames):
+            self._record(0, {'fitness': None})
+
+    def metadata(self, fitness: float | None) -> dict[str, Any]:
+        """What a checkpoint says to the others."""
+        return {'hyperparameters': self.hyperparameters._asdict(), 'fitness': fitness}
+
+    def is_due(self, num_updates: int) -> bool:
+        """Whether a comparison is due after so many updates; after the last, there is nothing left to change for."""
+        config, frames = self._config, num_updates * self._config.frames_per_update
+        before = frames - config.frames_per_update
+        interval = config.pbt.interval_frames
+        crossed = frames // interval > before // interval
+        return crossed and frames >= config.pbt.burn_in_frames and num_updates < config.total_updates
+
+    def evolve(self, frames: int, fitness: float | None, template: PyTree) -> PyTree | None:
+        """Compares this member with another, drawn uniformly, and copies that one where it is better by the margin.
+
+        A member whose fitness is not known, as of one that has just become a copy, waits. One that cannot be read is
+        no better than none: a member never ends because of another.
+
+        Args:
+          frames: of this member.
+          fitness: of this member; None where it is not known yet.
+          template: the structure of the state, as `checkpoint.restore` takes it.
+        Returns:
+          The state to go on from, with `hyperparameters` changed; or None to go on as before.
+        """
+        config = self._config.pbt
+        # Without a state of its own to save: a member that was killed and repeats a comparison draws the same.
+        rng = np.random.default_rng([self._config.seed, frames])
+        others = [path for path in members(self._workdir.parent) if path.name != self._workdir.name]
+        row: dict[str, Any] = {'fitness': fitness}
+        copied = None
+        if fitness is not None and others:
+            other = others[rng.integers(len(others))]
+            try:
+                saved = checkpoint.restore(other, template)
+            except CheckpointError as error:
+                _logger.warning('%s cannot be compared with: %s', other.name, error)
+            else:
+                published = saved.metadata['pbt']
+                row |= {'other': int(other.name.removeprefix(_MEMBER)), 'other_fitness': published['fitness']}
+                if published['fitness'] is not None and published['fitness'] - fitness > config.threshold:
+                    self.hyperparameters = mutate(Hyperparameters(**published['hyperparameters']), config, rng)
+                    copied = saved.state
+        self._record(frames, {**row, 'copied': copied is not None})
+        return copied
+
+    def _record(self, frames: int, row: dict[str, Any]) -> None:
+        append_row(self._workdir / SCHEDULE, {'frames': frames, **row, **self.hyperparameters._asdict()})
