@@ -40,7 +40,7 @@ def stand_in(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, 'tempdir', str(folder))
     monkeypatch.delenv('LP_NUM_THREADS', raising=False)
     yield importlib.import_module('deepmind_lab')
-    monkeypatch.delitem(sys.modules, 'deepmind_lab', raising=False)
+    del sys.modules['deepmind_lab']  # Not by monkeypatch, which would put it back.
 
 
 @pytest.fixture(params=['stand-in', pytest.param('real', marks=pytest.mark.dmlab)])
