@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 CORE = [
     'chex>=0.1.90',
     'dm-env>=1.6',
+    'filelock>=3.16',  # JAX wants it to bound its compilation cache.
     'flax>=0.10.7',
     'jax>=0.6.2',
     'numpy>=1.26',

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from impala_jax import allocator, checkpoint, environments
+from impala_jax import allocator, checkpoint, compilation_cache, environments
 from impala_jax.actor import Actor
 from impala_jax.agent import Agent
 from impala_jax.config import ConfigError, EnvironmentConfig, closest
@@ -190,6 +190,7 @@ def evaluate(
     config = checkpoint.load_config(Path(workdir))
     saved = checkpoint.restore(Path(workdir), {'learner': {'params': None}})
     allocator.keep_memory()
+    compilation_cache.keep_programs()
     agent = Agent(config.network, environments.spec(config.environment), config.popart.enabled)
     environment = config.environment
     if suite is not None and suite != environment.name:

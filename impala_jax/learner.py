@@ -109,7 +109,7 @@ class Learner:
 
     def init(self, key: Array) -> LearnerState:
         """A fresh state, on the mesh."""
-        params = self._agent.init(key)
+        params = jax.jit(self._agent.init)(key)  # One program, which is cached.
         statistics = popart.init(self._agent.spec.num_tasks) if self._config.popart.enabled else ()
         optimizer = make_optimizer(self._config.optimizer, self._schedule(self._hyperparameters))
         zero = np.zeros([], np.int32)

@@ -2,21 +2,28 @@
 
 import importlib.util
 import os
+import tempfile
 import warnings
 
 # JAX reads these when it is imported; subprocesses of tests inherit them.
 os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+# What tests and their subprocesses compile is shared among them, and with nobody else.
+_CACHE = tempfile.TemporaryDirectory(prefix='impala_jax_tests_', ignore_cleanup_errors=True)
+os.environ['XDG_CACHE_HOME'] = _CACHE.name
 
 # TensorFlow Probability, which RLax imports, refuses an old TensorFlow that was imported before it.
 with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     import rlax  # noqa: F401
 
-import jax
-import pytest
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
+from impala_jax import compilation_cache  # noqa: E402
+
+compilation_cache.keep_programs()
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 _MODULES = {

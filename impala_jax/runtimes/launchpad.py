@@ -21,7 +21,7 @@ from launchpad.launch import worker_manager
 from launchpad.nodes.python.local_multi_processing import PythonProcess
 from launchpad.nodes.reverb.node import ReverbHandle
 
-from impala_jax import allocator
+from impala_jax import allocator, compilation_cache
 from impala_jax.agent import Agent
 from impala_jax.config import Config
 from impala_jax.learner import LearnerLoop
@@ -208,6 +208,7 @@ def _own_process(setup: _Setup) -> Iterator[None]:
         return
     quiet_libraries()
     allocator.keep_memory()
+    compilation_cache.keep_programs()
     # The launching process does the killing, after a time that lets a checkpoint be finished; this one's own manager
     # would not wait for as long.
     worker_manager.get_worker_manager()._termination_notice_secs = -1

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
-from impala_jax import allocator, environments
+from impala_jax import allocator, compilation_cache, environments
 from impala_jax.agent import Agent
 from impala_jax.checkpoint import restore
 from impala_jax.config import Config, ConfigError, closest
@@ -68,6 +68,7 @@ def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunR
     agent = Agent(config.network, environments.spec(config.environment), config.popart.enabled)
     write_run_config(workdir, config)
     allocator.keep_memory()
+    compilation_cache.keep_programs()
 
     stop = threading.Event()
     with nodes.StopSignals(stop) as signals:
