@@ -93,6 +93,10 @@ class NetworkConfig:
     torso: str = 'shallow'
     """`shallow` (2 convolutions, figure 3 left), `shallow_atari` (3 convolutions), `deep` (15 convolutions, figure 3
     right), `mlp`, or a flax module `module:Class` of your own."""
+    centre_filters: bool = False
+    """Of the shallow torsos: take the mean out of each of the first convolution's filters, at every use. What is the
+    same all over an image, mostly its background, then excites none of them, and cannot push their ReLUs out of
+    reach."""
     core: Literal['feedforward', 'lstm'] = 'feedforward'
     lstm_size: int = 256
     mlp_sizes: tuple[int, ...] = (64, 64)

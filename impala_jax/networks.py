@@ -38,23 +38,36 @@ def _image_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) ->
     return kernel - kernel.mean(axis=(0, 1, 2), keepdims=True)
 
 
+def _centred_conv(images: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
+    """A convolution whose filters have their mean taken out."""
+    return jax.lax.conv_general_dilated(images, kernel - kernel.mean(axis=(0, 1, 2), keepdims=True), *args, **kwargs)
+
+
 class ShallowTorso(nn.Module):
-    """Two convolutions (figure 3, left)."""
+    """Two convolutions (figure 3, left); `centre_filters` as in `NetworkConfig`."""
 
     channels: tuple[int, ...] = (16, 32)
     kernels: tuple[int, ...] = (8, 4)
     strides: tuple[int, ...] = (4, 2)
     hidden_size: int = 256
+    centre_filters: bool = False
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
         """[N, H, W, C] -> [N, hidden_size]."""
         x = images
-        init = _image_init
+        init, apply = _image_init, _centred_conv if self.centre_filters else None
         for channels, kernel, stride in zip(self.channels, self.kernels, self.strides, strict=True):
-            conv = nn.Conv(channels, (kernel, kernel), (stride, stride), padding='VALID', kernel_init=init)
+            conv = nn.Conv(
+                channels,
+                (kernel, kernel),
+                (stride, stride),
+                padding='VALID',
+                kernel_init=init,
+                conv_general_dilated=apply,
+            )
             x = nn.relu(conv(x))
-            init = _relu_init
+            init, apply = _relu_init, None
         return nn.relu(nn.Dense(self.hidden_size, kernel_init=_relu_init)(x.reshape(x.shape[0], -1)))
 
 
@@ -231,8 +244,8 @@ def _torso(config: NetworkConfig, rank: int) -> nn.Module:
     if config.torso == 'deep':
         return DeepTorso()
     if config.torso == 'shallow_atari':
-        return ShallowTorso((32, 64, 64), (8, 4, 3), (4, 2, 1), 512)
-    return ShallowTorso()
+        return ShallowTorso((32, 64, 64), (8, 4, 3), (4, 2, 1), 512, config.centre_filters)
+    return ShallowTorso(centre_filters=config.centre_filters)
 
 
 def _custom_torso(path: str) -> type[nn.Module]:

@@ -294,6 +294,31 @@ def test_a_constant_background_excites_no_filter_and_what_moves_on_it_does(torso
     assert (np.asarray(answer).max(axis=(0, 1, 2)) > 1e-2).mean() > 0.9
 
 
+@pytest.mark.parametrize('torso', ['shallow', 'shallow_atari'])
+def test_a_background_moves_no_centred_filter(torso):
+    spec = EnvironmentSpec(ArraySpec((84, 84, 4), np.dtype(np.uint8)), 6)
+    timesteps = jax.tree.map(lambda x: x[None], dummy_timestep(spec, 1))
+    image = jax.random.randint(jax.random.PRNGKey(1), (1, 1, 84, 84, 4), 0, 256).astype(np.uint8)
+
+    def logits(agent, params, image):
+        return agent.unroll(params, timesteps._replace(observation=image), ())[0].logits
+
+    def first(path):
+        return 'Conv_0' in jax.tree_util.keystr(path)
+
+    def change(centre):
+        """Of the logits, when a constant is added to the first filters."""
+        agent = Agent(NetworkConfig(torso, centre_filters=centre), spec)
+        params = agent.init(jax.random.PRNGKey(0))
+        shift = lambda path, x: x + 0.1 if first(path) and x.ndim == 4 else x  # noqa: E731
+        before = logits(agent, params, image)
+        after = logits(agent, jax.tree_util.tree_map_with_path(shift, params), image)
+        return float(np.abs(after - before).max() / np.abs(before).max())
+
+    assert change(centre=True) < 1e-3
+    assert change(centre=False) > 0.1
+
+
 WORDS = EnvironmentSpec(
     {'instruction': ArraySpec((4,), np.dtype(np.int32)), 'rgb': ArraySpec((72, 96, 3), np.dtype(np.uint8))}, 9
 )
