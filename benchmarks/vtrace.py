@@ -14,13 +14,13 @@ import argparse
 import functools
 import json
 import os
-import platform
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import rlax
+from common import machine
 
 from impala_jax import vtrace
 
@@ -83,30 +83,6 @@ def measure(T: int, B: int, seconds: float) -> dict[str, dict[str, float]]:
     }
 
 
-def machine() -> dict[str, object]:
-    """What the numbers were measured on."""
-    device = jax.devices()[0]
-    return {
-        'backend': jax.default_backend(),
-        'device': device.device_kind,
-        'cpu': _cpu_model(),
-        'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
-        'load_1_min': round(os.getloadavg()[0], 2),
-        'jax': jax.__version__,
-        'rlax': rlax.__version__,
-        'python': platform.python_version(),
-    }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-    return models[0] if models else platform.processor()
-
-
 def _shape(text: str) -> tuple[int, int]:
     T, B = (int(part) for part in text.split(','))
     return T, B
@@ -119,7 +95,7 @@ def main() -> None:
     parser.add_argument('--json', type=Path, help='also written there')
     args = parser.parse_args()
 
-    about = machine()
+    about = {**machine(), 'rlax': rlax.__version__}
     print(', '.join(f'{name} {value}' for name, value in about.items()))
     print('\nmicroseconds a call: median [10th, 90th percentile]\n')
     print('| T, B | ' + ' | '.join(VARIANTS) + ' | fastest |')

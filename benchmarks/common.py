@@ -1,0 +1,100 @@
+"""What the benchmarks share: the machine, taking turns, medians, the peak of matrix products, tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers are measured on."""
+    device = jax.devices()[0]
+    return {
+        'backend': jax.default_backend(),
+        'device': device.device_kind,
+        'cpu': _cpu_model(),
+        'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
+        'load_1_min': round(os.getloadavg()[0], 2),
+        'jax': jax.__version__,
+        'python': platform.python_version(),
+    }
+
+
+def in_turn(fns: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call. All are called once before, and then take turns: what else the machine does hits all alike.
+
+    Args:
+      fns: by name; each must wait for its result.
+      repeats: calls of each.
+    """
+    for fn in fns.values():
+        fn()
+    times: dict[str, list[float]] = {name: [] for name in fns}
+    for _ in range(repeats):
+        for name, fn in fns.items():
+            start = time.perf_counter()
+            fn()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Median and range."""
+    return {'median': float(np.median(values)), 'lowest': min(values), 'highest': max(values)}
+
+
+def matmul_peak(size: int = 2048, repeats: int = 10) -> float:
+    """FLOP/s of float32 matrix products of this size, the best of a few."""
+    x = jnp.ones([size, size])
+    product = jax.jit(jnp.matmul)
+    times = in_turn({'product': lambda: product(x, x).block_until_ready()}, repeats)['product']
+    return 2 * size**3 / min(times)
+
+
+def text(values: Sequence[float], digits: int = 0) -> str:
+    """`median [lowest, highest]`."""
+    s = summary(values)
+    return f'{s["median"]:,.{digits}f} [{s["lowest"]:,.{digits}f}, {s["highest"]:,.{digits}f}]'
+
+
+def report(title: str, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any], path: Path | None) -> None:
+    """Prints rows as a table, with the machine above it; writes both as JSON where `path` says so.
+
+    A list of numbers in a row is shown as its median and range, and written as it is.
+    """
+    console = Console()
+    console.print(', '.join(f'{name} {value}' for name, value in about.items()), highlight=False)
+    table = Table(title=title, title_justify='left')
+    for name in rows[0]:
+        table.add_column(name, justify='left' if isinstance(rows[0][name], str) else 'right')
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    console.print(table)
+    if path is not None:
+        path.write_text(json.dumps({'machine': dict(about), 'rows': [dict(row) for row in rows]}, indent=2) + '\n')
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return text(value)
+    return f'{value:,.2f}' if isinstance(value, float) else str(value)
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
+    return models[0] if models else platform.processor()
