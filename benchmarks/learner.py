@@ -4,9 +4,9 @@
                                  [--against plain torch] [--trace DIR] [--json FILE]
 
 An update: uint8 frames 84x84x4 of B trajectories of T transitions, already in the device's memory; V-trace, loss,
-gradient, clipping, RMSProp. `ours` and `plain` start from the same parameters, and their losses must agree. `steps/s` are
-T x B an update, median and range; `of the limit` compares with all FLOPs of forward and backward pass at the peak of
-matrix products, measured just before. PyTorch is no dependency of this project: install a CPU build to compare.
+gradient, clipping, RMSProp. `ours` and `plain` start from the same parameters, and their losses must agree. `steps/s`
+are T x B an update, median and range; `of the limit` compares with all FLOPs of forward and backward pass at the peak
+of matrix products, measured just before. PyTorch is no dependency of this project: install a CPU build to compare.
 """
 
 from __future__ import annotations
