@@ -1,0 +1,65 @@
+"""What acting costs: the emulator alone, inference alone, and the actor, which has both take turns.
+
+    python benchmarks/acting.py [--config configs/pong.py] [--num-envs 8 16 32] [--repeats 5] [--json FILE]
+
+Steps a second (frames are `action repeat` times as many). `of its parts` compares the actor with what the sum of the
+other two allows: 1 / (1 / emulator + 1 / inference).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+from common import in_turn, machine, report
+
+from impala_jax import allocator, command_line, environments
+from impala_jax.agent import Agent
+from impala_jax.config import ActorConfig
+from impala_jax.runtimes import nodes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--config', default='configs/pong.py', help='environment, network and unroll length')
+    parser.add_argument('--num-envs', type=int, nargs='+', default=(8, 16, 32))
+    parser.add_argument('--repeats', type=int, default=5, help='unrolls of each')
+    parser.add_argument('--json', type=Path, help='write the numbers to this file')
+    args = parser.parse_args()
+    allocator.keep_memory()
+    config = command_line.load_config_file(args.config)
+    about, rows = machine(), []
+    agent = Agent(config.network, environments.spec(config.environment), config.popart.enabled)
+    params = jax.tree.map(np.asarray, agent.init(jax.random.PRNGKey(0)))
+    T = config.learner.unroll_length
+    for num_envs in args.num_envs:
+        actor = nodes.make_actor(dataclasses.replace(config, actor=ActorConfig(1, num_envs)), agent, 0)
+        environment = actor.environment
+        timestep = environment.reset()
+        step, key = jax.jit(agent.step), jax.random.PRNGKey(0)
+        state = agent.initial_state(num_envs)
+        actions = np.random.default_rng(0).integers(0, agent.spec.num_actions, [T, num_envs])
+
+        def emulate(environment=environment, actions=actions):
+            for row in actions:
+                environment.step(row)
+
+        def infer(timestep=timestep, state=state, step=step, key=key):
+            for _ in range(T):
+                np.asarray(step(params, key, timestep, state).action)
+
+        fns = {'emulator': emulate, 'inference': infer, 'actor': lambda actor=actor: actor.unroll(0, params)}
+        times = in_turn(fns, args.repeats)
+        environment.close()
+        rates = {name: [T * num_envs / s for s in seconds] for name, seconds in times.items()}
+        parts = [e + i for e, i in zip(times['emulator'], times['inference'], strict=True)]
+        share = float(np.median(parts) / np.median(times['actor']))
+        rows.append({'environments': str(num_envs), **rates, 'of its parts': share})
+    report(f'{config.environment.name}, steps/s, one actor', rows, about, args.json)
+
+
+if __name__ == '__main__':
+    main()

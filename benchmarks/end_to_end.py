@@ -1,0 +1,121 @@
+"""Whole runs, frames a second, against what the parts allow when they take turns.
+
+    python benchmarks/end_to_end.py [--config configs/pong.py] [--runtime launchpad threads] [--seconds 60]
+                                    [--repeats 3] [--json FILE]
+
+A run's figure is the median over the rows of its metrics, the first third left out. The parts, emulator, inference and
+update, are measured alone in this process just before; taking turns they allow
+1 / (1 / emulator + 1 / inference + 1 / update).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from common import in_turn, machine, report
+
+from impala_jax import allocator, command_line, environments
+from impala_jax.agent import Agent
+from impala_jax.config import Config
+from impala_jax.learner import Learner
+from impala_jax.runtimes import nodes
+from impala_jax.trajectory_queue import columns, concatenate
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def seconds_of_parts(config: Config, repeats: int = 5) -> dict[str, float]:
+    """Seconds for each frame in emulator, inference and update, each alone."""
+    agent = Agent(config.network, environments.spec(config.environment), config.popart.enabled)
+    learner = Learner(config, agent)
+    states = [learner.init(jax.random.PRNGKey(0))]
+    params = jax.tree.map(np.array, states[0].params)
+    actor = nodes.make_actor(config, agent, 0)
+    num_envs, T = config.actor.num_envs, config.learner.unroll_length
+    enough = concatenate([actor.unroll(0, params) for _ in range(-(-config.learner.batch_size // num_envs))])
+    batch = learner.put(columns(enough, 0, config.learner.batch_size))
+    timestep = jax.tree.map(lambda x: x[0, :num_envs], enough.timesteps)
+    step, key = jax.jit(agent.step), jax.random.PRNGKey(0)
+    actions = np.random.default_rng(0).integers(0, agent.spec.num_actions, [T, num_envs])
+
+    def emulate():
+        for row in actions:
+            actor.environment.step(row)
+
+    def infer():
+        for _ in range(T):
+            np.asarray(step(params, key, timestep, agent.initial_state(num_envs)).action)
+
+    def update():
+        states.append(jax.block_until_ready(learner.update(states.pop(), batch)[0]))
+
+    times = in_turn({'emulator': emulate, 'inference': infer, 'update': update}, repeats)
+    actor.environment.close()
+    acted = num_envs * T * config.environment.frames_per_step
+    frames = {'emulator': acted, 'inference': acted, 'update': config.frames_per_update}
+    return {name: float(np.median(seconds)) / frames[name] for name, seconds in times.items()}
+
+
+def frames_per_second(config: str, runtime: str, seconds: float, overrides: list[str]) -> float:
+    """Of a run that is ended after `seconds` of training."""
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = Path(folder) / 'run'
+        command = [sys.executable, ROOT / 'launch' / 'local.py', '--config', config, '--workdir', workdir]
+        command += ['--runtime', runtime, '--logging.interval-s', '1', '--evaluator.episodes', '0', *overrides]
+        environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            metrics, deadline, end = workdir / 'metrics.jsonl', time.monotonic() + 300, None
+            while end is None or time.monotonic() < end:
+                if process.poll() is not None or (end is None and time.monotonic() > deadline):
+                    raise RuntimeError(f'{runtime}: the run ended, or did not begin within 300 s')
+                if end is None and metrics.exists() and metrics.stat().st_size:
+                    end = time.monotonic() + seconds
+                time.sleep(0.1)
+        finally:
+            process.terminate()
+            process.wait(60)
+        rates = [json.loads(line)['frames_per_second'] for line in metrics.read_text().splitlines()]
+    return float(np.median(rates[len(rates) // 3 :]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='Further arguments are overrides of the configuration, as for launch/local.py.',
+    )
+    parser.add_argument('--config', default='configs/pong.py')
+    parser.add_argument('--runtime', nargs='+', default=('launchpad', 'threads'))
+    parser.add_argument('--seconds', type=float, default=60, help='of training, each run')
+    parser.add_argument('--repeats', type=int, default=3, help='runs of each')
+    parser.add_argument('--json', type=Path, help='write the numbers to this file')
+    args, overrides = parser.parse_known_args()
+    allocator.keep_memory()
+    config = command_line.override(command_line.load_config_file(args.config), overrides)
+    about = machine()
+    parts = seconds_of_parts(config)
+    about |= {f'{name}_frames_per_second': round(1 / seconds) for name, seconds in parts.items()}
+    rates: dict[str, list[float]] = {runtime: [] for runtime in args.runtime}
+    for _ in range(args.repeats):
+        for runtime, measured in rates.items():
+            measured.append(frames_per_second(args.config, runtime, args.seconds, overrides))
+    allowed = 1 / sum(parts.values())
+    rows = [
+        {'runtime': runtime, 'frames/s': measured, 'of the parts': float(np.median(measured)) / allowed}
+        for runtime, measured in rates.items()
+    ]
+    report(f'{args.config}: the parts in turn allow {allowed:,.0f} frames/s', rows, about, args.json)
+
+
+if __name__ == '__main__':
+    main()
