@@ -143,7 +143,7 @@ class Learner:
         return self.restore(LearnerState(params, optimizer.init(params), statistics, zero, zero, zero))
 
     def restore(self, state: LearnerState) -> LearnerState:
-        """Puts a state on the mesh, in memory of its own (the update donates it); on several hosts that of the first."""
+        """Puts a state, of several hosts that of the first, on the mesh, in memory of its own: updates donate it."""
         state = multihost_utils.broadcast_one_to_all(state)
         return jax.tree.map(
             lambda x: jax.make_array_from_callback(x.shape, self._replicated, lambda _: np.array(x)), state

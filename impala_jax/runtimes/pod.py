@@ -1,7 +1,7 @@
 """Starting up as one host of several: who is there, whether all are about to run the same, and how one ends.
 
-After `join` the process is one of `jax.process_count()`, and everything else runs as on a single host: the learner's mesh
-spans the devices of all hosts, and `nodes.share` is what this host has of the rest.
+After `join` the process is one of `jax.process_count()`, and everything else runs as on a single host: the learner's
+mesh spans the devices of all hosts, and `nodes.share` is what this host has of the rest.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def report(config: Config, hosts: Sequence[Host]) -> list[str]:
     size = config.learner.batch_size
     if size % len(devices):
         raise ConfigError(
-            f'learner.batch_size {size} does not divide over the {len(devices)} devices of {len(hosts)} hosts; choose a '
-            f'multiple of {len(devices)}, such as {-(-size // len(devices)) * len(devices)}'
+            f'learner.batch_size {size} does not divide over the {len(devices)} devices of {len(hosts)} hosts; choose '
+            f'a multiple of {len(devices)}, such as {-(-size // len(devices)) * len(devices)}'
         )
     nodes.share(config)
     kind = f'{devices[0].platform} ({devices[0].device_kind})'

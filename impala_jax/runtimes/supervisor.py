@@ -1,9 +1,9 @@
 """The process that a person starts on each host of a pod: it runs the host's program, and knows how the others fare.
 
-It is a process of its own because JAX aborts the programs of all hosts, without a word to Python, as soon as that of the
-first one is gone, and because a collective that waits for a host that is gone cannot be interrupted. The supervisors hear
-from their programs where the others are, connect to that of the first host, and tell each other how their programs ended;
-a host whose connection breaks is gone. Only the standard library is imported, so that all this costs nothing.
+It is a process of its own because JAX aborts the programs of all hosts, without a word to Python, as soon as that of
+the first one is gone, and because a collective that waits for a host that is gone cannot be interrupted. The supervisors
+hear from their programs where the others are, connect to that of the first host, and tell each other how their programs
+ended; a host whose connection breaks is gone. Only the standard library is imported: this must cost the host nothing.
 """
 
 from __future__ import annotations
