@@ -1,9 +1,10 @@
 """The process that a person starts on each host of a pod: it runs the host's program, and knows how the others fare.
 
 It is a process of its own because JAX aborts the programs of all hosts, without a word to Python, as soon as that of
-the first one is gone, and because a collective that waits for a host that is gone cannot be interrupted. The supervisors
-hear from their programs where the others are, connect to that of the first host, and tell each other how their programs
-ended; a host whose connection breaks is gone. Only the standard library is imported: this must cost the host nothing.
+the first one is gone, and because a collective that waits for a host that is gone cannot be interrupted. Supervisors
+hear from their programs where the others are, connect to that of the first host, and tell each other how their
+programs ended; a host whose connection breaks is gone. Only the standard library is imported: this must cost the host
+nothing.
 """
 
 from __future__ import annotations
@@ -119,17 +120,26 @@ class Channel:
         self.port = int(port)
         """Where the supervisor listens."""
         self._connection = _Connection(socket.socket(fileno=int(descriptor)))
+        self._connected = threading.Event()
 
         def watch():
-            while self._connection.receive() is not None:
-                pass
+            while self._connection.receive() is not None:  # There is but one thing that it says.
+                self._connected.set()
             os._exit(1)
 
         threading.Thread(target=watch, name='supervisor watcher', daemon=True).start()
 
     def joined(self, host: int, names: Sequence[str], address: tuple[str, int], token: str) -> None:
-        """Tells the supervisor that this is `host` of those named, and where that of the first one listens."""
+        """Tells the supervisor that this is `host` of those named, and where that of the first one listens.
+
+        Returns when the supervisors are connected, so that from then on no host ends unheard.
+
+        Raises:
+          TimeoutError: they are not.
+        """
         self._connection.send({'host': host, 'names': list(names), 'address': address, 'token': token})
+        if not self._connected.wait(2 * _CONNECT_S):
+            raise TimeoutError(f'waited {2 * _CONNECT_S:g} s for the supervisors of all hosts to connect')
 
     def ended(self, reason: str, follows: bool) -> None:
         """Tells the supervisor why the program ends before the run is done."""
@@ -311,6 +321,7 @@ class _Supervisor:
                 self._events.put(('host', End(0, reason, False)))
                 return
             self._add(0, connected).send({'token': token, 'host': host})
+            self._channel.send({'connected': True})
             return
         missing = set(range(1, len(names)))
         while missing:
@@ -330,6 +341,7 @@ class _Supervisor:
                 continue
             missing.remove(greeting['host'])
             self._add(greeting['host'], connected, hello)
+        self._channel.send({'connected': True})
 
     def _add(self, host: int, connected: socket.socket, connection: _Connection | None = None) -> _Connection:
         connected.settimeout(None)
