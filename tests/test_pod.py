@@ -126,9 +126,8 @@ def test_a_killed_host_ends_all_and_all_resume(tmp_path):
     assert first_row['learner_steps'] <= saved
 
     process = start(tmp_path, *ENDLESS)
-    wait_for(lambda: steps_of(tmp_path)[-1] > saved, process)
-    rows = rows_of(tmp_path)
-    assert rows[0] == first_row and rows[-1]['learner_steps'] > saved, 'they began anew'
+    wait_for(lambda: steps_of(tmp_path)[-1] > saved and rows_of(tmp_path)[-1]['learner_steps'] > saved, process)
+    assert rows_of(tmp_path)[0] == first_row, 'they began anew'
     kill(process, tmp_path, 0)
 
 
