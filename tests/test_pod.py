@@ -101,7 +101,8 @@ def pid_of(workdir, host, *, is_program):
     raise AssertionError(f'there is no host {host}')
 
 
-ENDLESS = '--total-frames 100000000 --checkpoint.interval-s 0.5 --logging.interval-s 0.2'.split()
+ENDLESS = '--total-frames 100000000 --logging.interval-s 0.2'.split()
+OFTEN = ['--checkpoint.interval-s', '0.5']
 
 
 def kill(process, workdir, host):
@@ -118,21 +119,21 @@ def kill(process, workdir, host):
 
 def test_a_killed_host_ends_all_and_all_resume(tmp_path):
     """The second host, and then the first one, whose end JAX answers by aborting all others."""
-    process = start(tmp_path, *ENDLESS)
+    process = start(tmp_path, *ENDLESS, *OFTEN)
     wait_for(lambda: steps_of(tmp_path), process)
     kill(process, tmp_path, 1)
     saved = steps_of(tmp_path)[-1]
     first_row = rows_of(tmp_path)[0]
     assert first_row['learner_steps'] <= saved
 
-    process = start(tmp_path, *ENDLESS)
+    process = start(tmp_path, *ENDLESS, *OFTEN)
     wait_for(lambda: steps_of(tmp_path)[-1] > saved and rows_of(tmp_path)[-1]['learner_steps'] > saved, process)
     assert rows_of(tmp_path)[0] == first_row, 'they began anew'
     kill(process, tmp_path, 0)
 
 
 def test_all_stop_after_the_same_update_and_finish_later(tmp_path):
-    process = start(tmp_path, *ENDLESS, '--checkpoint.interval-s', '1000')
+    process = start(tmp_path, *ENDLESS)
     wait_for(lambda: rows_of(tmp_path), process)
     os.kill(pid_of(tmp_path, 1, is_program=False), signal.SIGTERM)
     code, _, stderr = finish(process, 60)

@@ -59,8 +59,6 @@ def join(coordinator: str | None, num_hosts: int | None, host_id: int | None, ti
     Raises:
       ConfigError: the hosts do not find each other.
     """
-    # Between CPU devices of several hosts; accelerators have their own.
-    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     try:
         jax.distributed.initialize(coordinator, num_hosts, host_id, initialization_timeout=max(1, int(timeout_s)))
     except Exception as error:  # JAX raises ValueError, RuntimeError and errors of what tells it of the cluster.
@@ -96,8 +94,12 @@ def meet(config: Config, channel: Channel, coordinator: str | None) -> list[str]
     hosts = [Host(**json.loads(text)) for text in _gather(json.dumps(own._asdict()))]
     names = [host.name for host in hosts]
     channel.joined(jax.process_index(), names, (hosts[0].address, hosts[0].port), hosts[0].token)
-    check_agreement(hosts)
-    return report(config, hosts)
+    try:
+        check_agreement(hosts)
+        return report(config, hosts)
+    except ConfigError:
+        jax.distributed.shutdown()  # All refuse, and wait here, so that none ends the others before they have said why.
+        raise
 
 
 def check_agreement(hosts: Sequence[Host]) -> None:

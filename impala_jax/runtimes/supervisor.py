@@ -201,7 +201,8 @@ class _Supervisor:
             try:
                 return self._conclude(self._watch())
             finally:
-                self._kill()
+                if self._program.poll() is None:
+                    self._kill()
                 self._listener.close()
                 for connection in self._others.values():
                     connection.finish()
@@ -234,6 +235,7 @@ class _Supervisor:
                 if value.reason and not killed and deadline is None:
                     deadline = time.monotonic() + _ENDING_S
             else:
+                self._kill()  # What it has left behind.
                 return self._end(said, killed)
 
     def _end(self, said: dict[str, Any] | None, killed: bool) -> End:
@@ -246,8 +248,14 @@ class _Supervisor:
             return End(self._host, 'it did not end by itself', True)
         if code < 0:
             reason = f'its program was killed by signal {-code} ({signal.Signals(-code).name})'
-            # JAX aborts a program whose first host is gone.
-            return End(self._host, reason, follows=-code == signal.SIGABRT and len(self._names) > 1)
+            # JAX aborts a program that does not find the other hosts, or whose first host is gone.
+            aborted = -code == signal.SIGABRT
+            if aborted and not self._names:
+                reason += (
+                    ' before it met the other hosts: start the same command on every one, each with its own --host-id, '
+                    'and open the ports between them'
+                )
+            return End(self._host, reason, follows=aborted and len(self._names) > 1)
         return End(self._host, f'its program ended with exit status {code}', False)
 
     def _conclude(self, end: End) -> int:
