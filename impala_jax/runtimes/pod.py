@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import signal
 import socket
 import sys
 import traceback
@@ -72,6 +73,8 @@ def join(coordinator: str | None, num_hosts: int | None, host_id: int | None, ti
             f'host {host_id} of {num_hosts} did not meet the others at {coordinator} ({cause}); start the same command '
             'on every host, with its own --host-id, and open the port'
         ) from error
+    # JAX has taken SIGTERM for itself, and would only note it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def meet(config: Config, channel: Channel, coordinator: str | None) -> list[str]:
