@@ -1,13 +1,17 @@
 """The agent and its networks: time, episodes' ends, observations of any shape, sizes."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from impala_jax import environments
+from impala_jax.actor import Actor
 from impala_jax.agent import Agent, dummy_timestep
-from impala_jax.config import ConfigError, NetworkConfig
+from impala_jax.config import ConfigError, EnvironmentConfig, NetworkConfig
 from impala_jax.networks import InstructionEncoder
 from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec, TimeStep
 
@@ -399,3 +403,30 @@ def test_with_popart_there_is_a_value_for_each_task():
     single = Agent(FEEDFORWARD, VECTOR, True)
     timesteps = random_timesteps(VECTOR, np.full([1, 2], MID, np.int32))
     assert single.unroll(single.init(jax.random.PRNGKey(0)), timesteps, ())[0].values.shape == (1, 2, 1)
+
+
+def test_an_empty_trajectory_is_like_those_of_actors():
+    """Leaf for leaf: a host that has nothing to learn from takes part in an update that was compiled for these."""
+    environment = environments.make(EnvironmentConfig('catch'), 3, seed=0)
+    agent = Agent(LSTM, environment.spec)
+    trajectory = Actor(agent, environment, 5, seed=0).unroll(0, agent.init(jax.random.PRNGKey(0)))
+    environment.close()
+    empty = agent.empty_trajectory(5, 3)
+    assert jax.tree.structure(empty) == jax.tree.structure(trajectory) == agent.trajectory_structure()
+    for a, b in zip(jax.tree.leaves(empty), jax.tree.leaves(trajectory), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+@pytest.mark.parametrize('torso, core', [('shallow', 'lstm'), ('deep', 'feedforward')])
+def test_bfloat16_is_of_the_computation_only(torso, core):
+    """The same float32 parameters; outputs and state are float32, and differ by what bfloat16 rounds."""
+    config = NetworkConfig(torso, core=core, lstm_size=8, mlp_sizes=(8,))
+    agent, half_agent = Agent(config, DICT), Agent(dataclasses.replace(config, compute_dtype='bfloat16'), DICT)
+    params = jax.jit(half_agent.init)(jax.random.PRNGKey(0))
+    assert jax.tree.structure(params) == jax.tree.structure(jax.eval_shape(agent.init, jax.random.PRNGKey(0)))
+    timesteps = random_timesteps(DICT, STEP_TYPES[:2])
+    outputs = [jax.jit(a.unroll)(params, timesteps, a.initial_state(4)) for a in (agent, half_agent)]
+    assert {leaf.dtype for leaf in jax.tree.leaves((params, outputs))} == {jnp.dtype('float32')}
+    values, half_values = (np.array(output.values) for output, _ in outputs)
+    error = np.abs(half_values - values).max() / np.abs(values).max()
+    assert 1e-5 < error < 0.05

@@ -18,6 +18,7 @@ EVALUATE = [line for line in LINES if 'launch/evaluate.py' in line]
 PLOT = [line for line in LINES if 'launch/plot.py' in line]
 ABLATE = [line for line in LINES if 'launch/ablate.py' in line]
 PBT = [line for line in LINES if 'launch/pbt.py' in line]
+POD = [line for line in LINES if 'launch/tpu_pod.py' in line]
 EXPERTS = [line for line in LINES if 'launch/experts.py' in line]
 PYTHON = [block for language, block in BLOCKS if language == 'python']
 FILES = {block.split('\n', 1)[0][2:]: block for block in PYTHON if block.startswith('# my_')}
@@ -32,11 +33,12 @@ MARKS = {'atari57': [pytest.mark.slow, pytest.mark.atari], 'dmlab30': [pytest.ma
 
 def test_nothing_in_the_readme_is_left_out():
     """A command of a new kind has to be added here."""
-    others = [line for line in LINES if line not in TRAIN + EVALUATE + PLOT + ABLATE + PBT + EXPERTS]
+    others = [line for line in LINES if line not in TRAIN + POD + EVALUATE + PLOT + ABLATE + PBT + EXPERTS]
     # CI runs the first two; requirements/install.sh, and so every run of CI, does what the third does.
     assert others == ['make train', 'make test', "pip install -e '.[atari,video,plot]'"]
     assert (
         len(TRAIN) == 9
+        and len(POD) == 1
         and len(EVALUATE) == 2
         and len(PLOT) == 5
         and len(ABLATE) == 1
@@ -82,6 +84,11 @@ def test_training_commands(line, tmp_path):
     arguments = arguments_of(line, tmp_path)
     environment = {'PYTHONPATH': f'{stand_ins}:{ROOT}', 'HOME': str(tmp_path)} if lab else None
     assert 'Trained' in run([*arguments, *SMALL, *SUITES.get(suite_of(line), [])], tmp_path, environment)
+
+
+def test_pod_command(tmp_path):
+    stdout = run([*arguments_of(POD[0], tmp_path), *SMALL], tmp_path)
+    assert '4 x cpu' in stdout and 'Trained' in stdout
 
 
 def test_evaluation_and_plot_commands(tmp_path):

@@ -67,7 +67,7 @@ def build_program(setup: _Setup) -> lp.Program:
     with program.group('actor'):
         for index in range(config.actor.num_actors):
             program.add_node(lp.PyNode(_actor, setup, server, index))
-    if config.evaluator.episodes:
+    if nodes.share(config).evaluator.episodes:
         with program.group('evaluator'):
             program.add_node(lp.PyNode(_evaluator, setup, server))
     return program
@@ -109,8 +109,8 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     if failure.exists():
         raise NodeFailure(failure.read_text())
     num_updates = int(progress.read_text()) if progress.exists() else 0
-    # Launchpad hears the signals that set `stop` too, and tells its nodes.
-    if num_updates < config.total_updates and not stop.is_set():
+    # Launchpad hears the signals that set `stop` too, and tells its nodes. Of several hosts another may have stopped.
+    if num_updates < config.total_updates and not stop.is_set() and nodes.host() == (0, 1):
         raise NodeFailure('a process of the program died without a Python error; its last words, if any, are above')
     return num_updates
 
@@ -126,7 +126,7 @@ class _ReverbNode(lp.ReverbNode):
     """Stops its server when the program stops, instead of whenever Python collects it."""
 
     def __init__(self, setup: _Setup):
-        super().__init__(lambda: tables(setup.config))
+        super().__init__(lambda: tables(nodes.share(setup.config)))
         self._setup = setup
 
     def create_handle(self) -> ReverbHandle:
@@ -155,7 +155,7 @@ def _learner(setup: _Setup, client: reverb.Client) -> None:
 
 def _actor(setup: _Setup, client: reverb.Client, index: int) -> None:
     with _node(setup, client) as connection:
-        nodes.act(setup.config, connection.agent, index, connection.queue, connection.store)
+        nodes.act(nodes.share(setup.config), connection.agent, index, connection.queue, connection.store)
 
 
 def _evaluator(setup: _Setup, client: reverb.Client) -> None:
@@ -170,7 +170,7 @@ def _node(setup: _Setup, client: reverb.Client) -> Iterator[_Connection]:
     ended = threading.Event()
     with _own_process(setup), _failure_stops_program(setup):
         agent = Agent(config.network, setup.spec, config.popart.enabled)
-        queue = ReverbTrajectoryQueue(client, config, agent)
+        queue = ReverbTrajectoryQueue(client, nodes.share(config), agent)
         params = jax.eval_shape(agent.init, jax.random.PRNGKey(0))
         store = ReverbParameterStore(client, params, config.timeout_s)
 

@@ -56,10 +56,11 @@ class NodeThreads:
 
 def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> int:
     """Trains until the budget is spent or `stop` is set; returns the updates done in all."""
-    queue = LocalTrajectoryQueue(config.num_fresh, config.queue_capacity, config.timeout_s)
+    share = nodes.share(config)
+    queue = LocalTrajectoryQueue(share.num_fresh, share.queue_capacity, config.timeout_s)
     store = LocalParameterStore(config.timeout_s)
     loop = LearnerLoop(config, agent, workdir, store)
-    replay = nodes.make_replay(config)
+    replay = nodes.make_replay(share)
     node_stop = threading.Event()
 
     def stop_all():
@@ -70,8 +71,8 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     threads = NodeThreads(on_failure=stop_all)
     try:
         for index in range(config.actor.num_actors):
-            threads.start(f'actor {index}', lambda i=index: nodes.act(config, agent, i, queue, store))
-        if config.evaluator.episodes:
+            threads.start(f'actor {index}', lambda i=index: nodes.act(share, agent, i, queue, store))
+        if share.evaluator.episodes:
             threads.start('evaluator', lambda: nodes.evaluate_beside(config, agent, store, workdir, node_stop))
         loop.run(lambda: replay.mix(queue.get_batch()), stop)
     finally:
