@@ -62,6 +62,11 @@ def make_actor(config: Config, agent: Agent, index: int, version: int = 0) -> Ac
     """Actor `index`; `version` is the learner's when the run starts, so that a resumed run sees new episodes."""
     seed = node_seed(config, 0, index, version)
     task_ids = suites.assign(config.environment, config.actor.num_actors, config.actor.num_envs)[index]
+    return build_actor(config, agent, seed, task_ids)
+
+
+def build_actor(config: Config, agent: Agent, seed: int, task_ids: np.ndarray) -> Actor:
+    """An actor with environments of the tasks `task_ids`, [num_envs] int32."""
     environment = environments.make(
         config.environment, config.actor.num_envs, seed, timeout_s=config.timeout_s, task_ids=task_ids
     )
