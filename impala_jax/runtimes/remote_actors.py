@@ -118,25 +118,33 @@ def run(
         session = _find(address, stop, wait_s)
         if session is None:
             return
-        config = adapt(session.config)
-        changed = differences(session.config, config, 'at the learner')
-        if changed:
-            raise ConfigError(f'what is learned is set at the learner alone: {"; ".join(changed)}')
-        spec = environments.spec(config.environment)
-        if str(spec) != session.spec:
-            raise ConfigError(
-                f'environment {config.environment.name!r} is not the one of the learner at {address}, which has '
-                f'{session.spec}; here it has {spec}; install the same versions of its packages'
-            )
-        joined = _Joined(session, config, Agent(config.network, spec, config.popart.enabled), num_actors)
-        print(
-            f'joined the learner at {address}: {config.environment.name}, {num_actors} actors of '
-            f'{config.actor.num_envs} environments',
-            flush=True,
-        )
+        joined = _join(session, address, num_actors, adapt)
         joined.act(stop)
         if joined.lost is not None:
             print(f'lost the learner at {address}: {joined.lost}; looking for it again', flush=True)
+        # Connections that fail wait longer and longer, also for those made later, until the last of them is gone.
+        del session, joined
+
+
+def _join(session: Session, address: str, num_actors: int, adapt: Callable[[Config], Config]) -> _Joined:
+    """Raises: ConfigError: these actors do not fit the learner."""
+    config = adapt(session.config)
+    changed = differences(session.config, config, 'at the learner')
+    if changed:
+        raise ConfigError(f'what is learned is set at the learner alone: {"; ".join(changed)}')
+    spec = environments.spec(config.environment)
+    if str(spec) != session.spec:
+        raise ConfigError(
+            f'environment {config.environment.name!r} is not the one of the learner at {address}, which has '
+            f'{session.spec}; here it has {spec}; install the same versions of its packages'
+        )
+    joined = _Joined(session, config, Agent(config.network, spec, config.popart.enabled), num_actors)
+    print(
+        f'joined the learner at {address}: {config.environment.name}, {num_actors} actors of '
+        f'{config.actor.num_envs} environments',
+        flush=True,
+    )
+    return joined
 
 
 def _find(address: str, stop: threading.Event, wait_s: float) -> Session | None:
