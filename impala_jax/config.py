@@ -268,8 +268,17 @@ class ActorConfig:
     """Actors of the program itself; 0 only with `serve_actors`: all act on other machines."""
     num_envs: int = 16
     """Environments an actor."""
+    inference: Literal['actor', 'accelerator'] = 'actor'
+    """Where actors run the network. `actor`: each by itself, on the CPU. `accelerator`: on the learner's devices, the
+    requests of all actors in one batch (`impala_jax.inference`), for networks that are too slow for the CPU; runtimes
+    `threads` and `launchpad` with `local_mt`. Actors of other machines always run it themselves."""
+    inference_wait_ms: float = 2.0
+    """`accelerator`: how long the first request of a batch waits for those of other actors."""
 
     def __post_init__(self):
+        _require(
+            self.inference_wait_ms >= 0, f'actor.inference_wait_ms must be 0 or more, got {self.inference_wait_ms}'
+        )
         _require(self.num_actors >= 0, f'actor.num_actors must be 0 or more, got {self.num_actors}')
         _require_positive('actor', num_envs=self.num_envs)
 

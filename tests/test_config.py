@@ -90,6 +90,7 @@ INVALID = [
     (ReplayConfig, {'fraction': 1.0}, 'replay.fraction must lie in [0, 1), got 1.0'),
     (ReplayConfig, {'capacity': 0}, 'replay.capacity must be positive, got 0'),
     (ActorConfig, {'num_actors': -1}, 'actor.num_actors must be 0 or more, got -1'),
+    (ActorConfig, {'inference_wait_ms': -1.0}, 'actor.inference_wait_ms must be 0 or more, got -1.0'),
     (ActorConfig, {'num_envs': 0}, 'actor.num_envs must be positive, got 0'),
     (EvaluatorConfig, {'episodes': -1}, 'evaluator.episodes must be 0 or more, got -1'),
     (EvaluatorConfig, {'num_envs': 0}, 'evaluator.num_envs must be positive, got 0'),

@@ -27,8 +27,10 @@ from launchpad.nodes.reverb.node import ReverbHandle
 from impala_jax import allocator
 from impala_jax.agent import Agent
 from impala_jax.config import Config, ConfigError
+from impala_jax.inference import InferenceServer
 from impala_jax.learner import LearnerLoop
 from impala_jax.metrics import quiet_libraries
+from impala_jax.parameter_store import ParameterStores
 from impala_jax.runtimes import nodes, remote_actors
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.runtimes.reverb_transport import PARAMETERS, ReverbParameterStore, ReverbTrajectoryQueue, tables
@@ -49,6 +51,7 @@ class _Setup(NamedTuple):
     workdir: Path
     stop_program: Callable[[], None]
     suffix: str  # of the names of Reverb's tables, see `reverb_transport.tables`
+    inference: InferenceServer | None  # of `local_mt`
 
 
 class _Connection(NamedTuple):
@@ -71,6 +74,9 @@ def build_program(setup: _Setup) -> lp.Program:
     with program.group('actor'):
         for index in range(config.actor.num_actors):
             program.add_node(lp.PyNode(_actor, setup, server, index))
+    if setup.inference is not None:
+        with program.group('inference'):
+            program.add_node(lp.PyNode(_inference, setup, server))
     if config.evaluator.episodes:
         with program.group('evaluator'):
             program.add_node(lp.PyNode(_evaluator, setup, server))
@@ -93,7 +99,8 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     failure.unlink(missing_ok=True)
     progress.unlink(missing_ok=True)
     suffix = f'-{secrets.token_hex(8)}'
-    setup = _Setup(config, agent.spec, workdir, lp.make_program_stopper(config.launch_type), suffix)
+    stop_program = lp.make_program_stopper(config.launch_type)
+    setup = _Setup(config, agent.spec, workdir, stop_program, suffix, nodes.make_inference(config, agent))
     program = build_program(setup)
     on_cpu = PythonProcess(env={'JAX_PLATFORMS': 'cpu'})
     in_processes = config.launch_type == 'local_mp'
@@ -180,7 +187,10 @@ def _require_free(port: int) -> None:
 def _learner(setup: _Setup, client: reverb.Client) -> None:
     config = setup.config
     with _node(setup, client) as connection:
-        loop = LearnerLoop(config, connection.agent, setup.workdir, connection.store)
+        store = connection.store if setup.inference is None else ParameterStores(connection.store, setup.inference)
+        loop = LearnerLoop(config, connection.agent, setup.workdir, store)
+        if setup.inference is not None:
+            loop.log_with(setup.inference.metrics)
         fetch = connection.queue.get_batch
         try:
             if config.serve_actors is not None:
@@ -199,7 +209,13 @@ def _learner(setup: _Setup, client: reverb.Client) -> None:
 
 def _actor(setup: _Setup, client: reverb.Client, index: int) -> None:
     with _node(setup, client) as connection:
-        nodes.act(setup.config, connection.agent, index, connection.queue, connection.store)
+        nodes.act(setup.config, connection.agent, index, connection.queue, connection.store, setup.inference)
+
+
+def _inference(setup: _Setup, client: reverb.Client) -> None:
+    with _node(setup, client):
+        assert setup.inference is not None
+        setup.inference.run()
 
 
 def _evaluator(setup: _Setup, client: reverb.Client) -> None:
@@ -223,6 +239,8 @@ def _node(setup: _Setup, client: reverb.Client) -> Iterator[_Connection]:
                 pass
             queue.close()
             store.close()
+            if setup.inference is not None:
+                setup.inference.close()
 
         watcher = threading.Thread(target=close_when_stopped, name='stop watcher', daemon=True)
         watcher.start()

@@ -68,6 +68,12 @@ def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunR
             f'serve_actors {config.serve_actors}: the runtime {runtime!r} has no server that actors of other machines '
             'could join; use --runtime launchpad (Python 3.10)'
         )
+    own_processes = runtime == 'launchpad' and config.launch_type == 'local_mp'
+    if config.actor.inference == 'accelerator' and (own_processes or runtime == 'lockstep'):
+        raise ConfigError(
+            "actor.inference 'accelerator' is for actors that are threads beside the learner's; use --runtime threads, "
+            'or --runtime launchpad --launch-type local_mt'
+        )
     workdir = Path(workdir).absolute()
     if config.actor.num_actors:
         suites.assign(config.environment, config.actor.num_actors, config.actor.num_envs)  # Refused before any work.
