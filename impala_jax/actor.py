@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from impala_jax.agent import Agent
+from impala_jax.agent import Agent, AgentStep
 from impala_jax.environments import VectorEnvironment
 from impala_jax.parameter_store import ParameterStore
 from impala_jax.trajectory_queue import TrajectoryQueue
@@ -15,7 +16,7 @@ from impala_jax.types import Closed, PyTree, StepInfo, TimeStep, Trajectory
 
 
 class Actor:
-    """Steps its environments with the agent, on the CPU, and cuts the experience into trajectories.
+    """Steps its environments with the agent, and cuts the experience into trajectories.
 
     Args:
       agent: the agent.
@@ -24,6 +25,8 @@ class Actor:
       seed: of the actions.
       greedy: play the most likely action instead of sampling.
       task_ids: [N] int32, of each environment; by default 0 for all.
+      infer: acts at a timestep [N, ...] from the core's state [N, ...], with parameters of its own; by default the
+        agent acts here, on the CPU, with those of the unroll.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class Actor:
         *,
         greedy: bool = False,
         task_ids: np.ndarray | None = None,
+        infer: Callable[[TimeStep, PyTree], AgentStep] | None = None,
     ):
         self.environment = environment
         self._task_ids = np.zeros([environment.num_envs], np.int32) if task_ids is None else task_ids
@@ -47,7 +51,7 @@ class Actor:
         def step(params, key, num_steps, timestep, state):
             return agent.step(params, jax.random.fold_in(key, num_steps), timestep, state, greedy=greedy)
 
-        self._step = jax.jit(step)
+        self._step = jax.jit(step) if infer is None else lambda params, key, num_steps, *inputs: infer(*inputs)
 
     def reset(self, seed: int) -> None:
         """Starts all environments anew at the next unroll, with other actions."""

@@ -274,12 +274,22 @@ class ActorConfig:
     """Actors; each steps a vector of environments with one batched inference a step."""
 
     num_actors: int = 2
-    """Of each host."""
+    """Of each host, in the program itself; 0 only with `serve_actors`: all act on other machines."""
     num_envs: int = 16
     """Environments an actor."""
+    inference: Literal['actor', 'accelerator'] = 'actor'
+    """Where actors run the network. `actor`: each by itself, on the CPU. `accelerator`: on the learner's devices, the
+    requests of all actors in one batch (`impala_jax.inference`), for networks that are too slow for the CPU; runtimes
+    `threads` and `launchpad` with `local_mt`. Actors of other machines always run it themselves."""
+    inference_wait_ms: float = 2.0
+    """`accelerator`: how long the first request of a batch waits for those of other actors."""
 
     def __post_init__(self):
-        _require_positive('actor', num_actors=self.num_actors, num_envs=self.num_envs)
+        _require(
+            self.inference_wait_ms >= 0, f'actor.inference_wait_ms must be 0 or more, got {self.inference_wait_ms}'
+        )
+        _require(self.num_actors >= 0, f'actor.num_actors must be 0 or more, got {self.num_actors}')
+        _require_positive('actor', num_envs=self.num_envs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -395,6 +405,9 @@ class Config:
     """Runtime `lockstep`: actors act with parameters exactly this many updates old."""
     launch_type: Literal['local_mt', 'local_mp'] = 'local_mt'
     """Runtime `launchpad`: nodes are threads of one process, or processes."""
+    serve_actors: int | None = None
+    """Runtime `launchpad`: the port at which actors of other machines join (`launch/actors.py`); anybody who reaches it
+    is let in. None: a free port, and no others join."""
     timeout_s: float = 300.0
     """No wait of one part for another lasts longer than this; covers compilation and the slowest reset, s."""
 
@@ -403,6 +416,15 @@ class Config:
             _require(value > 0, f'{name} must be positive, got {value}')
         _require(self.policy_lag >= 0, f'policy_lag must be 0 or more, got {self.policy_lag}')
         _require(0 <= self.seed < 2**31, f'seed must lie in [0, 2**31), got {self.seed}')
+        _require(
+            self.serve_actors is None or 0 < self.serve_actors < 2**16,
+            f'serve_actors must be a port from 1 to 65535, got {self.serve_actors}',
+        )
+        _require(
+            self.actor.num_actors > 0 or self.serve_actors is not None,
+            'actor.num_actors is 0, and nobody else acts: give it some, or let actors of other machines join with '
+            '--serve-actors PORT',
+        )
         replayed = self.replay.fraction * self.learner.batch_size
         _require(
             replayed == int(replayed),
@@ -496,6 +518,7 @@ _RESUMABLE = (
     'learner.num_devices',
     'learner.queue_capacity',
     'logging',
+    'serve_actors',
     'timeout_s',
     'total_frames',
     'vtrace.implementation',

@@ -336,6 +336,7 @@ class LearnerLoop:
             )
         state = self._learner.init(jax.random.PRNGKey(config.seed))
         self._runtime_state: Callable[[], dict[str, Any]] = dict
+        self._runtime_metrics: Callable[[], dict[str, Any]] = dict
         self.restored_runtime_state: dict[str, Any] = {}
         """What the runtime had saved with the checkpoint that this run resumes; empty in a new run."""
 
@@ -380,6 +381,10 @@ class LearnerLoop:
     def save_with(self, runtime_state: Callable[[], dict[str, Any]]) -> None:
         """Lets every checkpoint hold what this returns (arrays by name), beside the learner's own state."""
         self._runtime_state = runtime_state
+
+    def log_with(self, runtime_metrics: Callable[[], dict[str, Any]]) -> None:
+        """Lets every row of metrics hold what this returns, beside the learner's own."""
+        self._runtime_metrics = runtime_metrics
 
     def publish(self) -> None:
         """Publishes the current parameters."""
@@ -445,6 +450,7 @@ class LearnerLoop:
             'frames': self.frames,
             'learner_steps': self.num_updates,
             **self._stats.row(),
+            **self._runtime_metrics(),
             **{name: _to_metric(name, value) for name, value in self._logs.items()},
         }
         for name in ('skipped_updates', 'skipped_in_a_row'):

@@ -4,6 +4,8 @@ from impala_jax.metrics import print_summary, quiet_libraries
 
 quiet_libraries()  # Before they are imported.
 
+import socket  # noqa: E402
+
 from impala_jax import command_line  # noqa: E402
 from impala_jax.runtimes.run import default_runtime, run  # noqa: E402
 
@@ -14,6 +16,9 @@ def train() -> None:
         runtime = default_runtime()
         reason = 'installed' if runtime == 'launchpad' else 'Launchpad is not installed: python -m impala_jax.doctor'
         print(f'runtime: {runtime} ({reason})', flush=True)
+    if config.serve_actors is not None:
+        join = f'python launch/actors.py --learner {socket.gethostname()}:{config.serve_actors} --num-actors 8'
+        print(f'actors of other machines join with: {join}', flush=True)
     result = run(config, workdir, runtime)
     print_summary(result.workdir)
 

@@ -9,12 +9,17 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def start(folder, *command, environment=None):
-    """`python command ...` from the project's root; all of its processes are marked with `folder`."""
+def start(folder, *command, environment=None, prefix=()):
+    """`prefix ... python command ...` from the project's root; all of its processes are marked with `folder`."""
     inherited = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}  # One device, as a person.
     environment = inherited | {'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}', 'RUN_MARK': str(folder)} | (environment or {})
     return subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*prefix, sys.executable, *command],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 

@@ -89,7 +89,8 @@ INVALID = [
     (LearnerConfig, {'num_devices': 5}, 'learner.batch_size 32 does not divide over 5 devices; try 35'),
     (ReplayConfig, {'fraction': 1.0}, 'replay.fraction must lie in [0, 1), got 1.0'),
     (ReplayConfig, {'capacity': 0}, 'replay.capacity must be positive, got 0'),
-    (ActorConfig, {'num_actors': 0}, 'actor.num_actors must be positive, got 0'),
+    (ActorConfig, {'num_actors': -1}, 'actor.num_actors must be 0 or more, got -1'),
+    (ActorConfig, {'inference_wait_ms': -1.0}, 'actor.inference_wait_ms must be 0 or more, got -1.0'),
     (ActorConfig, {'num_envs': 0}, 'actor.num_envs must be positive, got 0'),
     (EvaluatorConfig, {'episodes': -1}, 'evaluator.episodes must be 0 or more, got -1'),
     (EvaluatorConfig, {'num_envs': 0}, 'evaluator.num_envs must be positive, got 0'),
@@ -109,6 +110,9 @@ INVALID = [
         'learner.queue_capacity 7 is below the 8 trajectories of a batch that come from the queue',
     ),
     (Config, {'total_frames': 0}, 'total_frames must be positive, got 0'),
+    (Config, {'actor': ActorConfig(num_actors=0)}, 'actor.num_actors is 0, and nobody else acts: give it some, or let'),
+    (Config, {'serve_actors': 0}, 'serve_actors must be a port from 1 to 65535, got 0'),
+    (Config, {'serve_actors': 65536}, 'serve_actors must be a port from 1 to 65535, got 65536'),
     (Config, {'timeout_s': 0}, 'timeout_s must be positive, got 0'),
     (Config, {'policy_lag': -1}, 'policy_lag must be 0 or more, got -1'),
     (Config, {'seed': 2**31}, 'seed must lie in [0, 2**31), got 2147483648'),
@@ -128,6 +132,7 @@ def test_what_is_allowed_on_purpose():
     assert VTraceConfig(c_bar=2.0, outside_theory=True).c_bar == 2.0
     assert NetworkConfig(torso='my_package.networks:Torso').torso == 'my_package.networks:Torso'
     assert LossConfig(discount=0.0).discount == 0.0
+    assert Config(actor=ActorConfig(num_actors=0), serve_actors=5000).queue_capacity == 64
 
 
 def test_derived_values():
@@ -155,6 +160,7 @@ def test_differences_name_only_what_changes_learning():
         logging=LoggingConfig(interval_s=9.0),
         timeout_s=1.0,
         launch_type='local_mp',
+        serve_actors=5000,
     )
     assert config_lib.differences(Config(), execution) == []
     learning = dataclasses.replace(Config(), seed=1, learner=LearnerConfig(batch_size=8), policy_lag=3)

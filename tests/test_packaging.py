@@ -27,6 +27,7 @@ LAYERS = {
     'vtrace': {'types', 'config', 'networks', 'agent'},
     'popart': {'types', 'config'},
     'loss': {'types', 'config', 'networks', 'agent', 'vtrace'},
+    'inference': {'types', 'config', 'networks', 'agent'},
     'learner': {
         'types',
         'config',

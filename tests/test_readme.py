@@ -4,16 +4,19 @@ import importlib.util
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import programs
 import pytest
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r'^```(\w+)\n(.*?)^```', (ROOT / 'README.md').read_text(), re.MULTILINE | re.DOTALL)
 LINES = [line for language, block in BLOCKS if language == 'bash' for line in block.splitlines()]
-TRAIN = [line for line in LINES if 'launch/local.py' in line]
+JOINED = [line for line in LINES if '--serve-actors' in line or 'launch/actors.py' in line]
+TRAIN = [line for line in LINES if 'launch/local.py' in line and line not in JOINED]
 EVALUATE = [line for line in LINES if 'launch/evaluate.py' in line]
 PLOT = [line for line in LINES if 'launch/plot.py' in line]
 ABLATE = [line for line in LINES if 'launch/ablate.py' in line]
@@ -33,12 +36,13 @@ MARKS = {'atari57': [pytest.mark.slow, pytest.mark.atari], 'dmlab30': [pytest.ma
 
 def test_nothing_in_the_readme_is_left_out():
     """A command of a new kind has to be added here."""
-    others = [line for line in LINES if line not in TRAIN + POD + EVALUATE + PLOT + ABLATE + PBT + EXPERTS]
+    others = [line for line in LINES if line not in TRAIN + POD + JOINED + EVALUATE + PLOT + ABLATE + PBT + EXPERTS]
     # CI runs the first two; requirements/install.sh, and so every run of CI, does what the third does.
     assert others == ['make train', 'make test', "pip install -e '.[atari,video,plot]'"]
     assert (
         len(TRAIN) == 9
         and len(POD) == 1
+        and len(JOINED) == 2
         and len(EVALUATE) == 2
         and len(PLOT) == 5
         and len(ABLATE) == 1
@@ -89,6 +93,23 @@ def test_training_commands(line, tmp_path):
 def test_pod_command(tmp_path):
     stdout = run([*arguments_of(POD[0], tmp_path), *SMALL], tmp_path)
     assert '4 x cpu' in stdout and 'Trained' in stdout
+
+
+@pytest.mark.launchpad
+def test_commands_for_actors_on_other_machines(tmp_path):
+    """As they stand, but for a port that is free here, and less to do."""
+    with socket.socket() as probe:
+        probe.bind(('', 0))
+        port = str(probe.getsockname()[1])
+    small = '--total-frames 2000 --evaluator.episodes 1'.split()
+    serve, join = ([word.replace('5000', port) for word in arguments_of(line, tmp_path)] for line in JOINED)
+    actors = programs.start(tmp_path / 'actors', *join)
+    try:
+        assert 'Trained' in run([*serve, *small], tmp_path)
+    finally:
+        actors.terminate()
+        code, stdout, stderr = programs.finish(actors, 60)
+    assert code == 0 and 'joined the learner' in stdout, stdout + stderr
 
 
 def test_evaluation_and_plot_commands(tmp_path):

@@ -66,7 +66,7 @@ def task_config(config: EnvironmentConfig, task: str) -> EnvironmentConfig:
 
 
 def assign(config: EnvironmentConfig, num_actors: int, num_envs: int) -> np.ndarray:
-    """The task of each actor's environments, [num_actors, num_envs] int32.
+    """The task of each actor's environments, [num_actors, num_envs] int32, of actors that are all there are.
 
     Over all actors together no task has more than one environment more than another; within an actor they take turns,
     so that whatever part of its trajectories makes a batch holds as many tasks as it can. (In the paper each actor has
@@ -82,7 +82,13 @@ def assign(config: EnvironmentConfig, num_actors: int, num_envs: int) -> np.ndar
             f'(actor.num_actors {num_actors} x actor.num_envs {num_envs}); the smallest actor.num_envs that works is '
             f'{-(-num_tasks // num_actors)}'
         )
-    return (np.arange(num_actors * num_envs, dtype=np.int32) % num_tasks).reshape(num_actors, num_envs)
+    return take_turns(config, num_actors, num_envs)
+
+
+def take_turns(config: EnvironmentConfig, num_actors: int, num_envs: int, first: int = 0) -> np.ndarray:
+    """As `assign`, from task `first` on, of actors beside others, so that a task may be left to those."""
+    ids = first + np.arange(num_actors * num_envs, dtype=np.int32)
+    return (ids % len(tasks(config))).reshape(num_actors, num_envs)
 
 
 def common_spec(suite: str, specs: dict[str, EnvironmentSpec]) -> EnvironmentSpec:

@@ -6,29 +6,34 @@ import contextlib
 import faulthandler
 import io
 import os
+import secrets
+import socket
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import launchpad as lp
 import reverb
 from absl import flags
+from launchpad.address import AbstractAddressBuilder
 from launchpad.launch import worker_manager
 from launchpad.nodes.python.local_multi_processing import PythonProcess
 from launchpad.nodes.reverb.node import ReverbHandle
 
 from impala_jax import allocator, compilation_cache
 from impala_jax.agent import Agent
-from impala_jax.config import Config
+from impala_jax.config import Config, ConfigError
+from impala_jax.inference import InferenceServer
 from impala_jax.learner import LearnerLoop
 from impala_jax.metrics import quiet_libraries
-from impala_jax.runtimes import nodes
+from impala_jax.parameter_store import ParameterStores
+from impala_jax.runtimes import nodes, remote_actors
 from impala_jax.runtimes.nodes import NodeFailure
-from impala_jax.runtimes.reverb_transport import ReverbParameterStore, ReverbTrajectoryQueue, tables
+from impala_jax.runtimes.reverb_transport import PARAMETERS, ReverbParameterStore, ReverbTrajectoryQueue, tables
 from impala_jax.types import EnvironmentSpec
 
 # From the request to stop to SIGKILL, s: Launchpad's default of 10 could cut a checkpoint short.
@@ -45,6 +50,8 @@ class _Setup(NamedTuple):
     spec: EnvironmentSpec
     workdir: Path
     stop_program: Callable[[], None]
+    suffix: str  # of the names of Reverb's tables, see `reverb_transport.tables`
+    inference: InferenceServer | None  # of `local_mt`
 
 
 class _Connection(NamedTuple):
@@ -67,6 +74,9 @@ def build_program(setup: _Setup) -> lp.Program:
     with program.group('actor'):
         for index in range(config.actor.num_actors):
             program.add_node(lp.PyNode(_actor, setup, server, index))
+    if setup.inference is not None:
+        with program.group('inference'):
+            program.add_node(lp.PyNode(_inference, setup, server))
     if nodes.share(config).evaluator.episodes:
         with program.group('evaluator'):
             program.add_node(lp.PyNode(_evaluator, setup, server))
@@ -77,15 +87,20 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     """Trains until the budget is spent or the program is stopped; returns the updates done in all.
 
     Raises:
+      ConfigError: the port of `config.serve_actors` is not free.
       NodeFailure: a node raised, or its process died.
     """
+    if config.serve_actors is not None:
+        _require_free(config.serve_actors)
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(sys.argv[:1])
     flags.FLAGS.lp_termination_notice_secs = _TERMINATION_NOTICE_S
     failure, progress = workdir / _FAILURE, workdir / _PROGRESS
     failure.unlink(missing_ok=True)
     progress.unlink(missing_ok=True)
-    setup = _Setup(config, agent.spec, workdir, lp.make_program_stopper(config.launch_type))
+    suffix = f'-{secrets.token_hex(8)}'
+    stop_program = lp.make_program_stopper(config.launch_type)
+    setup = _Setup(config, agent.spec, workdir, stop_program, suffix, nodes.make_inference(config, agent))
     program = build_program(setup)
     on_cpu = PythonProcess(env={'JAX_PLATFORMS': 'cpu'})
     in_processes = config.launch_type == 'local_mp'
@@ -126,8 +141,13 @@ class _ReverbNode(lp.ReverbNode):
     """Stops its server when the program stops, instead of whenever Python collects it."""
 
     def __init__(self, setup: _Setup):
-        super().__init__(lambda: tables(nodes.share(setup.config)))
+        super().__init__(lambda: tables(nodes.share(setup.config), setup.suffix))
         self._setup = setup
+
+    def bind_addresses(self, **kwargs: Any) -> None:
+        super().bind_addresses(**kwargs)
+        if self._setup.config.serve_actors is not None:
+            self.reverb_address.bind(_LocalPort(self._setup.config.serve_actors))
 
     def create_handle(self) -> ReverbHandle:
         return self._track_handle(_ReverbHandle(self.reverb_address))
@@ -139,11 +159,45 @@ class _ReverbNode(lp.ReverbNode):
             del self._server  # Its finaliser needs modules that are gone when the interpreter ends.
 
 
-def _learner(setup: _Setup, client: reverb.Client) -> None:
-    with _node(setup, client) as connection:
-        loop = LearnerLoop(setup.config, connection.agent, setup.workdir, connection.store)
+class _LocalPort(AbstractAddressBuilder):
+    """A port of this machine that was chosen, instead of one that Launchpad finds."""
+
+    def __init__(self, port: int):
+        self._address = f'localhost:{port}'
+
+    def build(self) -> str:
+        return self._address
+
+
+def _require_free(port: int) -> None:
+    """Reverb would share the port with whoever listens there, and each would get some of the actors.
+
+    Raises:
+      ConfigError: it is not free.
+    """
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # Connections of the last run may linger.
         try:
-            loop.run(connection.queue.get_batch, connection.stop)
+            probe.bind(('', port))
+        except OSError as error:
+            raise ConfigError(f'serve_actors {port}: {error.strerror}; choose another port') from error
+
+
+def _learner(setup: _Setup, client: reverb.Client) -> None:
+    config = setup.config
+    with _node(setup, client) as connection:
+        store = connection.store if setup.inference is None else ParameterStores(connection.store, setup.inference)
+        loop = LearnerLoop(config, connection.agent, setup.workdir, store)
+        if setup.inference is not None:
+            loop.log_with(setup.inference.metrics)
+        fetch = connection.queue.get_batch
+        try:
+            if config.serve_actors is not None:
+                remote_actors.announce(client, config, setup.spec, setup.suffix)
+                # Those of other machines come and go; the program's own do not.
+                fetch = fetch if config.actor.num_actors else remote_actors.waiting_for_actors(fetch)
+            loop.run(fetch, connection.stop)
         finally:
             connection.queue.close()
             try:
@@ -155,7 +209,14 @@ def _learner(setup: _Setup, client: reverb.Client) -> None:
 
 def _actor(setup: _Setup, client: reverb.Client, index: int) -> None:
     with _node(setup, client) as connection:
-        nodes.act(nodes.share(setup.config), connection.agent, index, connection.queue, connection.store)
+        config = nodes.share(setup.config)
+        nodes.act(config, connection.agent, index, connection.queue, connection.store, setup.inference)
+
+
+def _inference(setup: _Setup, client: reverb.Client) -> None:
+    with _node(setup, client):
+        assert setup.inference is not None
+        setup.inference.run()
 
 
 def _evaluator(setup: _Setup, client: reverb.Client) -> None:
@@ -170,15 +231,17 @@ def _node(setup: _Setup, client: reverb.Client) -> Iterator[_Connection]:
     ended = threading.Event()
     with _own_process(setup), _failure_stops_program(setup):
         agent = Agent(config.network, setup.spec, config.popart.enabled)
-        queue = ReverbTrajectoryQueue(client, nodes.share(config), agent)
+        queue = ReverbTrajectoryQueue(client, nodes.share(config), agent, setup.suffix)
         params = jax.eval_shape(agent.init, jax.random.PRNGKey(0))
-        store = ReverbParameterStore(client, params, config.timeout_s)
+        store = ReverbParameterStore(client, params, config.timeout_s, PARAMETERS + setup.suffix)
 
         def close_when_stopped():
             while not (stop.wait(0.1) or ended.is_set()):
                 pass
             queue.close()
             store.close()
+            if setup.inference is not None:
+                setup.inference.close()
 
         watcher = threading.Thread(target=close_when_stopped, name='stop watcher', daemon=True)
         watcher.start()

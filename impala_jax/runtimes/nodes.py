@@ -7,6 +7,7 @@ import json
 import signal
 import threading
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -14,13 +15,16 @@ import numpy as np
 
 from impala_jax import environments
 from impala_jax.actor import Actor, run_actor
-from impala_jax.agent import Agent
+from impala_jax.agent import Agent, AgentStep
 from impala_jax.config import Config, ConfigError
 from impala_jax.environments import suites
 from impala_jax.evaluation import Evaluation, Evaluator
+from impala_jax.inference import InferenceServer
 from impala_jax.parameter_store import ParameterStore
 from impala_jax.trajectory_queue import Replay, TrajectoryQueue
-from impala_jax.types import Closed
+from impala_jax.types import Closed, PyTree, TimeStep
+
+Infer = Callable[[TimeStep, PyTree], AgentStep] | None  # None: each actor by itself.
 
 
 class NodeFailure(RuntimeError):
@@ -92,14 +96,19 @@ def node_seed(config: Config, *path: int) -> int:
     return int(np.random.SeedSequence([config.seed, *path]).generate_state(1)[0] % 2**31)
 
 
-def make_actor(config: Config, agent: Agent, index: int, version: int = 0) -> Actor:
+def make_actor(config: Config, agent: Agent, index: int, version: int = 0, infer: Infer = None) -> Actor:
     """Actor `index`; `version` is the learner's when the run starts, so that a resumed run sees new episodes."""
     seed = node_seed(config, 0, index, version)
     task_ids = suites.assign(config.environment, config.actor.num_actors, config.actor.num_envs)[index]
+    return build_actor(config, agent, seed, task_ids, infer)
+
+
+def build_actor(config: Config, agent: Agent, seed: int, task_ids: np.ndarray, infer: Infer = None) -> Actor:
+    """An actor with environments of the tasks `task_ids`, [num_envs] int32."""
     environment = environments.make(
         config.environment, config.actor.num_envs, seed, timeout_s=config.timeout_s, task_ids=task_ids
     )
-    return Actor(agent, environment, config.learner.unroll_length, seed, task_ids=task_ids)
+    return Actor(agent, environment, config.learner.unroll_length, seed, task_ids=task_ids, infer=infer)
 
 
 def make_replay(config: Config, version: int = 0) -> Replay:
@@ -107,13 +116,28 @@ def make_replay(config: Config, version: int = 0) -> Replay:
     return Replay(config.replay.capacity, config.num_replayed, node_seed(config, 2, version))
 
 
-def act(config: Config, agent: Agent, index: int, queue: TrajectoryQueue, store: ParameterStore) -> None:
+def make_inference(config: Config, agent: Agent) -> InferenceServer | None:
+    """What the actors of this process ask to act; None if each acts by itself."""
+    if config.actor.inference == 'actor' or not config.actor.num_actors:
+        return None
+    return InferenceServer(config, agent, config.actor.num_actors, node_seed(config, 4))
+
+
+def act(
+    config: Config,
+    agent: Agent,
+    index: int,
+    queue: TrajectoryQueue,
+    store: ParameterStore,
+    inference: InferenceServer | None = None,
+) -> None:
     """The life of actor `index`: until queue or store is closed."""
+    source = store if inference is None else inference
     try:
-        version, _ = store.latest()
+        version, _ = source.latest()
     except Closed:
         return
-    run_actor(make_actor(config, agent, index, version), queue, store)
+    run_actor(make_actor(config, agent, index, version, inference and inference.step), queue, source)
 
 
 def evaluate_beside(config: Config, agent: Agent, store: ParameterStore, workdir: Path, stop: threading.Event) -> None:

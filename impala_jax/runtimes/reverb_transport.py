@@ -26,33 +26,55 @@ _T = TypeVar('_T')
 TRAJECTORIES = 'trajectories'
 REPLAY = 'replay'
 PARAMETERS = 'parameters'
+SESSION = 'session'
+"""What actors of other machines must know of a run, where they may join; see `remote_actors`."""
 _STOP_NOTICE_S = 3.0
 _SLICE_MS = 200  # How long a wait goes on before it looks whether the run has ended.
 
 
-def tables(config: Config) -> list[reverb.Table]:
+class ServerLost(ConnectionError):
+    """The server cannot be reached, or has failed. (Reverb's own errors share no base class.)"""
+
+
+class ServerTimeout(ServerLost, TimeoutError):
+    """It was waited for too long; the message says who waited for whom."""
+
+
+def tables(config: Config, suffix: str = '') -> list[reverb.Table]:
     """The server's tables: a first-in-first-out queue of trajectories, the newest parameters only, and replay.
 
     A trajectory is written into queue and replay at once, and stored once.
+
+    Args:
+      config: the experiment.
+      suffix: of the tables' names; another one at each start of a program that serves the same port. Reverb's clients
+        go on by themselves with whatever server comes after the one they lost, with trajectories that may not fit
+        there: the new one then has no table of that name, and refuses them.
     """
     replay = reverb.Table(
-        REPLAY,
+        REPLAY + suffix,
         sampler=reverb.selectors.Uniform(),
         remover=reverb.selectors.Fifo(),
         max_size=config.replay.capacity,
         rate_limiter=reverb.rate_limiters.MinSize(1),
     )
     return [
-        reverb.Table.queue(TRAJECTORIES, max_size=config.queue_capacity),
+        reverb.Table.queue(TRAJECTORIES + suffix, max_size=config.queue_capacity),
         *([replay] if config.num_replayed else []),
-        reverb.Table(
-            PARAMETERS,
-            sampler=reverb.selectors.Lifo(),
-            remover=reverb.selectors.Fifo(),
-            max_size=1,
-            rate_limiter=reverb.rate_limiters.MinSize(1),
-        ),
+        _newest(PARAMETERS + suffix),
+        *([_newest(SESSION)] if config.serve_actors is not None else []),
     ]
+
+
+def _newest(name: str) -> reverb.Table:
+    """A table that keeps its newest item only."""
+    return reverb.Table(
+        name,
+        sampler=reverb.selectors.Lifo(),
+        remover=reverb.selectors.Fifo(),
+        max_size=1,
+        rate_limiter=reverb.rate_limiters.MinSize(1),
+    )
 
 
 class _Writer:
@@ -83,7 +105,7 @@ class _Writer:
                 return
             except DeadlineExceededError:
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f'waited {self._timeout_s:g} s for {self._waits_for}') from None
+                    raise ServerTimeout(f'waited {self._timeout_s:g} s for {self._waits_for}') from None
         raise Closed
 
 
@@ -94,17 +116,18 @@ class ReverbTrajectoryQueue:
       client: of the server with `tables`.
       config: the experiment; a batch has `num_fresh` trajectories of the queue, then `num_replayed` of replay.
       agent: gives the structure of what is read.
+      suffix: as that of `tables`.
     """
 
-    def __init__(self, client: reverb.Client, config: Config, agent: Agent):
+    def __init__(self, client: reverb.Client, config: Config, agent: Agent, suffix: str = ''):
         self._client = client
         self._closed = threading.Event()
         self._timeout_s = config.timeout_s
         self._writer: _Writer | None = None
-        self._tables = [TRAJECTORIES, *([REPLAY] if config.num_replayed else [])]
+        self._tables = [TRAJECTORIES + suffix, *([REPLAY + suffix] if config.num_replayed else [])]
         structure = agent.trajectory_structure()
         self._readers = [
-            _Reader(client, table, num_trajectories, structure, self._closed, self._timeout_s)
+            _Reader(client, table + suffix, num_trajectories, structure, self._closed, self._timeout_s)
             for table, num_trajectories in ((TRAJECTORIES, config.num_fresh), (REPLAY, config.num_replayed))
             if num_trajectories
         ]
@@ -182,10 +205,12 @@ class ReverbParameterStore:
       client: of the server with `tables`.
       structure: parameters of the experiment's shape; gives the structure of what is read.
       timeout_s: longest wait.
+      table: its name.
     """
 
-    def __init__(self, client: reverb.Client, structure: PyTree, timeout_s: float):
+    def __init__(self, client: reverb.Client, structure: PyTree, timeout_s: float, table: str = PARAMETERS):
         self._client = client
+        self._table = table
         self._treedef = jax.tree.structure(structure)
         self._timeout_s = timeout_s
         self._closed = threading.Event()
@@ -197,7 +222,7 @@ class ReverbParameterStore:
 
     def publish(self, version: int, params: PyTree) -> None:
         if self._writer is None:
-            self._writer = _Writer(self._client, [PARAMETERS], self._closed, self._timeout_s, 'the parameter server')
+            self._writer = _Writer(self._client, [self._table], self._closed, self._timeout_s, 'the parameter server')
         self._writer.write([np.int64(version), *jax.tree.leaves(params)])
 
     def latest(self) -> tuple[int, PyTree]:
@@ -208,7 +233,7 @@ class ReverbParameterStore:
                 version, *leaves = found
                 return int(version), jax.tree.unflatten(self._treedef, leaves)
             if time.monotonic() > deadline:
-                raise TimeoutError(f'waited {self._timeout_s:g} s for the learner to publish its first parameters')
+                raise ServerTimeout(f'waited {self._timeout_s:g} s for the learner to publish its first parameters')
             self._closed.wait(_SLICE_MS / 1000)
         raise Closed
 
@@ -227,7 +252,7 @@ class ReverbParameterStore:
                 answer = self._answers.get(timeout=_SLICE_MS / 1000)
             except queue.Empty:
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f'waited {self._timeout_s:g} s for the parameter server') from None
+                    raise ServerTimeout(f'waited {self._timeout_s:g} s for the parameter server') from None
                 continue
             if isinstance(answer, Exception):
                 raise answer
@@ -238,8 +263,8 @@ class ReverbParameterStore:
         while self._requests.get():
             try:
                 # A sample from an empty table would wait without end.
-                filled = self._client.server_info(timeout=10)[PARAMETERS].current_size
-                self._answers.put(next(_samples(self._client, PARAMETERS, num_samples=1)) if filled else None)
+                filled = self._client.server_info(timeout=10)[self._table].current_size
+                self._answers.put(next(_samples(self._client, self._table, num_samples=1)) if filled else None)
             except Exception as error:  # Reverb's errors share no base class; `latest` raises it.
                 self._answers.put(error)
 
@@ -257,10 +282,10 @@ def _unless_closed(fn: Callable[[], _T], closed: threading.Event) -> _T:
         raise Closed
     try:
         return fn()
-    except (Closed, TimeoutError):
+    except (Closed, ServerTimeout):
         raise
-    except Exception:
+    except Exception as error:
         # Reverb's errors share no base class. A server that stops may do so a moment before this node is told.
         if closed.wait(_STOP_NOTICE_S):
             raise Closed from None
-        raise
+        raise ServerLost(f'{type(error).__name__}: {error}') from error

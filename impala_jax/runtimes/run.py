@@ -67,8 +67,20 @@ def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunR
     runtime = default_runtime() if runtime is None else runtime
     if runtime not in RUNTIMES:
         raise ConfigError(f'unknown runtime {runtime!r}; {closest(runtime, RUNTIMES)}')
+    if config.serve_actors is not None and runtime != 'launchpad':
+        raise ConfigError(
+            f'serve_actors {config.serve_actors}: the runtime {runtime!r} has no server that actors of other machines '
+            'could join; use --runtime launchpad (Python 3.10)'
+        )
+    own_processes = runtime == 'launchpad' and config.launch_type == 'local_mp'
+    if config.actor.inference == 'accelerator' and (own_processes or runtime == 'lockstep'):
+        raise ConfigError(
+            "actor.inference 'accelerator' is for actors that are threads beside the learner's; use --runtime threads, "
+            'or --runtime launchpad --launch-type local_mt'
+        )
     workdir = Path(workdir).absolute()
-    suites.assign(config.environment, config.actor.num_actors, config.actor.num_envs)  # Refused before any work.
+    if config.actor.num_actors:
+        suites.assign(config.environment, config.actor.num_actors, config.actor.num_envs)  # Refused before any work.
     share = nodes.share(config)
     agent = Agent(config.network, environments.spec(config.environment), config.popart.enabled)
     write_run_config(workdir, config)

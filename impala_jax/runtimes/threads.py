@@ -11,7 +11,7 @@ from pathlib import Path
 from impala_jax.agent import Agent
 from impala_jax.config import Config
 from impala_jax.learner import LearnerLoop
-from impala_jax.parameter_store import LocalParameterStore
+from impala_jax.parameter_store import LocalParameterStore, ParameterStores
 from impala_jax.runtimes import nodes
 from impala_jax.trajectory_queue import LocalTrajectoryQueue
 
@@ -59,7 +59,8 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     share = nodes.share(config)
     queue = LocalTrajectoryQueue(share.num_fresh, share.queue_capacity, config.timeout_s)
     store = LocalParameterStore(config.timeout_s)
-    loop = LearnerLoop(config, agent, workdir, store)
+    inference = nodes.make_inference(config, agent)
+    loop = LearnerLoop(config, agent, workdir, store if inference is None else ParameterStores(store, inference))
     replay = nodes.make_replay(share)
     node_stop = threading.Event()
 
@@ -67,11 +68,16 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
         node_stop.set()
         queue.close()
         store.close()
+        if inference is not None:
+            inference.close()
 
     threads = NodeThreads(on_failure=stop_all)
     try:
         for index in range(config.actor.num_actors):
-            threads.start(f'actor {index}', lambda i=index: nodes.act(share, agent, i, queue, store))
+            threads.start(f'actor {index}', lambda i=index: nodes.act(share, agent, i, queue, store, inference))
+        if inference is not None:
+            threads.start('inference', inference.run)
+            loop.log_with(inference.metrics)
         if share.evaluator.episodes:
             threads.start('evaluator', lambda: nodes.evaluate_beside(config, agent, store, workdir, node_stop))
         loop.run(lambda: replay.mix(queue.get_batch()), stop)

@@ -1,0 +1,20 @@
+"""Which code a program runs: programs that work on one run together must all run the same."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+
+import impala_jax
+
+
+@functools.cache
+def code_version() -> str:
+    """The version and a hash of the package's source files, as in `0.1.0+3f2a9c1b5d7e`."""
+    package = Path(impala_jax.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob('*.py'), key=lambda path: path.relative_to(package).as_posix()):
+        content = path.read_bytes()
+        digest.update(f'{path.relative_to(package).as_posix()} {len(content)}\n'.encode() + content)
+    return f'{impala_jax.__version__}+{digest.hexdigest()[:12]}'

@@ -1,0 +1,212 @@
+"""Inference on the accelerator: the requests of all actors, batched dynamically into one compiled call.
+
+The alternative to each actor's own inference on the CPU, for networks that the CPU is too slow for (paper, section 3;
+the batching is that of GA3C, Babaeizadeh et al., 2017, and SEED RL, Espeholt et al., 2020). As in SEED RL the newest
+parameters act at every step, so that they may change within an unroll; V-trace needs the logits of each action only.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from impala_jax.agent import Agent, AgentStep, dummy_timestep
+from impala_jax.config import Config
+from impala_jax.metrics import Histogram
+from impala_jax.types import Array, Closed, PyTree, TimeStep
+
+
+class _Request(NamedTuple):
+    """What one actor asks, and where its answer goes."""
+
+    timestep: TimeStep  # [N, ...]
+    state: PyTree  # [N, ...]
+    answer: concurrent.futures.Future[AgentStep]
+    time_s: float
+
+
+class InferenceServer:
+    """Answers actors' steps, as many as there are in one call. To them it is a `ParameterStore` without parameters.
+
+    A call begins when all actors have asked, or `actor.inference_wait_ms` after the first of them has. It is padded to
+    one of a few sizes, each of which is compiled once, and split over the learner's devices.
+
+    Args:
+      config: the experiment.
+      agent: the agent.
+      num_actors: those that ask, one request each at a time.
+      seed: of the actions.
+    """
+
+    def __init__(self, config: Config, agent: Agent, num_actors: int, seed: int):
+        self._num_envs = config.actor.num_envs
+        self._num_actors = num_actors
+        self._wait_s = config.actor.inference_wait_ms / 1000
+        self._timeout_s = config.timeout_s
+        devices = jax.local_devices()[: config.learner.num_devices]
+        mesh = Mesh(np.array(devices), ('batch',))
+        self._split = NamedSharding(mesh, PartitionSpec('batch'))
+        self._replicated = NamedSharding(mesh, PartitionSpec())
+        # What one actor asks, rounded up to the devices, and twice, four times ... as much.
+        self._sizes = [-(-self._num_envs // len(devices)) * len(devices)]
+        while self._sizes[-1] < num_actors * self._num_envs:
+            self._sizes.append(2 * self._sizes[-1])
+        self._key = np.asarray(jax.random.PRNGKey(seed))
+        self._num_calls = 0
+        self._timestep, self._state = dummy_timestep(agent.spec, 1), agent.initial_state(1)
+
+        def step(params: PyTree, key: Array, num_calls: Array, timestep: TimeStep, state: PyTree) -> AgentStep:
+            return agent.step(params, jax.random.fold_in(key, num_calls), timestep, state)
+
+        self._step = jax.jit(step, out_shardings=self._split)
+        self._changed = threading.Condition()
+        self._pending: list[_Request] = []
+        self._newest: tuple[int, PyTree] | None = None
+        self._placed: tuple[int, PyTree] | None = None  # `_newest` on the devices
+        self._closed = False
+        self._num_requests: list[int] = []  # of each call since the last row of metrics
+
+    def publish(self, version: int, params: PyTree) -> None:
+        """Replaces the parameters, numpy."""
+        with self._changed:
+            self._newest = (version, params)
+            self._changed.notify_all()
+
+    def latest(self) -> tuple[int, None]:
+        """The version that the next step is made with; waits for the first parameters.
+
+        Raises:
+          Closed: the server was closed.
+          TimeoutError: nothing was ever published.
+        """
+        with self._changed:
+            self._wait_for_parameters()
+            assert self._newest is not None
+            return self._newest[0], None
+
+    def step(self, timestep: TimeStep, state: PyTree) -> AgentStep:
+        """Acts at a timestep [N, ...] from the core's state [N, ...]; numpy.
+
+        Raises:
+          Closed: the server was closed.
+          TimeoutError: there was no answer.
+          Exception: the call failed.
+        """
+        request = _Request(timestep, state, concurrent.futures.Future(), time.monotonic())
+        with self._changed:
+            if self._closed:
+                raise Closed
+            self._pending.append(request)
+            self._changed.notify_all()
+        try:
+            return request.answer.result(self._timeout_s)
+        except concurrent.futures.TimeoutError as error:
+            raise TimeoutError(
+                f'an actor waited {self._timeout_s:g} s for the inference of a step; raise timeout_s if it is only slow'
+            ) from error
+
+    def run(self) -> None:
+        """The life of the server: until it is closed."""
+        try:
+            with self._changed:
+                self._wait_for_parameters()
+            for size in self._sizes:  # Compiled before anybody waits for it.
+                self._call(*(_pad(x, [], size) for x in (self._timestep, self._state)))
+            while True:
+                requests = self._next_requests()
+                try:
+                    self._answer(requests)
+                except BaseException as error:
+                    for request in requests:
+                        request.answer.set_exception(error)
+                    raise
+        except Closed:
+            return
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Ends all waits, now and later, with `Closed`. May be called twice."""
+        with self._changed:
+            self._closed = True
+            for request in self._pending:
+                request.answer.set_exception(Closed())
+            self._pending = []
+            self._changed.notify_all()
+
+    def metrics(self) -> dict[str, Any]:
+        """Of the calls since the last time: `inference_batch_size_mean`, environments in a call, and a histogram."""
+        with self._changed:
+            counts, self._num_requests = self._num_requests, []
+        if not counts:
+            return {}
+        edges = (np.arange(1, self._num_actors + 2) * self._num_envs).tolist()
+        histogram = np.bincount(counts, minlength=self._num_actors + 1)[1:].tolist()
+        return {
+            'inference_batch_size_mean': self._num_envs * float(np.mean(counts)),
+            'inference_batch_size_histogram': Histogram(edges, histogram),
+        }
+
+    def _wait_for_parameters(self) -> None:
+        if not self._changed.wait_for(lambda: self._closed or self._newest is not None, self._timeout_s):
+            raise TimeoutError(f'waited {self._timeout_s:g} s for the learner to publish its first parameters')
+        if self._closed:
+            raise Closed
+
+    def _next_requests(self) -> list[_Request]:
+        """Those that make the next call, at least one."""
+        with self._changed:
+            # Idle while the queue is full and no actor acts; `close` ends it.
+            while not (self._closed or self._pending):
+                self._changed.wait(1.0)
+            while not self._closed and len(self._pending) < self._num_actors:
+                left = self._pending[0].time_s + self._wait_s - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+            if self._closed:
+                raise Closed
+            requests, self._pending = self._pending, []
+            return requests
+
+    def _answer(self, requests: list[_Request]) -> None:
+        size = next(size for size in self._sizes if size >= len(requests) * self._num_envs)
+        acted = self._call(
+            _pad(self._timestep, [request.timestep for request in requests], size),
+            _pad(self._state, [request.state for request in requests], size),
+        )
+        with self._changed:
+            self._num_requests.append(len(requests))
+        for i, request in enumerate(requests):
+            rows = slice(i * self._num_envs, (i + 1) * self._num_envs)
+            request.answer.set_result(jax.tree.map(lambda x, rows=rows: x[rows], acted))
+
+    def _call(self, timestep: TimeStep, state: PyTree) -> AgentStep:
+        """One compiled call, numpy [B, ...] to numpy [B, ...]."""
+        newest = self._newest
+        assert newest is not None
+        if self._placed is None or self._placed[0] != newest[0]:
+            self._placed = (newest[0], jax.device_put(newest[1], self._replicated))
+        timestep, state = jax.device_put((timestep, state), self._split)
+        acted = self._step(self._placed[1], self._key, np.int32(self._num_calls), timestep, state)
+        self._num_calls += 1
+        return jax.tree.map(np.asarray, acted)
+
+
+def _pad(structure: PyTree, parts: list[PyTree], size: int) -> PyTree:
+    """The parts [N, ...] one after the other, then zeros, [size, ...], in the structure and dtypes of `structure`."""
+    arrays, treedef = jax.tree.flatten(structure)
+    padded = [np.zeros([size, *array.shape[1:]], array.dtype) for array in arrays]
+    start = 0
+    for part in parts:
+        leaves = treedef.flatten_up_to(part)
+        for array, leaf in zip(padded, leaves, strict=True):
+            array[start : start + leaf.shape[0]] = leaf
+        start += leaves[0].shape[0] if leaves else 0
+    return treedef.unflatten(padded)

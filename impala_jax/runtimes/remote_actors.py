@@ -1,0 +1,266 @@
+"""Actors of other machines: they join a learner over its Reverb server, and outlive it.
+
+The learner announces its session in a table of that server: its configuration, what the environment looks like, and
+which code it runs. `launch/actors.py` reads it, refuses what does not fit, and then does what any actor does. Nothing
+else crosses than Reverb's tensors, and JSON in one of them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import reverb
+
+from impala_jax import environments
+from impala_jax.actor import run_actor
+from impala_jax.agent import Agent
+from impala_jax.code_version import code_version
+from impala_jax.config import Config, ConfigError, differences, from_dict, to_dict
+from impala_jax.environments import suites
+from impala_jax.runtimes import nodes
+from impala_jax.runtimes.nodes import NodeFailure
+from impala_jax.runtimes.reverb_transport import (
+    PARAMETERS,
+    SESSION,
+    TRAJECTORIES,
+    ReverbParameterStore,
+    ReverbTrajectoryQueue,
+    ServerLost,
+)
+from impala_jax.runtimes.threads import NodeThreads
+from impala_jax.types import EnvironmentSpec, Trajectory
+
+_logger = logging.getLogger(__name__)
+
+_ANSWER_TIMEOUT_S = 5  # How long a learner may take to answer a question about its tables.
+_WATCH_INTERVAL_S = 3.0
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0
+_BYTES = np.zeros(0, np.uint8)
+
+
+class Session(NamedTuple):
+    """What a learner tells of itself, and a connection to it."""
+
+    client: reverb.Client
+    suffix: str  # of its tables' names
+    config: Config
+    spec: str  # of the environment
+
+
+class _NotThere(Exception):
+    """No learner can be joined there now; one may come."""
+
+
+def announce(client: reverb.Client, config: Config, spec: EnvironmentSpec, suffix: str) -> None:
+    """Lets actors join.
+
+    Args:
+      client: of the server with the run's tables.
+      config: the experiment.
+      spec: of its environment.
+      suffix: of the tables' names.
+
+    Raises:
+      ServerLost: it cannot be written to.
+    """
+    session = {'code': code_version(), 'suffix': suffix, 'config': to_dict(config), 'spec': str(spec)}
+    ReverbParameterStore(client, _BYTES, config.timeout_s, SESSION).publish(
+        0, np.frombuffer(json.dumps(session).encode(), np.uint8)
+    )
+
+
+def waiting_for_actors(fetch: Callable[[], Trajectory]) -> Callable[[], Trajectory]:
+    """`fetch` that outlasts its time-outs, and says so: where all actors are elsewhere, they may come late."""
+
+    def wait() -> Trajectory:
+        while True:
+            try:
+                return fetch()
+            except TimeoutError as error:
+                _logger.warning('%s; all actors are on other machines, and the learner goes on waiting', error)
+
+    return wait
+
+
+def run(
+    address: str,
+    num_actors: int,
+    stop: threading.Event,
+    *,
+    adapt: Callable[[Config], Config] = lambda config: config,
+    wait_s: float = 3600.0,
+) -> None:
+    """Acts for the learner at `address` until `stop` is set; looks for it again whenever it is lost.
+
+    Args:
+      address: HOST:PORT of a program with `config.serve_actors`.
+      num_actors: threads, each with its own environments.
+      stop: ends all within seconds.
+      adapt: makes the configuration to act with from the learner's; only how a run is executed may differ.
+      wait_s: how long to look for a learner that is not there.
+
+    Raises:
+      ConfigError: the learner refuses these actors: another code or environment, or something else than a learner.
+      NodeFailure: there was no learner for `wait_s`.
+      Exception: whatever ended an actor.
+    """
+    while not stop.is_set():
+        session = _find(address, stop, wait_s)
+        if session is None:
+            return
+        joined = _join(session, address, num_actors, adapt)
+        joined.act(stop)
+        if joined.lost is not None:
+            print(f'lost the learner at {address}: {joined.lost}; looking for it again', flush=True)
+        # Connections that fail wait longer and longer, also for those made later, until the last of them is gone.
+        del session, joined
+
+
+def _join(session: Session, address: str, num_actors: int, adapt: Callable[[Config], Config]) -> _Joined:
+    """Raises: ConfigError: these actors do not fit the learner."""
+    config = adapt(session.config)
+    changed = differences(session.config, config, 'at the learner')
+    if changed:
+        raise ConfigError(f'what is learned is set at the learner alone: {"; ".join(changed)}')
+    spec = environments.spec(config.environment)
+    if str(spec) != session.spec:
+        raise ConfigError(
+            f'environment {config.environment.name!r} is not the one of the learner at {address}, which has '
+            f'{session.spec}; here it has {spec}; install the same versions of its packages'
+        )
+    joined = _Joined(session, config, Agent(config.network, spec, config.popart.enabled), num_actors)
+    print(
+        f'joined the learner at {address}: {config.environment.name}, {num_actors} actors of '
+        f'{config.actor.num_envs} environments',
+        flush=True,
+    )
+    return joined
+
+
+def _find(address: str, stop: threading.Event, wait_s: float) -> Session | None:
+    """The learner's session, asked for again and again, ever less often; None once `stop` is set."""
+    deadline = time.monotonic() + wait_s
+    longest = _FIRST_WAIT_S
+    while not stop.is_set():
+        try:
+            return _ask(address)
+        except _NotThere as reason:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise NodeFailure(f'no learner at {address} for {wait_s:g} s: {reason}') from None
+            # Not all at once, after a learner that thousands have lost together.
+            pause = min(random.uniform(0.5, 1.0) * longest, left)
+            print(f'no learner at {address} yet: {reason}; next try in {pause:.1f} s', flush=True)
+            stop.wait(pause)
+            longest = min(2 * longest, _LONGEST_WAIT_S)
+    return None
+
+
+def _ask(address: str) -> Session:
+    """Raises: _NotThere; ConfigError: what is there cannot be joined."""
+    host, _, port = address.rpartition(':')
+    try:
+        # Reverb's own attempts tell nothing of why they fail.
+        socket.create_connection((host.strip('[]'), int(port)), _ANSWER_TIMEOUT_S).close()
+    except OSError as error:
+        raise _NotThere(error.strerror or str(error)) from error
+    client = reverb.Client(address)
+    try:
+        tables = client.server_info(timeout=_ANSWER_TIMEOUT_S)
+    except Exception as error:  # Reverb's errors share no base class.
+        raise _NotThere(f'nobody answers ({error})') from error
+    if SESSION not in tables:
+        raise ConfigError(f'the Reverb server at {address} is of no learner with --serve-actors')
+    if not tables[SESSION].current_size:
+        raise _NotThere('the learner is starting')
+    store = ReverbParameterStore(client, _BYTES, _ANSWER_TIMEOUT_S, SESSION)
+    try:
+        _, text = store.latest()
+    except ServerLost as error:
+        raise _NotThere(str(error)) from error
+    finally:
+        store.close()
+    session = json.loads(text.tobytes())
+    if session['code'] != code_version():
+        raise ConfigError(
+            f'the learner at {address} runs impala_jax {session["code"]}, and this machine {code_version()}; install '
+            'the same code on both'
+        )
+    return Session(client, session['suffix'], from_dict(session['config']), session['spec'])
+
+
+class _Joined:
+    """A learner that was joined, for as long as it is there."""
+
+    def __init__(self, session: Session, config: Config, agent: Agent, num_actors: int):
+        self.lost: str | None = None
+        self._session = session
+        self._config = config
+        self._agent = agent
+        params = jax.eval_shape(agent.init, jax.random.PRNGKey(0))
+        self._ends = [  # of each actor
+            (
+                ReverbTrajectoryQueue(session.client, config, agent, session.suffix),
+                ReverbParameterStore(session.client, params, config.timeout_s, PARAMETERS + session.suffix),
+            )
+            for _ in range(num_actors)
+        ]
+        self._closed = threading.Event()
+
+    def act(self, stop: threading.Event) -> None:
+        """Acts until the learner is lost or `stop` is set; raises whatever else ended an actor."""
+        # Each command takes its turns from another task on, so that all of them together leave none out.
+        first = secrets.randbelow(len(suites.tasks(self._config.environment)))
+        task_ids = suites.take_turns(self._config.environment, len(self._ends), self._config.actor.num_envs, first)
+        threads = NodeThreads(on_failure=self._close)
+        try:
+            threads.start('learner watcher', self._watch)
+            for index, (queue, store) in enumerate(self._ends):
+                threads.start(f'actor {index}', lambda args=(task_ids[index], queue, store): self._act(*args))
+            while not (stop.is_set() or self._closed.wait(0.1)):
+                pass
+        finally:
+            self._close()
+            threads.join()
+
+    def _act(self, task_ids: np.ndarray, queue: ReverbTrajectoryQueue, store: ReverbParameterStore) -> None:
+        """The life of one actor."""
+        # A seed that no other actor has, nor an earlier life of this one.
+        actor = nodes.build_actor(self._config, self._agent, secrets.randbits(31), task_ids)
+        try:
+            run_actor(actor, queue, store)
+        except ServerLost as error:
+            self._lose(str(error))
+
+    def _watch(self) -> None:
+        """Asks for the learner's tables every so often: an actor itself may wait for minutes before it gives up."""
+        while not self._closed.wait(_WATCH_INTERVAL_S):
+            try:
+                tables = self._session.client.server_info(timeout=_ANSWER_TIMEOUT_S)
+            except Exception as error:  # Reverb's errors share no base class.
+                self._lose(f'it does not answer ({error})')
+                return
+            if TRAJECTORIES + self._session.suffix not in tables:
+                self._lose('it was started anew')
+                return
+
+    def _lose(self, reason: str) -> None:
+        if not self._closed.is_set():
+            self.lost = reason
+            self._close()
+
+    def _close(self) -> None:
+        self._closed.set()
+        for queue, store in self._ends:
+            queue.close()
+            store.close()

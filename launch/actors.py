@@ -1,0 +1,59 @@
+"""Actors for a learner on another machine: python launch/actors.py --learner HOST:PORT --num-actors 8"""
+
+import os
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # Actors act on the CPU; an accelerator here may be somebody else's.
+
+from impala_jax.metrics import quiet_libraries  # noqa: E402
+
+quiet_libraries()  # Before they are imported.
+
+import importlib.util  # noqa: E402
+import threading  # noqa: E402
+
+from impala_jax import allocator, command_line  # noqa: E402
+from impala_jax.config import Config, ConfigError  # noqa: E402
+from impala_jax.runtimes.nodes import StopSignals  # noqa: E402
+
+
+def act() -> None:
+    parser = command_line.Parser(
+        description='Acts for a learner that was started with --serve-actors; joins it again whenever it was lost.',
+        epilog='What does not change what is learned can be set for this machine, as in --actor.num-envs 32 or '
+        '--environment.processes 4.',
+    )
+    parser.add_argument('--learner', required=True, help='its HOST:PORT')
+    parser.add_argument('--num-actors', required=True, type=int, help='threads, each with its own environments')
+    parser.add_argument(
+        '--wait-s',
+        type=float,
+        default=3600.0,
+        help='how long to wait for a learner that is away (default: %(default)g)',
+    )
+    arguments, overrides = parser.parse_known_args()
+    host, _, port = arguments.learner.rpartition(':')
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise ConfigError(f'--learner must be HOST:PORT, got {arguments.learner!r}')
+    if arguments.num_actors < 1:
+        raise ConfigError(f'--num-actors must be positive, got {arguments.num_actors}')
+    command_line.override(Config(), overrides)  # A typo is refused at once, not when a learner is there.
+    if importlib.util.find_spec('reverb') is None:
+        raise ConfigError('actors join over Reverb, which is not installed: make doctor tells more (Python 3.10)')
+    import rlax  # noqa: F401 - TensorFlow Probability refuses an old TensorFlow that was imported before it.
+
+    from impala_jax.runtimes import remote_actors
+
+    allocator.keep_memory()
+    stop = threading.Event()
+    with StopSignals(stop):
+        remote_actors.run(
+            arguments.learner,
+            arguments.num_actors,
+            stop,
+            adapt=lambda config: command_line.override(config, overrides),
+            wait_s=arguments.wait_s,
+        )
+
+
+if __name__ == '__main__':
+    command_line.main(act)

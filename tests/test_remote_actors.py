@@ -1,0 +1,300 @@
+"""Actors of other machines: they join, are refused, die, come back, and go on with a learner that was started anew."""
+
+import contextlib
+import dataclasses
+import json
+import re
+import signal
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+import numpy as np
+import programs
+import pytest
+from programs import finish, marked_processes, wait_for
+
+import impala_jax
+from impala_jax import checkpoint, environments
+from impala_jax.config import Config, ConfigError
+from impala_jax.environments import suites
+from impala_jax.runtimes.nodes import NodeFailure
+
+pytestmark = pytest.mark.launchpad
+
+CONFIG = Config(
+    environment=impala_jax.EnvironmentConfig(name='catch'),
+    network=impala_jax.NetworkConfig(torso='mlp', mlp_sizes=(8,)),
+    learner=impala_jax.LearnerConfig(batch_size=4, unroll_length=10),
+    actor=impala_jax.ActorConfig(num_actors=0, num_envs=2),
+    serve_actors=5000,
+    timeout_s=20.0,
+)
+SPEC = environments.spec(CONFIG.environment)
+# All actors are on other machines; rows come often.
+SERVE = (
+    '--runtime launchpad --actor.num-actors 0 --learner.num-devices 1 --evaluator.episodes 0 --logging.interval-s 0.2'
+).split()
+ENDLESS = ['--total-frames', '100000000']
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(('', 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def server(config=CONFIG, suffix='-test'):
+    """The address of a server with a run's tables, in this process."""
+    import reverb
+
+    from impala_jax.runtimes import reverb_transport
+
+    server = reverb.Server(reverb_transport.tables(config, suffix))
+    try:
+        yield f'localhost:{server.port}'
+    finally:
+        server.stop()
+
+
+def announce(address, config=CONFIG, spec=SPEC, suffix='-test'):
+    import reverb
+
+    from impala_jax.runtimes import remote_actors
+
+    remote_actors.announce(reverb.Client(address), config, spec, suffix)
+
+
+def join(address, adapt=lambda config: config, stop=None, wait_s=0.0):
+    from impala_jax.runtimes import remote_actors
+
+    remote_actors.run(address, 1, stop or threading.Event(), adapt=adapt, wait_s=wait_s)
+
+
+def test_what_does_not_fit_is_refused(monkeypatch):
+    """Another code, another experiment, another environment; each in one line that names both."""
+    with server() as address:
+        announce(address)
+        with pytest.raises(ConfigError, match='set at the learner alone: seed: 0 at the learner, 7 now$'):
+            join(address, adapt=lambda config: dataclasses.replace(config, seed=7))
+        monkeypatch.setattr('impala_jax.runtimes.remote_actors.code_version', lambda: '0.0.1+abc')
+        with pytest.raises(ConfigError, match=r'runs impala_jax \d.*\+\w{12}, and this machine 0\.0\.1\+abc; install'):
+            join(address)
+        monkeypatch.undo()
+        announce(address, spec=SPEC._replace(num_actions=18))
+        with pytest.raises(ConfigError, match="'catch' is not the one of the learner .*num_actions=18.*num_actions=3"):
+            join(address)
+
+
+def test_what_is_no_learner_is_refused_or_waited_for(capsys):
+    with server(dataclasses.replace(CONFIG, serve_actors=None, actor=impala_jax.ActorConfig())) as address:
+        with pytest.raises(ConfigError, match='is of no learner with --serve-actors'):
+            join(address)
+    with server() as address:  # Nothing was announced yet.
+        with pytest.raises(NodeFailure, match='no learner at localhost:.* for 0.2 s: the learner is starting'):
+            join(address, wait_s=0.2)
+    nobody = f'localhost:{free_port()}'
+    with pytest.raises(NodeFailure, match='no learner at localhost:.* for 2 s: Connection refused'):
+        join(nobody, wait_s=2.0)
+    pauses = [float(pause) for pause in re.findall(f'{nobody} yet: .*; next try in (.*) s', capsys.readouterr().out)]
+    assert len(pauses) >= 2 and 0.25 <= pauses[0] <= 0.5 <= pauses[1] <= 1.0  # It backs off.
+
+
+def test_a_port_in_use_is_refused(tmp_path):
+    """Reverb would share it, and half of the actors would join another experiment."""
+    with server() as address:
+        config = dataclasses.replace(CONFIG, serve_actors=int(address.split(':')[1]))
+        with pytest.raises(ConfigError, match='serve_actors .*: Address already in use; choose another port'):
+            impala_jax.run(config, tmp_path, runtime='launchpad')
+
+
+def test_only_a_runtime_with_a_server_serves_actors(tmp_path):
+    with pytest.raises(ConfigError, match="serve_actors 5000: the runtime 'threads' has no server"):
+        impala_jax.run(CONFIG, tmp_path, runtime='threads')
+
+
+def test_a_writer_of_an_earlier_start_is_refused():
+    """Reverb's writer goes on by itself with the next server on the port; the next run may be another experiment."""
+    import reverb
+    from test_transport import SPEC as transport_spec
+    from test_transport import make_trajectories
+
+    from impala_jax.agent import Agent
+    from impala_jax.config import NetworkConfig
+    from impala_jax.runtimes.reverb_transport import ReverbTrajectoryQueue, ServerLost
+
+    agent = Agent(NetworkConfig(torso='mlp', core='lstm', lstm_size=5), transport_spec)
+    with server(suffix='-second') as address:
+        queue = ReverbTrajectoryQueue(reverb.Client(address), CONFIG, agent, '-first')
+        with pytest.raises(ServerLost, match='trajectories-first was not found'):
+            queue.put(make_trajectories(1, 1))
+        queue.close()
+
+
+def test_tasks_are_left_to_other_machines_in_turn():
+    minisuite = impala_jax.EnvironmentConfig('minisuite')
+    assert suites.take_turns(minisuite, 1, 2, first=3).tolist() == [[3, 0]]
+    assert suites.take_turns(minisuite, 2, 3, first=1).tolist() == [[1, 2, 3], [0, 1, 2]]
+
+
+def start_learner(folder, port, *arguments, prefix=()):
+    command = ['launch/local.py', '--config', 'configs/catch.py', '--workdir', str(folder / 'run')]
+    return programs.start(folder, *command, *SERVE, '--serve-actors', str(port), *arguments, prefix=prefix)
+
+
+def start_actors(folder, address, *arguments, num_actors=1, prefix=()):
+    command = ['launch/actors.py', '--learner', address, '--num-actors', str(num_actors)]
+    return programs.start(folder, *command, *arguments, prefix=prefix)
+
+
+def learner_steps(folder):
+    path = folder / 'run' / 'metrics.jsonl'
+    lines = path.read_text().splitlines() if path.exists() else []
+    return json.loads(lines[-1])['learner_steps'] if lines and lines[-1].endswith('}') else 0
+
+
+def wait_for_steps(folder, *processes):
+    """Waits until the learner has done a few more."""
+    steps = learner_steps(folder)
+    for process in processes:
+        wait_for(lambda: learner_steps(folder) > steps + 20, process)
+
+
+def stop(process):
+    """What it said before it was asked to end, which it does well."""
+    process.send_signal(signal.SIGTERM)
+    code, stdout, stderr = finish(process, 30)
+    assert code == 0, stdout + stderr
+    assert 'Traceback' not in stderr, stderr
+    return stdout
+
+
+def test_actors_and_learner_outlive_each_other(tmp_path):
+    """Actors come before the learner and late, one is killed; then the learner is stopped and started again."""
+    port = free_port()
+    address = f'localhost:{port}'
+    early = start_actors(tmp_path / 'early', address)
+    learner = start_learner(tmp_path / 'learner', port, *ENDLESS)
+    wait_for_steps(tmp_path / 'learner', learner, early)
+    doomed = start_actors(tmp_path / 'doomed', address)
+    assert 'joined' in doomed.stdout.readline()
+    doomed.kill()
+    finish(doomed)
+    wait_for_steps(tmp_path / 'learner', learner, early)
+    # All of them are gone: the learner waits for the next one.
+    early.kill()
+    finish(early)
+    late = start_actors(tmp_path / 'late', address, '--actor.num-envs', '8')
+    wait_for_steps(tmp_path / 'learner', learner, late)
+
+    learner.send_signal(signal.SIGTERM)
+    code, _, stderr = finish(learner)
+    assert code == 128 + signal.SIGTERM, stderr
+    saved = checkpoint.steps(tmp_path / 'learner' / 'run' / 'checkpoints')[-1]
+    learner = start_learner(tmp_path / 'learner', port, *ENDLESS)
+    wait_for(lambda: learner_steps(tmp_path / 'learner') > saved + 20, learner)
+    said = stop(late)
+    assert said.count('joined the learner') == 2 and 'actors of 8 environments' in said, said
+    assert 'lost the learner' in said and 'next try in' in said, said
+    learner.send_signal(signal.SIGTERM)
+    assert finish(learner)[0] == 128 + signal.SIGTERM
+    assert not [pid for name in ('early', 'doomed', 'late', 'learner') for pid in marked_processes(tmp_path / name)]
+
+
+@contextlib.contextmanager
+def two_hosts():
+    """What runs a command on either of two hosts: network namespaces with an address each, and a cable between them.
+
+    Skips the test where the kernel does not allow that.
+    """
+    hosts = []
+    with contextlib.ExitStack() as cleanup:
+
+        def add(*prefix):
+            host = subprocess.Popen(
+                [*prefix, 'sh', '-c', 'echo ready && exec sleep 600'],
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            cleanup.callback(host.communicate)
+            cleanup.callback(host.kill)
+            if host.stdout.readline() != 'ready\n':
+                pytest.skip(f'no network namespaces here: {host.stderr.read().strip()}')
+            hosts.append(['nsenter', '-t', str(host.pid), '-U', '-n', '--preserve-credentials'])
+            return host.pid
+
+        def ip(host, command):
+            subprocess.run([*host, 'ip', *command.split()], check=True, capture_output=True, text=True)
+
+        try:
+            add('unshare', '-r', '-n')
+            other = add(*hosts[0], 'unshare', '-n')
+            ip(hosts[0], f'link add net0 type veth peer name net1 netns {other}')
+            for i, host in enumerate(hosts):
+                ip(host, f'addr add 192.0.2.{i + 1}/24 dev net{i}')
+                ip(host, f'link set net{i} up')
+                ip(host, 'link set lo up')
+        except (FileNotFoundError, subprocess.CalledProcessError) as error:
+            pytest.skip(f'no network namespaces here: {getattr(error, "stderr", "") or error}')
+        yield hosts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('network', ['loopback', 'namespaces'])
+def test_catch_is_solved_by_actors_that_join(network, tmp_path):
+    with contextlib.ExitStack() as cleanup:
+        here, there = cleanup.enter_context(two_hosts()) if network == 'namespaces' else ([], [])
+        port = free_port()
+        address = f'{"192.0.2.1" if there else "localhost"}:{port}'
+        learner = start_learner(tmp_path / 'learner', port, '--evaluator.episodes', '100', prefix=here)
+        actors = start_actors(tmp_path / 'actors', address, num_actors=2, prefix=there)
+        code, stdout, stderr = finish(learner)
+        said = stop(actors)
+        assert code == 0, stdout + stderr + said
+        row = json.loads((tmp_path / 'learner' / 'run' / 'evaluations.jsonl').read_text().splitlines()[-1])
+        assert row['frames'] >= 600_000 and row['episodes'] == 100 and row['mean_return'] >= 0.95
+
+
+def test_the_manifest_runs_the_command():
+    """The command of `deploy/actors.yaml` names the port that its service and its firewall open."""
+    yaml = pytest.importorskip('yaml')
+    documents = list(yaml.safe_load_all((Path(programs.ROOT) / 'deploy' / 'actors.yaml').read_text()))
+    kinds = {document['kind']: document for document in documents}
+    assert set(kinds) == {'Service', 'NetworkPolicy', 'Deployment'}
+    command = kinds['Deployment']['spec']['template']['spec']['containers'][0]['command']
+    assert command[:2] == ['python', 'launch/actors.py']
+    host, _, port = command[command.index('--learner') + 1].partition(':')
+    assert host == kinds['Service']['metadata']['name']
+    assert [entry['port'] for entry in kinds['Service']['spec']['ports']] == [int(port)]
+    (rule,) = kinds['NetworkPolicy']['spec']['ingress']
+    assert [entry['port'] for entry in rule['ports']] == [int(port)]
+    labels = kinds['Deployment']['spec']['template']['metadata']['labels']
+    assert rule['from'] == [{'podSelector': {'matchLabels': labels}}]
+    assert kinds['NetworkPolicy']['spec']['podSelector']['matchLabels'] == kinds['Service']['spec']['selector']
+
+
+def test_the_documentation_says_what_the_readme_does():
+    """So that `test_readme.py` runs the commands of both."""
+    text = (Path(programs.ROOT) / 'docs' / 'scaling.md').read_text()
+    section = text[text.index('## Actors on other machines') :].split('\n## ')[0]
+    commands = [line for line in section.splitlines() if line.startswith('python ')]
+    assert len(commands) == 2 and all(line in (Path(programs.ROOT) / 'README.md').read_text() for line in commands)
+
+
+def test_bytes_and_json_only():
+    """What is announced comes back as it was, and is no pickle."""
+    import reverb
+
+    from impala_jax.runtimes import remote_actors
+
+    config = dataclasses.replace(CONFIG, vtrace=impala_jax.VTraceConfig(rho_bar=np.inf, c_bar=2.0))
+    with server() as address:
+        announce(address, config)
+        session = remote_actors._ask(address)
+        assert (session.config, session.spec, session.suffix) == (config, str(SPEC), '-test')
+        (sample,) = reverb.Client(address).sample('session', emit_timesteps=False)
+        _, text = (np.asarray(column)[0] for column in sample.data)
+        assert set(json.loads(text.tobytes())) == {'code', 'suffix', 'config', 'spec'}
