@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -21,9 +22,10 @@ def keep_programs() -> Path | None:
       The folder; None where there is none to write to. It is $XDG_CACHE_HOME/impala_jax (by default ~/.cache), can be
       deleted at any time, and must not be one that others write to: JAX runs what it finds there.
     """
-    if jax.config.jax_compilation_cache_dir is not None:
-        return Path(jax.config.jax_compilation_cache_dir)
-    if not jax.config.jax_enable_compilation_cache:
+    config: Any = jax.config  # Its values are attributes that type checkers do not know.
+    if config.jax_compilation_cache_dir is not None:
+        return Path(config.jax_compilation_cache_dir)
+    if not config.jax_enable_compilation_cache:
         return None
     home = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
     folder = Path(home) / 'impala_jax' / f'jax-{jax.__version__}-{_processor()}'

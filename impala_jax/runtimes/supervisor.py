@@ -322,7 +322,7 @@ class _Supervisor:
         deadline = time.monotonic() + _CONNECT_S
         if host:
             try:
-                connected = socket.create_connection(tuple(address), timeout=_CONNECT_S)
+                connected = socket.create_connection((address[0], address[1]), timeout=_CONNECT_S)
             except OSError as error:
                 where = f'{address[0]}:{address[1]}'
                 reason = f'host {host} cannot reach its supervisor at {where} ({error}); open all ports between hosts'
