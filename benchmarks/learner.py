@@ -62,7 +62,7 @@ def ours(config: Config, trajectories: Trajectory) -> Callable[[], float]:
     states = [learner.init(jax.random.PRNGKey(0))]
 
     def update() -> float:
-        state, logs = learner.update(states.pop(), batch)
+        state, logs, _ = learner.update(states.pop(), batch)
         states.append(jax.block_until_ready(state))
         return float(logs['loss'])
 
