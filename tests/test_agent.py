@@ -1,7 +1,5 @@
 """The agent and its networks: time, episodes' ends, observations of any shape, sizes."""
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,7 @@ from impala_jax.actor import Actor
 from impala_jax.agent import Agent, dummy_timestep
 from impala_jax.config import ConfigError, EnvironmentConfig, NetworkConfig
 from impala_jax.networks import InstructionEncoder
-from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec, TimeStep
+from impala_jax.types import FIRST, INSTRUCTION, LAST, MID, ArraySpec, EnvironmentSpec, TimeStep
 
 A = 4
 VECTOR = EnvironmentSpec(ArraySpec((3,), np.dtype(np.float32)), A)
@@ -24,6 +22,9 @@ DICT = EnvironmentSpec(
         'vector': ArraySpec((5,), np.dtype(np.float32)),
     },
     A,
+)
+ATARI_AND_VECTOR = EnvironmentSpec(
+    {'image': ArraySpec((84, 84, 4), np.dtype(np.uint8)), 'vector': ArraySpec((5,), np.dtype(np.float32))}, A
 )
 DMLAB = EnvironmentSpec(ArraySpec((72, 96, 3), np.dtype(np.uint8)), 9)
 ATARI = EnvironmentSpec(ArraySpec((84, 84, 4), np.dtype(np.uint8)), 6)
@@ -417,16 +418,29 @@ def test_an_empty_trajectory_is_like_those_of_actors():
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
 
 
-@pytest.mark.parametrize('torso, core', [('shallow', 'lstm'), ('deep', 'feedforward')])
-def test_bfloat16_is_of_the_computation_only(torso, core):
-    """The same float32 parameters; outputs and state are float32, and differ by what bfloat16 rounds."""
-    config = NetworkConfig(torso, core=core, lstm_size=8, mlp_sizes=(8,))
-    agent, half_agent = Agent(config, DICT), Agent(dataclasses.replace(config, compute_dtype='bfloat16'), DICT)
-    params = jax.jit(half_agent.init)(jax.random.PRNGKey(0))
-    assert jax.tree.structure(params) == jax.tree.structure(jax.eval_shape(agent.init, jax.random.PRNGKey(0)))
-    timesteps = random_timesteps(DICT, STEP_TYPES[:2])
-    outputs = [jax.jit(a.unroll)(params, timesteps, a.initial_state(4)) for a in (agent, half_agent)]
-    assert {leaf.dtype for leaf in jax.tree.leaves((params, outputs))} == {jnp.dtype('float32')}
-    values, half_values = (np.array(output.values) for output, _ in outputs)
-    error = np.abs(half_values - values).max() / np.abs(values).max()
-    assert 1e-5 < error < 0.05
+def operand_dtypes(jaxpr, found):
+    """The dtypes that convolutions and matrix products take, in order, also inside of loops."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ('conv_general_dilated', 'dot_general'):
+            found.append({operand.aval.dtype.name for operand in equation.invars})
+        for value in equation.params.values():
+            inner = getattr(value, 'jaxpr', value)
+            if hasattr(inner, 'eqns'):
+                operand_dtypes(inner, found)
+    return found
+
+
+@pytest.mark.parametrize('core', ['feedforward', 'lstm'])
+@pytest.mark.parametrize('torso', ['shallow', 'shallow_atari', 'deep', 'mlp'])
+@pytest.mark.parametrize('compute_dtype', ['float32', 'bfloat16'])
+def test_bfloat16_is_of_all_layers_but_the_heads(torso, core, compute_dtype):
+    """Parameters, outputs and state stay float32."""
+    spec = EnvironmentSpec({**ATARI_AND_VECTOR.observation, INSTRUCTION: ArraySpec((4,), np.dtype(np.int32))}, A)
+    agent = Agent(NetworkConfig(torso, core=core, compute_dtype=compute_dtype), spec)
+    params = jax.eval_shape(agent.init, jax.random.PRNGKey(0))
+    arguments = (params, random_timesteps(spec), agent.initial_state(STEP_TYPES.shape[1]))
+    outputs = jax.eval_shape(agent.unroll, *arguments)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((params, outputs))} == {'float32'}
+    *layers, policy, baseline = operand_dtypes(jax.make_jaxpr(agent.unroll)(*arguments).jaxpr, [])
+    assert policy == baseline == {'float32'}
+    assert len(layers) >= 5 and all(layer == {compute_dtype} for layer in layers), layers
