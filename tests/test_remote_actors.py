@@ -62,15 +62,15 @@ def server(config=CONFIG, suffix='-test'):
 def announce(address, config=CONFIG, spec=SPEC, suffix='-test'):
     import reverb
 
-    from impala_jax.runtimes import remote_actors
+    from impala_jax.runtimes import reverb_actors
 
-    remote_actors.announce(reverb.Client(address), config, spec, suffix)
+    reverb_actors.announce(reverb.Client(address), config, spec, suffix)
 
 
 def join(address, adapt=lambda config: config, stop=None, wait_s=0.0):
-    from impala_jax.runtimes import remote_actors
+    from impala_jax.runtimes import reverb_actors
 
-    remote_actors.run(address, 1, stop or threading.Event(), adapt=adapt, wait_s=wait_s)
+    reverb_actors.run(address, 1, stop or threading.Event(), adapt=adapt, wait_s=wait_s)
 
 
 def test_what_does_not_fit_is_refused(monkeypatch):
@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_refused(monkeypatch):
         announce(address)
         with pytest.raises(ConfigError, match='set at the learner alone: seed: 0 at the learner, 7 now$'):
             join(address, adapt=lambda config: dataclasses.replace(config, seed=7))
-        monkeypatch.setattr('impala_jax.runtimes.remote_actors.code_version', lambda: '0.0.1+abc')
+        monkeypatch.setattr('impala_jax.runtimes.reverb_actors.code_version', lambda: '0.0.1+abc')
         with pytest.raises(ConfigError, match=r'runs impala_jax \d.*\+\w{12}, and this machine 0\.0\.1\+abc; install'):
             join(address)
         monkeypatch.undo()
@@ -212,7 +212,7 @@ def test_actors_and_learner_outlive_each_other(tmp_path):
 
 
 def test_a_learner_without_actors_of_its_own_outlasts_its_time_out(caplog):
-    from impala_jax.runtimes.remote_actors import waiting_for_actors
+    from impala_jax.runtimes.reverb_actors import waiting_for_actors
     from impala_jax.trajectory_queue import LocalTrajectoryQueue
     from impala_jax.types import Closed
 
@@ -308,12 +308,12 @@ def test_bytes_and_json_only():
     """What is announced comes back as it was, and is no pickle."""
     import reverb
 
-    from impala_jax.runtimes import remote_actors
+    from impala_jax.runtimes import reverb_actors
 
     config = dataclasses.replace(CONFIG, vtrace=impala_jax.VTraceConfig(rho_bar=np.inf, c_bar=2.0))
     with server() as address:
         announce(address, config)
-        session = remote_actors._ask(address)
+        session = reverb_actors._ask(address)
         assert (session.config, session.spec, session.suffix) == (config, str(SPEC), '-test')
         (sample,) = reverb.Client(address).sample('session', emit_timesteps=False)
         _, text = (np.asarray(column)[0] for column in sample.data)
