@@ -41,12 +41,12 @@ def act() -> None:
         raise ConfigError('actors join over Reverb, which is not installed: make doctor tells more (Python 3.10)')
     import rlax  # noqa: F401 - TensorFlow Probability refuses an old TensorFlow that was imported before it.
 
-    from impala_jax.runtimes import remote_actors
+    from impala_jax.runtimes import reverb_actors
 
     allocator.keep_memory()
     stop = threading.Event()
     with StopSignals(stop):
-        remote_actors.run(
+        reverb_actors.run(
             arguments.learner,
             arguments.num_actors,
             stop,

@@ -62,15 +62,15 @@ def server(config=CONFIG, suffix='-test'):
 def announce(address, config=CONFIG, spec=SPEC, suffix='-test'):
     import reverb
 
-    from impala_jax.runtimes import remote_actors
+    from impala_jax.runtimes import reverb_actors
 
-    remote_actors.announce(reverb.Client(address), config, spec, suffix)
+    reverb_actors.announce(reverb.Client(address), config, spec, suffix)
 
 
 def join(address, adapt=lambda config: config, stop=None, wait_s=0.0):
-    from impala_jax.runtimes import remote_actors
+    from impala_jax.runtimes import reverb_actors
 
-    remote_actors.run(address, 1, stop or threading.Event(), adapt=adapt, wait_s=wait_s)
+    reverb_actors.run(address, 1, stop or threading.Event(), adapt=adapt, wait_s=wait_s)
 
 
 def test_what_does_not_fit_is_refused(monkeypatch):
@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_refused(monkeypatch):
         announce(address)
         with pytest.raises(ConfigError, match='set at the learner alone: seed: 0 at the learner, 7 now$'):
             join(address, adapt=lambda config: dataclasses.replace(config, seed=7))
-        monkeypatch.setattr('impala_jax.runtimes.remote_actors.code_version', lambda: '0.0.1+abc')
+        monkeypatch.setattr('impala_jax.runtimes.reverb_actors.code_version', lambda: '0.0.1+abc')
         with pytest.raises(ConfigError, match=r'runs impala_jax \d.*\+\w{12}, and this machine 0\.0\.1\+abc; install'):
             join(address)
         monkeypatch.undo()
@@ -155,15 +155,24 @@ def learner_steps(folder):
     return json.loads(lines[-1])['learner_steps'] if lines and lines[-1].endswith('}') else 0
 
 
-def wait_for_steps(folder, *processes):
+def wait_for_steps(folder, process):
     """Waits until the learner has done a few more."""
     steps = learner_steps(folder)
-    for process in processes:
-        wait_for(lambda: learner_steps(folder) > steps + 20, process)
+    wait_for(lambda: learner_steps(folder) > steps + 20, process)
+
+
+def wait_until_joined(actors):
+    """Waits until it says so; what it said until then."""
+    said = ''
+    while 'joined the learner' not in said:
+        line = actors.stdout.readline()
+        assert line, actors.communicate()
+        said += line
+    return said
 
 
 def stop(process):
-    """What it said before it was asked to end, which it does well."""
+    """What else it said until it was asked to end, which it does well."""
     process.send_signal(signal.SIGTERM)
     code, stdout, stderr = finish(process, 30)
     assert code == 0, stdout + stderr
@@ -172,35 +181,46 @@ def stop(process):
 
 
 def test_actors_and_learner_outlive_each_other(tmp_path):
-    """Actors come before the learner and late, one is killed; then the learner is stopped and started again."""
+    """One of two actors is killed and started again; then the learner is stopped and started again."""
     port = free_port()
-    address = f'localhost:{port}'
-    early = start_actors(tmp_path / 'early', address)
-    learner = start_learner(tmp_path / 'learner', port, *ENDLESS)
-    wait_for_steps(tmp_path / 'learner', learner, early)
-    doomed = start_actors(tmp_path / 'doomed', address)
-    assert 'joined' in doomed.stdout.readline()
+    address, workdir = f'localhost:{port}', tmp_path / 'learner'
+    doomed, other = (start_actors(tmp_path / name, address) for name in ('doomed', 'other'))
+    learner = start_learner(workdir, port, *ENDLESS)
+    for actors in (doomed, other):
+        assert 'next try in' in wait_until_joined(actors)  # It was there before the learner.
+    wait_for_steps(workdir, learner)
     doomed.kill()
-    finish(doomed)
-    wait_for_steps(tmp_path / 'learner', learner, early)
-    # All of them are gone: the learner waits for the next one.
-    early.kill()
-    finish(early)
-    late = start_actors(tmp_path / 'late', address, '--actor.num-envs', '8')
-    wait_for_steps(tmp_path / 'learner', learner, late)
+    wait_for_steps(workdir, learner)
+    again = start_actors(tmp_path / 'again', address, '--actor.num-envs', '8')
+    assert '1 actors of 8 environments' in wait_until_joined(again)
+    other.kill()
+    wait_for_steps(workdir, learner)  # From the one that came back, and from no other.
 
     learner.send_signal(signal.SIGTERM)
     code, _, stderr = finish(learner)
     assert code == 128 + signal.SIGTERM, stderr
-    saved = checkpoint.steps(tmp_path / 'learner' / 'run' / 'checkpoints')[-1]
-    learner = start_learner(tmp_path / 'learner', port, *ENDLESS)
-    wait_for(lambda: learner_steps(tmp_path / 'learner') > saved + 20, learner)
-    said = stop(late)
-    assert said.count('joined the learner') == 2 and 'actors of 8 environments' in said, said
-    assert 'lost the learner' in said and 'next try in' in said, said
+    saved = checkpoint.steps(workdir / 'run' / 'checkpoints')[-1]
+    learner = start_learner(workdir, port, *ENDLESS)
+    assert 'lost the learner' in wait_until_joined(again)
+    wait_for(lambda: learner_steps(workdir) > saved + 20, learner)
+    assert stop(again) == ''
     learner.send_signal(signal.SIGTERM)
     assert finish(learner)[0] == 128 + signal.SIGTERM
-    assert not [pid for name in ('early', 'doomed', 'late', 'learner') for pid in marked_processes(tmp_path / name)]
+    for process in (doomed, other):
+        finish(process)
+    assert not [pid for name in ('doomed', 'other', 'again', 'learner') for pid in marked_processes(tmp_path / name)]
+
+
+def test_a_learner_without_actors_of_its_own_outlasts_its_time_out(caplog):
+    from impala_jax.runtimes.reverb_actors import waiting_for_actors
+    from impala_jax.trajectory_queue import LocalTrajectoryQueue
+    from impala_jax.types import Closed
+
+    queue = LocalTrajectoryQueue(batch_size=4, capacity=4, timeout_s=0.1)
+    threading.Timer(0.5, queue.close).start()
+    with pytest.raises(Closed):
+        waiting_for_actors(queue.get_batch)()
+    assert 'all actors are on other machines' in caplog.text
 
 
 @contextlib.contextmanager
@@ -288,12 +308,12 @@ def test_bytes_and_json_only():
     """What is announced comes back as it was, and is no pickle."""
     import reverb
 
-    from impala_jax.runtimes import remote_actors
+    from impala_jax.runtimes import reverb_actors
 
     config = dataclasses.replace(CONFIG, vtrace=impala_jax.VTraceConfig(rho_bar=np.inf, c_bar=2.0))
     with server() as address:
         announce(address, config)
-        session = remote_actors._ask(address)
+        session = reverb_actors._ask(address)
         assert (session.config, session.spec, session.suffix) == (config, str(SPEC), '-test')
         (sample,) = reverb.Client(address).sample('session', emit_timesteps=False)
         _, text = (np.asarray(column)[0] for column in sample.data)

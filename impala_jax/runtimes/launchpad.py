@@ -31,7 +31,7 @@ from impala_jax.inference import InferenceServer
 from impala_jax.learner import LearnerLoop
 from impala_jax.metrics import quiet_libraries
 from impala_jax.parameter_store import ParameterStores
-from impala_jax.runtimes import nodes, remote_actors
+from impala_jax.runtimes import nodes, reverb_actors
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.runtimes.reverb_transport import PARAMETERS, ReverbParameterStore, ReverbTrajectoryQueue, tables
 from impala_jax.types import EnvironmentSpec
@@ -194,9 +194,9 @@ def _learner(setup: _Setup, client: reverb.Client) -> None:
         fetch = connection.queue.get_batch
         try:
             if config.serve_actors is not None:
-                remote_actors.announce(client, config, setup.spec, setup.suffix)
+                reverb_actors.announce(client, config, setup.spec, setup.suffix)
                 # Those of other machines come and go; the program's own do not.
-                fetch = fetch if config.actor.num_actors else remote_actors.waiting_for_actors(fetch)
+                fetch = fetch if config.actor.num_actors else reverb_actors.waiting_for_actors(fetch)
             loop.run(fetch, connection.stop)
         finally:
             connection.queue.close()

@@ -27,7 +27,7 @@ TRAJECTORIES = 'trajectories'
 REPLAY = 'replay'
 PARAMETERS = 'parameters'
 SESSION = 'session'
-"""What actors of other machines must know of a run, where they may join; see `remote_actors`."""
+"""What actors of other machines must know of a run, where they may join; see `reverb_actors`."""
 _STOP_NOTICE_S = 3.0
 _SLICE_MS = 200  # How long a wait goes on before it looks whether the run has ended.
 

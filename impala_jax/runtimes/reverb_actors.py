@@ -44,7 +44,7 @@ _logger = logging.getLogger(__name__)
 
 _ANSWER_TIMEOUT_S = 5  # How long a learner may take to answer a question about its tables.
 _WATCH_INTERVAL_S = 3.0
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 10.0
 _BYTES = np.zeros(0, np.uint8)
 
 
