@@ -171,7 +171,10 @@ def code_versions() -> dict[str, str]:
 
 @contextlib.contextmanager
 def told(channel: Channel) -> Iterator[None]:
-    """Tells the supervisor why what is inside fails, and whether that began on another host."""
+    """Tells the supervisor why what is inside fails, and whether that began on another host.
+
+    Hosts that stopped in step leave together: none takes the others with it before they have said why.
+    """
     try:
         yield
     except BaseException as error:
@@ -183,6 +186,8 @@ def told(channel: Channel) -> Iterator[None]:
             or (isinstance(error, NodeFailure) and f'{HostLost.__module__}.{HostLost.__qualname__}:' in reason)
         )
         channel.ended(reason, follows)
+        if not follows and jax.distributed.is_initialized():
+            jax.distributed.shutdown()  # For as long as the supervisor lets it.
         raise
 
 

@@ -230,11 +230,13 @@ class _Supervisor:
                 self._start(lambda joined=value: self._connect(**joined), 'hosts')
             elif what == 'said':
                 said = value
+                self._tell(End(self._host, **said))
             elif what == 'host':
                 self._heard(value)
-                if value.reason and not killed and deadline is None:
+            if what == 'said' or (what == 'host' and value.reason):
+                if not killed and deadline is None:
                     deadline = time.monotonic() + _ENDING_S
-            else:
+            if what == 'ended':
                 self._kill()  # What it has left behind.
                 return self._end(said, killed)
 
@@ -260,7 +262,7 @@ class _Supervisor:
 
     def _conclude(self, end: End) -> int:
         """Tells the others, and the person, how it ended; returns the exit status."""
-        self._tell(end)
+        self._tell(end)  # Whoever has heard it from the program takes no notice.
         if not end.reason:
             return 0
         status = _status(self._program.returncode)
