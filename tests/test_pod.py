@@ -161,12 +161,13 @@ def test_all_stop_after_the_same_update_and_finish_later(runtime, tmp_path):
     assert row['learner_steps'] == saved + 10 and row['frames'] == frames
     # Of all hosts: games of Catch last ten steps.
     assert row['episodes'] == pytest.approx(frames / 10, rel=0.1)
-    [scores] = [json.loads(line) for line in (tmp_path / 'evaluations.jsonl').read_text().splitlines()]
+    *_, scores = [json.loads(line) for line in (tmp_path / 'evaluations.jsonl').read_text().splitlines()]
     assert scores['frames'] == frames and scores['episodes'] == 4
     assert not marked_processes(tmp_path)
 
 
-@pytest.mark.parametrize('runtime', RUNTIMES)
+@pytest.mark.slow
+@pytest.mark.parametrize('runtime', ['threads', pytest.param('launchpad', marks=pytest.mark.launchpad)])
 def test_a_host_whose_environments_fail_stops_all(runtime, tmp_path):
     """Started by hand, as on two machines. The first host, which fails nowhere, writes the checkpoint."""
     address = free_address()
