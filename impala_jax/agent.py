@@ -61,13 +61,23 @@ class Agent:
         action = jnp.argmax(logits, -1) if greedy else jax.random.categorical(key, logits)
         return AgentStep(action.astype(jnp.int32), logits, state)
 
+    def empty_trajectory(self, unroll_length: int, batch_size: int) -> Trajectory:
+        """Zeros of the shapes and dtypes that this agent's actors write, [T + 1, B], numpy."""
+        shape = [unroll_length, batch_size]
+        return Trajectory(
+            timesteps=jax.tree.map(
+                lambda x: np.zeros([unroll_length + 1, *x.shape], x.dtype), dummy_timestep(self.spec, batch_size)
+            ),
+            behaviour_logits=np.zeros([*shape, self.spec.num_actions], np.float32),
+            initial_state=self.initial_state(batch_size),
+            info=StepInfo(np.full(shape, np.nan, np.float32), np.zeros(shape, np.int32)),
+            version=np.zeros([batch_size], np.int32),
+            task=np.zeros([batch_size], np.int32),
+        )
+
     def trajectory_structure(self) -> PyTree:
         """The treedef of a Trajectory that this agent's actors write."""
-        leaf = 0
-        info = StepInfo(leaf, leaf)
-        return jax.tree.structure(
-            Trajectory(dummy_timestep(self.spec, 1), leaf, self.initial_state(1), info, leaf, leaf),
-        )
+        return jax.tree.structure(self.empty_trajectory(1, 1))
 
 
 def dummy_timestep(spec: EnvironmentSpec, batch_size: int) -> TimeStep:

@@ -2,7 +2,7 @@
 
 A checkpoint is the directory `<step>/` with `arrays/` (Orbax) and `checkpoint.json`: the configuration, the caller's
 metadata, and a SHA-256 of every file, written last. A kill at any moment leaves only a hidden temporary directory
-behind. On hosts that share a directory only process 0 saves; any number of processes may restore.
+behind. Of several hosts the first one saves, for all, and hands on what it restores (`impala_jax.learner`).
 """
 
 from __future__ import annotations

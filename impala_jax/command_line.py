@@ -50,6 +50,64 @@ def train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
     )
 
 
+class PodArguments(NamedTuple):
+    """What `launch/tpu_pod.py` was asked for; a host is given by all of coordinator, number and id, or by none."""
+
+    train: TrainArguments
+    of_training: list[str]  # as they were given
+    coordinator: str | None  # host:port of the first host
+    num_hosts: int | None
+    host_id: int | None
+    simulate_hosts: int | None
+    simulate_devices: int
+    supervisor: str | None  # of this process, which is the host's program; None: this process is a supervisor
+    parent: int | None  # the process to end with
+
+
+def pod_arguments(argv: Sequence[str] | None = None) -> PodArguments:
+    """Parses the options of a host, and all those of `train_arguments`.
+
+    Raises:
+      ConfigError: as `train_arguments`, and options that do not go together.
+    """
+    parser = Parser(
+        description='Trains an agent on all hosts of a pod, each of which runs this command; the same again resumes.',
+        epilog='All options of launch/local.py can be given too: --config, --workdir, --runtime and every field.',
+    )
+    parser.add_argument('--coordinator', help='HOST:PORT of host 0, where no TPU tells it')
+    parser.add_argument('--num-hosts', type=int, help='how many hosts there are, where no TPU tells it')
+    parser.add_argument('--host-id', type=int, help='which of them this is, from 0, where no TPU tells it')
+    parser.add_argument('--simulate-hosts', type=int, help='be this many hosts, each a process of this machine')
+    parser.add_argument('--simulate-devices', type=int, default=1, help='CPU devices of each of them')
+    parser.add_argument('--supervisor', help=argparse.SUPPRESS)
+    parser.add_argument('--parent', type=int, help=argparse.SUPPRESS)
+    options, rest = parser.parse_known_args(argv)
+    arguments = PodArguments(train_arguments(rest), rest, **vars(options))
+    given = [arguments.coordinator, arguments.num_hosts, arguments.host_id]
+    if None in given:
+        if given != [None, None, None]:
+            raise ConfigError('--coordinator HOST:PORT, --num-hosts N and --host-id I go together; give all, or none')
+    else:
+        host, _, port = given[0].rpartition(':')
+        if not (host and port.isdecimal()):
+            raise ConfigError(f'--coordinator {given[0]} is not HOST:PORT; give the address of host 0 and a free port')
+        if not 0 <= given[2] < given[1]:
+            raise ConfigError(f'--host-id {given[2]} of --num-hosts {given[1]}: ids go from 0 to the number less one')
+        if arguments.simulate_hosts is not None:
+            raise ConfigError('--simulate-hosts and --coordinator exclude each other: simulated hosts find each other')
+    for name, value in (('hosts', arguments.simulate_hosts), ('devices', arguments.simulate_devices)):
+        if value is not None and value < 1:
+            raise ConfigError(f'--simulate-{name} must be positive, got {value}')
+    if arguments.train.runtime == 'lockstep':
+        raise ConfigError('--runtime lockstep is a single thread on a single host; use launchpad or threads')
+    if arguments.train.config.launch_type == 'local_mp':
+        raise ConfigError(
+            '--launch-type local_mp: of several hosts each learner shares its process with the actors; use local_mt '
+            '(environments can have processes of their own: --environment.processes)'
+        )
+    return arguments
+
+
 def load_config_file(path: str) -> Config:
     """The `Config` that a file's `get_config()` returns; raises as `load_file`."""
     return load_file(path, 'get_config', Config)
@@ -107,11 +165,12 @@ def override(config: Config, arguments: Sequence[str]) -> Config:
 def main(body: Callable[[], None]) -> NoReturn:
     """Runs a script's body; ends with status 0, or non-zero with the reason, in one line or as a traceback, last."""
     from impala_jax.checkpoint import CheckpointError
+    from impala_jax.learner import HostLost
     from impala_jax.runtimes.run import Interrupted, NodeFailure
 
     try:
         body()
-    except (ConfigError, CheckpointError) as error:
+    except (ConfigError, CheckpointError, HostLost) as error:
         sys.exit(f'error: {error}')
     except NodeFailure as error:
         sys.exit(str(error))

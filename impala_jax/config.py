@@ -101,6 +101,10 @@ class NetworkConfig:
     """Read the instruction of an observation that has one; without, it is left out."""
     num_word_ids: int = 1001
     """Word ids of instructions, from 0 for no word; the paper's environment hashes words into 1000."""
+    compute_dtype: Literal['float32', 'bfloat16'] = 'float32'
+    """Of the layers before the heads, in actors and learner alike, for what acts must be what is learned from.
+    Parameters, the core's state, heads, V-trace, loss and optimiser are float32 with either. A torso of your own
+    decides for itself."""
 
     def __post_init__(self):
         known = ('shallow', 'shallow_atari', 'deep', 'mlp')
@@ -234,13 +238,14 @@ class LearnerConfig:
     """The batched update."""
 
     batch_size: int = 32
-    """Trajectories in an update, over all devices."""
+    """Trajectories in an update, over all devices of all hosts."""
     unroll_length: int = 20
     """Transitions in a trajectory (n in the paper)."""
     num_devices: int | None = None
-    """Local devices to split the batch over; None: all."""
+    """Devices of each host to split the batch over; None: all."""
     queue_capacity: int | None = None
-    """Trajectories that wait at most before actors block; None: two batches (but at least one unroll of each actor)."""
+    """Trajectories that wait at most, on each host, before actors block; None: two of the host's batches (but at least
+    one unroll of each actor)."""
     max_nonfinite_updates: int = 10
     """An update whose gradient is not finite is skipped and counted; this many in a row end the run."""
 
@@ -265,7 +270,7 @@ class ActorConfig:
     """Actors; each steps a vector of environments with one batched inference a step."""
 
     num_actors: int = 2
-    """Actors of the program itself; 0 only with `serve_actors`: all act on other machines."""
+    """Of each host; 0 only with `serve_actors`: all act on other machines."""
     num_envs: int = 16
     """Environments an actor."""
     inference: Literal['actor', 'accelerator'] = 'actor'
@@ -481,7 +486,7 @@ def get(config: Config, name: str) -> Any:
     Raises:
       ConfigError: there is no such field; the closest one is named.
     """
-    known = {field.replace('lambda_', 'lambda') for field in _flatten(to_dict(config))}
+    known = {field.replace('lambda_', 'lambda') for field in to_flat_dict(config)}
     if name not in known:
         raise ConfigError(f'unknown configuration field {name!r}; {closest(name, known)}')
     value = config
@@ -526,6 +531,11 @@ def to_dict(config: Any) -> dict[str, Any]:
     }
 
 
+def to_flat_dict(config: Config) -> dict[str, Any]:
+    """The values of `to_dict` by the fields' names, as in `learner.batch_size`."""
+    return _flatten(to_dict(config))
+
+
 def from_dict(values: dict[str, Any], cls: type = Config, owner: str = '') -> Any:
     """The inverse of `to_dict`; fields that are absent take their defaults.
 
@@ -550,7 +560,7 @@ def from_dict(values: dict[str, Any], cls: type = Config, owner: str = '') -> An
 
 def differences(old: Config, new: Config, where: str = 'in the checkpoint') -> list[str]:
     """The fields, one line each, by which `new` cannot resume a run of `old`, which stands `where`."""
-    old_flat, new_flat = _flatten(to_dict(old)), _flatten(to_dict(new))
+    old_flat, new_flat = to_flat_dict(old), to_flat_dict(new)
     return [
         f'{name}: {old_flat.get(name)!r} {where}, {new_flat.get(name)!r} now'
         for name in sorted(set(old_flat) | set(new_flat))

@@ -1,4 +1,9 @@
-"""The learner: one compiled update over a mesh of devices, and the loop that feeds it."""
+"""The learner: one compiled update over a mesh of devices, of one host or of several, and the loop that feeds it.
+
+On several hosts (`jax.distributed`) every host runs the same loop with its own part of each batch, and they meet only
+inside the compiled update. It also tells each of them what is counted of the others' parts, and whether one of them has
+to stop: then nobody learns from that batch, and all stop after the same update.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from impala_jax import pbt, popart
@@ -40,8 +46,28 @@ class LearnerState(NamedTuple):
     skipped_in_a_row: Array  # int32
 
 
+class HostNote(NamedTuple):
+    """What a host says of itself with its part of a batch; one entry a device, D in all."""
+
+    stop: Array  # bool [D], it has to stop
+    waited_s: Array  # float32 [D], how long it waited for its part
+
+
+class Gathered(NamedTuple):
+    """What all hosts' parts of a batch hold beside what is learned from, the same on every host."""
+
+    info: StepInfo  # [T, B]
+    version: Array  # [B] int32
+    task: Array  # [B] int32
+    note: HostNote  # [D]
+
+
 class NonFiniteGradients(RuntimeError):
     """Too many updates in a row had gradients that are not finite."""
+
+
+class HostLost(RuntimeError):
+    """An update over several hosts failed: most likely one of them is gone."""
 
 
 def learning_rate_schedule(
@@ -85,14 +111,14 @@ class Learner:
     Args:
       config: the experiment.
       agent: the agent.
-      devices: the mesh, of jax.Device; by default `config.learner.num_devices` local devices, or all of them.
+      devices: the mesh, of jax.Device; by default those of `choose_devices`.
 
     Raises:
       ConfigError: a batch that the devices do not divide, or more devices asked for than there are.
     """
 
     def __init__(self, config: Config, agent: Agent, devices: Sequence[Any] | None = None):
-        devices = _choose_devices(config) if devices is None else devices
+        devices = choose_devices(config) if devices is None else devices
         mesh = Mesh(np.array(devices), ('batch',))
         if config.learner.batch_size % len(devices):
             raise ConfigError(
@@ -101,6 +127,7 @@ class Learner:
             )
         self._config = config
         self._agent = agent
+        self._num_local_devices = len(mesh.local_devices)
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self._time_major = NamedSharding(mesh, PartitionSpec(None, 'batch'))
         self._batch_major = NamedSharding(mesh, PartitionSpec('batch'))
@@ -116,44 +143,57 @@ class Learner:
         return self.restore(LearnerState(params, optimizer.init(params), statistics, zero, zero, zero))
 
     def restore(self, state: LearnerState) -> LearnerState:
-        """Puts a state on the mesh, in memory of its own (the update donates it)."""
-        return jax.tree.map(lambda x: jax.device_put(np.array(x), self._replicated), state)
+        """Puts a state, of several hosts that of the first, on the mesh, in memory of its own: updates donate it."""
+        state = multihost_utils.broadcast_one_to_all(state)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_callback(x.shape, self._replicated, lambda _: np.array(x)), state
+        )
 
     def put(self, trajectories: Trajectory) -> Trajectory:
-        """Puts this host's part of a batch, numpy [T + 1, B], on the mesh; what is only counted stays behind."""
-
-        def put(sharding, tree):
-            return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
-
+        """Puts this host's part of a batch, numpy [T + 1, B], on the mesh."""
+        time_major = {'timesteps', 'behaviour_logits', 'info'}
         return Trajectory(
-            timesteps=put(self._time_major, trajectories.timesteps),
-            behaviour_logits=put(self._time_major, trajectories.behaviour_logits),
-            initial_state=put(self._batch_major, trajectories.initial_state),
-            info=None,  # pyright: ignore[reportArgumentType]
-            version=None,
-            task=put(self._batch_major, trajectories.task),
+            *(
+                self._put(self._time_major if name in time_major else self._batch_major, part)
+                for name, part in trajectories._asdict().items()
+            )
         )
 
     def update(
-        self, state: LearnerState, batch: Trajectory, hyperparameters: Hyperparameters | None = None
-    ) -> tuple[LearnerState, dict[str, Array]]:
+        self,
+        state: LearnerState,
+        batch: Trajectory,
+        hyperparameters: Hyperparameters | None = None,
+        *,
+        stop: bool = False,
+        waited_s: float = 0.0,
+    ) -> tuple[LearnerState, dict[str, Array], Gathered]:
         """The state after a batch of `put`, and scalars; other hyperparameters than the last time's compile nothing.
 
         Args:
           state: donated.
           batch: [T + 1, B].
           hyperparameters: in place of the configuration's.
+          stop: this host has to stop. If any host has to, the state that is returned is the one before.
+          waited_s: how long this host waited for its part of the batch.
         """
         values = self._hyperparameters if hyperparameters is None else hyperparameters
-        return self._compiled(state, batch, Hyperparameters(*map(np.float32, values)))
+        note = HostNote(
+            np.full([self._num_local_devices], stop), np.full([self._num_local_devices], waited_s, np.float32)
+        )
+        note = self._put(self._batch_major, note)
+        return self._compiled(state, batch, Hyperparameters(*map(np.float32, values)), note)
+
+    def _put(self, sharding: NamedSharding, tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
 
     def _schedule(self, hyperparameters: Hyperparameters) -> optax.Schedule:
         config = self._config
         return learning_rate_schedule(config.optimizer, config.total_updates, hyperparameters.learning_rate)
 
     def _update(
-        self, state: LearnerState, batch: Trajectory, hyperparameters: Hyperparameters
-    ) -> tuple[LearnerState, dict[str, Array]]:
+        self, state: LearnerState, batch: Trajectory, hyperparameters: Hyperparameters, note: HostNote
+    ) -> tuple[LearnerState, dict[str, Array], Gathered]:
         def loss_fn(params):
             output, _ = self._agent.unroll(params, batch.timesteps, batch.initial_state)
             scale = None
@@ -180,8 +220,9 @@ class Learner:
             params = {**params, 'params': {**params['params'], 'baseline': baseline}}
 
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
+        goes_on = ~jnp.any(note.stop)
         params, opt_state, statistics = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
+            lambda new, old: jnp.where(finite & goes_on, new, old),
             (params, opt_state, statistics),
             (state.params, state.opt_state, state.popart),
         )
@@ -189,11 +230,11 @@ class Learner:
             params=params,
             opt_state=opt_state,
             popart=statistics,
-            num_updates=state.num_updates + 1,
-            skipped=state.skipped + ~finite,
-            skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+            num_updates=state.num_updates + goes_on,
+            skipped=state.skipped + (goes_on & ~finite),
+            skipped_in_a_row=jnp.where(goes_on & finite, 0, state.skipped_in_a_row + (goes_on & ~finite)),
         )
-        return state, {
+        logs = {
             'loss': loss,
             **details.logs,
             'grad_norm': grad_norm,
@@ -201,15 +242,7 @@ class Learner:
             'skipped_updates': state.skipped,
             'skipped_in_a_row': state.skipped_in_a_row,
         }
-
-
-class Batch(NamedTuple):
-    """A batch on the mesh, and what of it is only counted, on the host."""
-
-    data: Trajectory
-    info: StepInfo  # [T, B]
-    version: np.ndarray  # [B] int32
-    task: np.ndarray  # [B] int32
+        return state, logs, Gathered(batch.info, batch.version, batch.task, note)
 
 
 class Prefetcher:
@@ -219,13 +252,13 @@ class Prefetcher:
       fetch: called in the thread; may raise, also `Closed`, which `get` then raises.
     """
 
-    def __init__(self, fetch: Callable[[], Batch]):
-        self._batches: queue_lib.Queue[Batch | BaseException] = queue_lib.Queue(maxsize=1)
+    def __init__(self, fetch: Callable[[], Trajectory]):
+        self._batches: queue_lib.Queue[Trajectory | BaseException] = queue_lib.Queue(maxsize=1)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(fetch,), name='prefetch', daemon=True)
         self._thread.start()
 
-    def get(self, stop: threading.Event) -> Batch:
+    def get(self, stop: threading.Event) -> Trajectory:
         """The next batch. The fetch itself is bounded in time, so this wait is, too.
 
         Raises:
@@ -248,8 +281,8 @@ class Prefetcher:
         if self._thread.is_alive():
             _logger.warning('the prefetch thread did not end within 10 s')
 
-    def _run(self, fetch: Callable[[], Batch]) -> None:
-        item: Batch | BaseException
+    def _run(self, fetch: Callable[[], Trajectory]) -> None:
+        item: Trajectory | BaseException
         while not self._closed.is_set():
             try:
                 item = fetch()
@@ -268,12 +301,18 @@ class Prefetcher:
 class LearnerLoop:
     """The learner's life: resume, update, publish, count, log, checkpoint. Every runtime drives this one.
 
+    On several hosts each drives its own, in step; the first one reads and writes the files of the run, for all.
+
     Args:
       config: the experiment.
       agent: the agent.
       workdir: where the run lives.
       store: where parameters are published.
       devices: see `Learner`.
+
+    Raises:
+      ConfigError: as `Learner`; a member of a population on several hosts.
+      CheckpointError: as `Checkpointer`, on the first host.
     """
 
     def __init__(
@@ -285,34 +324,47 @@ class LearnerLoop:
         devices: Sequence[Any] | None = None,
     ):
         self._config = config
+        self._agent = agent
         self._store = store
         self._learner = Learner(config, agent, devices)
-        self._checkpointer = Checkpointer(workdir / 'checkpoints', config, config.checkpoint.keep)
-        self._state = self._learner.init(jax.random.PRNGKey(config.seed))
+        self._num_hosts = jax.process_count()
+        self._keeps_files = jax.process_index() == 0
+        if config.pbt.member is not None and self._num_hosts > 1:
+            raise ConfigError(
+                f'pbt.member {config.pbt.member} on {self._num_hosts} hosts: members of a population train on one '
+                'host each; use launch/pbt.py on each of them'
+            )
+        state = self._learner.init(jax.random.PRNGKey(config.seed))
         self._runtime_state: Callable[[], dict[str, Any]] = dict
         self._runtime_metrics: Callable[[], dict[str, Any]] = dict
         self.restored_runtime_state: dict[str, Any] = {}
         """What the runtime had saved with the checkpoint that this run resumes; empty in a new run."""
 
-        self._logger = MetricsLogger(workdir, config)
         self._stats = LearnerStats(agent.spec.tasks)
         self._tasks = agent.spec.tasks or (config.environment.name,)
         self._member = None if config.pbt.member is None else Member(config, workdir)
-        self.num_updates = 0
-        checkpoint = self._checkpointer.restore_latest({'learner': self._state, 'runtime': None})
+        self._fresh_first = _fresh_first(config, self._num_hosts)
+        checkpoint = None
+        if self._keeps_files:
+            self._checkpointer = Checkpointer(workdir / 'checkpoints', config, config.checkpoint.keep)
+            checkpoint = self._checkpointer.restore_latest({'learner': state, 'runtime': None})
         if checkpoint is not None:
-            self._state = self._learner.restore(checkpoint.state['learner'])
+            state = checkpoint.state['learner']
             self.restored_runtime_state = checkpoint.state['runtime'] or {}
-            self.num_updates = checkpoint.step
             self._stats.restore(self.restored_runtime_state['stats'])
+        self._state = self._learner.restore(state)
+        self.num_updates = int(self._state.num_updates)
         if self._member is not None:
             self._member.resume(self.frames, None if checkpoint is None else checkpoint.metadata['pbt'])
-        self._logger.resume(self.frames, checkpoint.metadata['wall_time_s'] if checkpoint is not None else None)
+        if self._keeps_files:
+            self._logger = MetricsLogger(workdir, config)
+            self._logger.resume(self.frames, checkpoint.metadata['wall_time_s'] if checkpoint is not None else None)
         self._prefetcher: Prefetcher | None = None
         self._last_skipped: Array | None = None
         self._logs: dict[str, Array] = {}
         self._last_row = self._last_save = time.monotonic()
         self._evolved = False  # since the last checkpoint
+        self._state_is_whole = True
         self._last_row_frames = self.frames
         self.params = _to_host(self._state.params)
 
@@ -338,51 +390,62 @@ class LearnerLoop:
         """Publishes the current parameters."""
         self._store.publish(self.num_updates, self.params)
 
-    def batch(self, trajectories: Trajectory) -> Batch:
-        """Puts trajectories [T + 1, B] on the mesh."""
-        return Batch(self._learner.put(trajectories), trajectories.info, trajectories.version, trajectories.task)
+    def batch(self, trajectories: Trajectory) -> Trajectory:
+        """Puts this host's trajectories [T + 1, B] on the mesh."""
+        return self._learner.put(trajectories)
 
-    def step(self, batch: Batch, waited_s: float = 0.0) -> None:
+    def step(self, batch: Trajectory, waited_s: float = 0.0) -> bool:
         """One update and what goes with it; `waited_s` is how long the batch was waited for.
+
+        Returns:
+          False: another host has to stop, and nothing was learned.
 
         Raises:
           NonFiniteGradients: too many updates in a row were skipped.
+          HostLost: the update failed, and had to be made by several hosts.
         """
-        self._stats.add_batch(batch.info, self.num_updates - batch.version, self._config.num_fresh, batch.task)
-        hyperparameters = None if self._member is None else self._member.hyperparameters
-        self._state, self._logs = self._learner.update(self._state, batch.data, hyperparameters)
-        self.num_updates += 1
-        self._stats.add_wait(waited_s)
+        if not self._update(batch, stop=False, waited_s=waited_s):
+            return False
         if self._member is not None and self._member.is_due(self.num_updates):
             self._evolve(self._member)
-        self.params = _to_host(self._state.params)
+            self.params = _to_host(self._state.params)
         self.publish()
         self._check_finite()
+        return True
 
     def run(self, fetch: Callable[[], Trajectory], stop: threading.Event) -> None:
-        """Updates until the budget is spent or `stop` is set; logs and saves by the clock.
+        """Updates until the budget is spent or a host stops; logs and saves by the clock.
 
         Args:
-          fetch: gives the next trajectories [T + 1, B]; called from the prefetch thread.
+          fetch: gives this host's next trajectories [T + 1, B]; called from the prefetch thread.
           stop: ends the run after the update in flight.
         """
         self._prefetcher = prefetcher = Prefetcher(lambda: self.batch(fetch()))
         try:
             self.publish()
-            while not self.done and not stop.is_set():
+            while not self.done:
                 start = time.monotonic()
                 batch = prefetcher.get(stop)
-                self.step(batch, time.monotonic() - start)
+                if not self.step(batch, time.monotonic() - start):
+                    return
                 if time.monotonic() - self._last_row >= self._config.logging.interval_s:
                     self.log()
                 if self.save_due:
                     self.save()
         except Closed:
             # The run was stopped while the learner waited for a batch, or handed out parameters.
-            return
+            self._tell_others_to_stop()
+        except HostLost:
+            raise
+        except Exception:
+            self._tell_others_to_stop()
+            raise
 
     def log(self) -> None:
         """Writes a row of metrics."""
+        self._last_row, self._last_row_frames = time.monotonic(), self.frames
+        if not self._keeps_files:
+            return
         row = {
             'frames': self.frames,
             'learner_steps': self.num_updates,
@@ -393,7 +456,6 @@ class LearnerLoop:
         for name in ('skipped_updates', 'skipped_in_a_row'):
             row[name] = int(row.get(name, 0))
         self._logger.write(row)
-        self._last_row, self._last_row_frames = time.monotonic(), self.frames
 
     @property
     def save_due(self) -> bool:
@@ -401,13 +463,15 @@ class LearnerLoop:
         return self._evolved or time.monotonic() - self._last_save >= self._config.checkpoint.interval_s
 
     def save(self) -> None:
-        """Writes a checkpoint."""
+        """Writes a checkpoint; not after an update that failed, which took the state with it: the last one stands."""
+        self._last_save, self._evolved = time.monotonic(), False
+        if not (self._keeps_files and self._state_is_whole):
+            return
         state = {'learner': self._state, 'runtime': {'stats': self._stats.state(), **self._runtime_state()}}
         metadata: dict[str, Any] = {'wall_time_s': self._logger.wall_time_s}
         if self._member is not None:
             metadata['pbt'] = self._member.metadata(self._fitness)
         self._checkpointer.save(self.num_updates, state, metadata)
-        self._last_save, self._evolved = time.monotonic(), False
 
     def finish(self) -> None:
         """Writes the last checkpoint, and the last row if the budget is spent: what a run that is resumed has not
@@ -420,7 +484,44 @@ class LearnerLoop:
         """Ends the prefetch thread, whose queue must be closed, and the log."""
         if self._prefetcher is not None:
             self._prefetcher.close()
-        self._logger.close()
+        if self._keeps_files:
+            self._logger.close()
+
+    def _update(self, batch: Trajectory, stop: bool, waited_s: float) -> bool:
+        """Takes part in an update; False if a host has to stop, and nothing was learned."""
+        hyperparameters = None if self._member is None else self._member.hyperparameters
+        self._state_is_whole = False  # It is donated.
+        try:
+            self._state, logs, gathered = self._learner.update(
+                self._state, batch, hyperparameters, stop=stop, waited_s=waited_s
+            )
+            # Waits for the update.
+            params = _to_host(self._state.params)
+            gathered = _to_host(gathered)
+        except Exception as error:  # JAX raises a ValueError for a connection that broke.
+            if self._num_hosts > 1:
+                lines = str(error).splitlines() or ['']
+                raise HostLost(
+                    f'update {self.num_updates + 1} of {self._num_hosts} hosts failed: {lines[0]}'
+                ) from error
+            raise
+        self._state_is_whole = True
+        if gathered.note.stop.any():
+            return False
+        if self._keeps_files:
+            info, version, task = _columns(gathered, self._fresh_first)
+            self._stats.add_batch(info, self.num_updates - version, self._config.num_fresh, task)
+            self._stats.add_wait(float(gathered.note.waited_s.max()))
+        self.params, self._logs = params, logs
+        self.num_updates += 1
+        return True
+
+    def _tell_others_to_stop(self) -> None:
+        """Takes part in the other hosts' next update, with nothing to learn from, so that all stop before it."""
+        if self._num_hosts > 1 and not self.done:
+            learner = self._config.learner
+            empty = self._agent.empty_trajectory(learner.unroll_length, learner.batch_size // self._num_hosts)
+            self._update(self.batch(empty), stop=True, waited_s=0.0)
 
     @property
     def _fitness(self) -> float | None:
@@ -454,16 +555,32 @@ class LearnerLoop:
             )
 
 
-def _choose_devices(config: Config) -> Sequence[Any]:
-    devices = jax.local_devices()
+def choose_devices(config: Config) -> list[Any]:
+    """`config.learner.num_devices` devices of each host, or all of them; those of a host stand together.
+
+    Raises:
+      ConfigError: a host has fewer.
+    """
+    hosts = [[device for device in jax.devices() if device.process_index == i] for i in range(jax.process_count())]
     wanted = config.learner.num_devices
-    if wanted is None:
-        return devices
-    if wanted > len(devices):
+    fewest = min(hosts, key=len)
+    if wanted is not None and wanted > len(fewest):
+        machine = 'this machine' if len(hosts) == 1 else f'host {fewest[0].process_index}'
         raise ConfigError(
-            f'learner.num_devices is {wanted}, but this machine has {len(devices)} {devices[0].platform} device(s)'
+            f'learner.num_devices is {wanted}, but {machine} has {len(fewest)} {fewest[0].platform} device(s)'
         )
-    return devices[:wanted]
+    return [device for devices in hosts for device in devices[:wanted]]
+
+
+def _fresh_first(config: Config, num_hosts: int) -> np.ndarray:
+    """[B], the columns of all hosts' batches with what is new before what is replayed; each host's part has both."""
+    replayed = np.arange(config.learner.batch_size) % (config.learner.batch_size // num_hosts)
+    return np.argsort(replayed >= config.num_fresh // num_hosts, kind='stable')
+
+
+def _columns(gathered: Gathered, order: np.ndarray) -> tuple[StepInfo, np.ndarray, np.ndarray]:
+    """Info, version and task of the trajectories in this order."""
+    return StepInfo(*(x[:, order] for x in gathered.info)), gathered.version[order], gathered.task[order]
 
 
 def _to_metric(name: str, value: Array) -> float | Histogram:

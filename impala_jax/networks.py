@@ -1,7 +1,7 @@
 """The networks of figure 3: a torso for each observation, an optional LSTM that resets, two heads.
 
 Everything takes time-major input [T, B, ...]. The torso runs on time x batch folded into one axis; only the LSTM runs
-step by step.
+step by step. Torsos, instruction encoder and core compute in `NetworkConfig.compute_dtype`, the heads in float32.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class ShallowTorso(nn.Module):
     kernels: tuple[int, ...] = (8, 4)
     strides: tuple[int, ...] = (4, 2)
     hidden_size: int = 256
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
@@ -52,20 +53,25 @@ class ShallowTorso(nn.Module):
         x = images
         init = _image_init
         for channels, kernel, stride in zip(self.channels, self.kernels, self.strides, strict=True):
-            conv = nn.Conv(channels, (kernel, kernel), (stride, stride), padding='VALID', kernel_init=init)
+            conv = nn.Conv(
+                channels, (kernel, kernel), (stride, stride), padding='VALID', kernel_init=init, dtype=self.dtype
+            )
             x = nn.relu(conv(x))
             init = _relu_init
-        return nn.relu(nn.Dense(self.hidden_size, kernel_init=_relu_init)(x.reshape(x.shape[0], -1)))
+        dense = nn.Dense(self.hidden_size, kernel_init=_relu_init, dtype=self.dtype)
+        return nn.relu(dense(x.reshape(x.shape[0], -1)))
 
 
 class ResidualBlock(nn.Module):
     """ReLU-conv-ReLU-conv plus the input."""
 
+    dtype: Any = jnp.float32
+
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[N, H, W, C] -> [N, H, W, C]."""
-        y = nn.Conv(x.shape[-1], (3, 3))(nn.relu(x))
-        y = nn.Conv(x.shape[-1], (3, 3))(nn.relu(y))
+        y = nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype)(nn.relu(x))
+        y = nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype)(nn.relu(y))
         return x + y
 
 
@@ -74,31 +80,34 @@ class DeepTorso(nn.Module):
 
     channels: tuple[int, ...] = (16, 32, 32)
     hidden_size: int = 256
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
         """[N, H, W, C] -> [N, hidden_size]."""
         x = images
         for channels in self.channels:
-            x = nn.Conv(channels, (3, 3))(x)
+            x = nn.Conv(channels, (3, 3), dtype=self.dtype)(x)
             x = nn.max_pool(x, (3, 3), (2, 2), padding='SAME')
             for _ in range(2):
-                x = ResidualBlock()(x)
+                x = ResidualBlock(self.dtype)(x)
         x = nn.relu(x)
-        return nn.relu(nn.Dense(self.hidden_size, kernel_init=_relu_init)(x.reshape(x.shape[0], -1)))
+        dense = nn.Dense(self.hidden_size, kernel_init=_relu_init, dtype=self.dtype)
+        return nn.relu(dense(x.reshape(x.shape[0], -1)))
 
 
 class MLPTorso(nn.Module):
     """Dense layers over the flattened observation."""
 
     hidden_sizes: tuple[int, ...] = (64, 64)
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[N, ...] -> [N, hidden_sizes[-1]]."""
         x = x.reshape(x.shape[0], -1)
         for size in self.hidden_sizes:
-            x = nn.relu(nn.Dense(size)(x))
+            x = nn.relu(nn.Dense(size, dtype=self.dtype)(x))
         return x
 
 
@@ -108,6 +117,7 @@ class InstructionEncoder(nn.Module):
     num_word_ids: int
     embedding_size: int = 20
     hidden_size: int = 64
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, words: Array) -> Array:
@@ -125,14 +135,16 @@ class InstructionEncoder(nn.Module):
 
         scan = nn.scan(step, variable_broadcast='params', split_rngs={'params': False}, in_axes=1)
         zeros = jnp.zeros([words.shape[0], self.hidden_size])
-        (_, output), _ = scan(nn.OptimizedLSTMCell(self.hidden_size), (zeros, zeros), (embedded, words != 0))
+        cell = nn.OptimizedLSTMCell(self.hidden_size, dtype=self.dtype)
+        (_, output), _ = scan(cell, (zeros, zeros), (embedded, words != 0))
         return output
 
 
 class ResettingLSTM(nn.Module):
-    """An LSTM whose state becomes zeros BEFORE a step that starts an episode."""
+    """An LSTM whose state, float32, becomes zeros BEFORE a step that starts an episode."""
 
     size: int
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, inputs: Array, resets: Array, state: PyTree) -> tuple[Array, PyTree]:
@@ -144,7 +156,7 @@ class ResettingLSTM(nn.Module):
             return cell(carry, x)
 
         scan = nn.scan(step, variable_broadcast='params', split_rngs={'params': False})
-        state, outputs = scan(nn.OptimizedLSTMCell(self.size), state, (inputs, resets))
+        state, outputs = scan(nn.OptimizedLSTMCell(self.size, dtype=self.dtype), state, (inputs, resets))
         return outputs, state
 
 
@@ -178,7 +190,7 @@ class ImpalaNetwork(nn.Module):
             if not _is_instruction(path, leaf):
                 leaves.append(_torso(self.config, leaf.ndim - 1)(_to_float(leaf)))
             elif self.config.instructions:
-                leaves.append(InstructionEncoder(self.config.num_word_ids)(leaf))
+                leaves.append(InstructionEncoder(self.config.num_word_ids, dtype=_compute_dtype(self.config))(leaf))
         x = leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=-1)
         x = x.reshape(num_steps, batch, -1)
 
@@ -186,7 +198,8 @@ class ImpalaNetwork(nn.Module):
             # Nothing of the episode before is seen at an episode's first step.
             action = jax.nn.one_hot(timesteps.previous_action, self.num_actions) * ~first[..., None]
             reward = jnp.clip(timesteps.reward * ~first, -1.0, 1.0)[..., None]
-            x, state = ResettingLSTM(self.config.lstm_size)(jnp.concatenate([x, action, reward], -1), first, state)
+            core = ResettingLSTM(self.config.lstm_size, _compute_dtype(self.config))
+            x, state = core(jnp.concatenate([x, action, reward], -1), first, state)
 
         logits = nn.Dense(self.num_actions, name='policy', kernel_init=nn.initializers.orthogonal(0.01))(x)
         num_values = self.num_normalised_values
@@ -226,13 +239,18 @@ def _torso(config: NetworkConfig, rank: int) -> nn.Module:
     """The torso for observations of this rank; what is not an image goes through the MLP."""
     if ':' in config.torso:
         return _custom_torso(config.torso)()
+    dtype = _compute_dtype(config)
     if rank != 3 or config.torso == 'mlp':
-        return MLPTorso(config.mlp_sizes)
+        return MLPTorso(config.mlp_sizes, dtype)
     if config.torso == 'deep':
-        return DeepTorso()
+        return DeepTorso(dtype=dtype)
     if config.torso == 'shallow_atari':
-        return ShallowTorso((32, 64, 64), (8, 4, 3), (4, 2, 1), 512)
-    return ShallowTorso()
+        return ShallowTorso((32, 64, 64), (8, 4, 3), (4, 2, 1), 512, dtype)
+    return ShallowTorso(dtype=dtype)
+
+
+def _compute_dtype(config: NetworkConfig) -> Any:
+    return jnp.bfloat16 if config.compute_dtype == 'bfloat16' else jnp.float32
 
 
 def _custom_torso(path: str) -> type[nn.Module]:

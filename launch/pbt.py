@@ -6,7 +6,6 @@ quiet_libraries()  # Before they are imported.
 
 import argparse  # noqa: E402
 import os  # noqa: E402
-import signal  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
 import threading  # noqa: E402
@@ -20,6 +19,7 @@ from impala_jax.config import Config  # noqa: E402
 from impala_jax.metrics import METRICS, read_rows  # noqa: E402
 from impala_jax.runtimes.nodes import StopSignals  # noqa: E402
 from impala_jax.runtimes.run import Interrupted, default_runtime, run  # noqa: E402
+from impala_jax.runtimes.supervisor import end_with  # noqa: E402
 
 _STOP_TIMEOUT_S = 60.0  # How long members may take to write a checkpoint after a signal.
 
@@ -52,17 +52,6 @@ def train() -> None:
     with pbt.only_process(workdir):
         run(pbt.member_config(config, arguments.member), workdir, arguments.runtime or default_runtime())
     print_summary(workdir)
-
-
-def end_with(parent: int) -> None:
-    """Ends this process, with a checkpoint, when its parent has ended, even by a signal that it could not handle."""
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name='parent watcher', daemon=True).start()
 
 
 def train_members(config: Config, population: Path, count: int) -> None:

@@ -11,9 +11,8 @@ ROOT = Path(__file__).parent.parent
 
 def start(folder, *command, environment=None, prefix=()):
     """`prefix ... python command ...` from the project's root; all of its processes are marked with `folder`."""
-    environment = os.environ | {'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}', 'RUN_MARK': str(folder)} | (environment or {})
-    # One device, as a person has.
-    environment.pop('XLA_FLAGS', None)
+    inherited = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}  # One device, as a person.
+    environment = inherited | {'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}', 'RUN_MARK': str(folder)} | (environment or {})
     return subprocess.Popen(
         [*prefix, sys.executable, *command],
         cwd=ROOT,

@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from impala_jax import environments
+from impala_jax.actor import Actor
 from impala_jax.agent import Agent, dummy_timestep
-from impala_jax.config import ConfigError, NetworkConfig
+from impala_jax.config import ConfigError, EnvironmentConfig, NetworkConfig
 from impala_jax.networks import InstructionEncoder
-from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec, TimeStep
+from impala_jax.types import FIRST, INSTRUCTION, LAST, MID, ArraySpec, EnvironmentSpec, TimeStep
 
 A = 4
 VECTOR = EnvironmentSpec(ArraySpec((3,), np.dtype(np.float32)), A)
@@ -20,6 +22,9 @@ DICT = EnvironmentSpec(
         'vector': ArraySpec((5,), np.dtype(np.float32)),
     },
     A,
+)
+ATARI_AND_VECTOR = EnvironmentSpec(
+    {'image': ArraySpec((84, 84, 4), np.dtype(np.uint8)), 'vector': ArraySpec((5,), np.dtype(np.float32))}, A
 )
 DMLAB = EnvironmentSpec(ArraySpec((72, 96, 3), np.dtype(np.uint8)), 9)
 ATARI = EnvironmentSpec(ArraySpec((84, 84, 4), np.dtype(np.uint8)), 6)
@@ -374,3 +379,43 @@ def test_with_popart_there_is_a_value_for_each_task():
     single = Agent(FEEDFORWARD, VECTOR, True)
     timesteps = random_timesteps(VECTOR, np.full([1, 2], MID, np.int32))
     assert single.unroll(single.init(jax.random.PRNGKey(0)), timesteps, ())[0].values.shape == (1, 2, 1)
+
+
+def test_an_empty_trajectory_is_like_those_of_actors():
+    """Leaf for leaf: a host that has nothing to learn from takes part in an update that was compiled for these."""
+    environment = environments.make(EnvironmentConfig('catch'), 3, seed=0)
+    agent = Agent(LSTM, environment.spec)
+    trajectory = Actor(agent, environment, 5, seed=0).unroll(0, agent.init(jax.random.PRNGKey(0)))
+    environment.close()
+    empty = agent.empty_trajectory(5, 3)
+    assert jax.tree.structure(empty) == jax.tree.structure(trajectory) == agent.trajectory_structure()
+    for a, b in zip(jax.tree.leaves(empty), jax.tree.leaves(trajectory), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+def operand_dtypes(jaxpr, found):
+    """The dtypes that convolutions and matrix products take, in order, also inside of loops."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ('conv_general_dilated', 'dot_general'):
+            found.append({operand.aval.dtype.name for operand in equation.invars})
+        for value in equation.params.values():
+            inner = getattr(value, 'jaxpr', value)
+            if hasattr(inner, 'eqns'):
+                operand_dtypes(inner, found)
+    return found
+
+
+@pytest.mark.parametrize('core', ['feedforward', 'lstm'])
+@pytest.mark.parametrize('torso', ['shallow', 'shallow_atari', 'deep', 'mlp'])
+@pytest.mark.parametrize('compute_dtype', ['float32', 'bfloat16'])
+def test_bfloat16_is_of_all_layers_but_the_heads(torso, core, compute_dtype):
+    """Parameters, outputs and state stay float32."""
+    spec = EnvironmentSpec({**ATARI_AND_VECTOR.observation, INSTRUCTION: ArraySpec((4,), np.dtype(np.int32))}, A)
+    agent = Agent(NetworkConfig(torso, core=core, compute_dtype=compute_dtype), spec)
+    params = jax.eval_shape(agent.init, jax.random.PRNGKey(0))
+    arguments = (params, random_timesteps(spec), agent.initial_state(STEP_TYPES.shape[1]))
+    outputs = jax.eval_shape(agent.unroll, *arguments)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((params, outputs))} == {'float32'}
+    *layers, policy, baseline = operand_dtypes(jax.make_jaxpr(agent.unroll)(*arguments).jaxpr, [])
+    assert policy == baseline == {'float32'}
+    assert len(layers) >= 5 and all(layer == {compute_dtype} for layer in layers), layers

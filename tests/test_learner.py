@@ -1,5 +1,7 @@
 """The update: optimiser, mesh, what is skipped, what is compiled."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,16 @@ import optax
 import pytest
 
 from impala_jax.agent import Agent
-from impala_jax.config import Config, ConfigError, LearnerConfig, NetworkConfig, OptimizerConfig
-from impala_jax.learner import Learner, LearnerLoop, NonFiniteGradients, learning_rate_schedule, make_optimizer
+from impala_jax.checkpoint import steps
+from impala_jax.config import Config, ConfigError, LearnerConfig, NetworkConfig, OptimizerConfig, ReplayConfig
+from impala_jax.learner import (
+    Learner,
+    LearnerLoop,
+    NonFiniteGradients,
+    _fresh_first,
+    learning_rate_schedule,
+    make_optimizer,
+)
 from impala_jax.parameter_store import LocalParameterStore
 from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec, StepInfo, TimeStep, Trajectory
 
@@ -151,16 +161,16 @@ class TestUpdate:
         agent.traces = 0
         for i in range(4):
             batch = make_batch(i)
-            state, _ = learner.update(state, learner.put(poison(batch) if i == 2 else batch))
+            state, _, _ = learner.update(state, learner.put(poison(batch) if i == 2 else batch))
         # Also from a state that was saved: with the dtypes of the first one.
-        state, _ = learner.update(learner.restore(host(state)), learner.put(make_batch(4)))
+        state, _, _ = learner.update(learner.restore(host(state)), learner.put(make_batch(4)))
         assert agent.traces == 1
 
     def test_the_state_is_donated(self, learner):
         state = learner.init(jax.random.PRNGKey(0))
         saved = host(state)
         copy = learner.restore(saved)
-        new, _ = learner.update(state, learner.put(make_batch()))
+        new, _, _ = learner.update(state, learner.put(make_batch()))
         assert all(x.is_deleted() for x in jax.tree.leaves((state.params, state.opt_state)))
         assert not any(x.is_deleted() for x in jax.tree.leaves((new, copy)))
         assert_equal(host(copy), saved)
@@ -168,34 +178,34 @@ class TestUpdate:
 
     def test_a_gradient_that_is_not_finite_is_skipped(self, learner):
         state = learner.init(jax.random.PRNGKey(0))
-        state, logs = learner.update(state, learner.put(make_batch(0)))
+        state, logs, _ = learner.update(state, learner.put(make_batch(0)))
         assert all(np.isfinite(value).all() for value in logs.values())
         before = host(state)
         for i in (1, 2):
-            state, logs = learner.update(state, learner.put(poison(make_batch(i))))
+            state, logs, _ = learner.update(state, learner.put(poison(make_batch(i))))
             assert_equal(host((state.params, state.opt_state)), (before.params, before.opt_state))
             assert (int(state.num_updates), int(state.skipped), int(state.skipped_in_a_row)) == (1 + i, i, i)
             assert (int(logs['skipped_updates']), int(logs['skipped_in_a_row'])) == (i, i)
             assert not np.isfinite(logs['loss'])
-        state, logs = learner.update(state, learner.put(make_batch(3)))
+        state, logs, _ = learner.update(state, learner.put(make_batch(3)))
         assert (int(state.num_updates), int(state.skipped), int(state.skipped_in_a_row)) == (4, 2, 0)
         assert differ(host(state.params), before.params)
 
         # What was skipped has left no trace: the same as if it had never been.
-        other, _ = learner.update(learner.restore(before), learner.put(make_batch(3)))
+        other, _, _ = learner.update(learner.restore(before), learner.put(make_batch(3)))
         assert_equal(host((other.params, other.opt_state)), host((state.params, state.opt_state)))
 
     def test_the_learning_rate_reaches_zero(self, learner):
         state = learner.init(jax.random.PRNGKey(0))
         rates = []
         for _ in range(20):
-            state, logs = learner.update(state, learner.put(make_batch()))
+            state, logs, _ = learner.update(state, learner.put(make_batch()))
             rates.append(float(logs['learning_rate']))
         np.testing.assert_allclose(np.diff(rates), -6e-4 / 20, rtol=1e-3)
         # The first update has the full rate; the one after the last would have none.
         np.testing.assert_allclose([rates[0], rates[-1]], [6e-4, 6e-4 / 20], rtol=1e-3)
         before = host(state.params)
-        state, _ = learner.update(state, learner.put(make_batch()))
+        state, _, _ = learner.update(state, learner.put(make_batch()))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-8), host(state.params), before)
 
     def test_one_device_equals_eight(self):
@@ -207,7 +217,7 @@ class TestUpdate:
             state = learner.init(jax.random.PRNGKey(0))
             start = host(state.params)
             for i in range(20):
-                state, logs = learner.update(state, learner.put(make_batch(i)))
+                state, logs, _ = learner.update(state, learner.put(make_batch(i)))
             assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(state))
             results.append(host((state.params, logs)))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
@@ -221,9 +231,33 @@ class TestUpdate:
         assert {shard.data.shape for shard in on_mesh.initial_state[0].addressable_shards} == {(1, 6)}
         assert_equal(host(on_mesh.timesteps), batch.timesteps)
 
+    def test_a_host_that_stops_stops_the_update(self, learner):
+        """Counts and optimiser included: as if the batch had never been."""
+        state, _, gathered = learner.update(learner.init(jax.random.PRNGKey(0)), learner.put(make_batch(0)))
+        assert not np.array(gathered.note.stop).any()
+        before = host(state)
+        for batch in (make_batch(1), poison(make_batch(1))):
+            state, _, gathered = learner.update(state, learner.put(batch), stop=True)
+            assert_equal(host(state), before)
+            assert np.array(gathered.note.stop).tolist() == [True, True]
+
+    def test_what_is_only_counted_comes_back(self, learner):
+        batch = make_batch(0, version=3)._replace(task=np.arange(B, dtype=np.int32))
+        _, _, gathered = learner.update(learner.init(jax.random.PRNGKey(0)), learner.put(batch), waited_s=0.5)
+        assert_equal(host((gathered.info, gathered.version, gathered.task)), (batch.info, batch.version, batch.task))
+        assert np.array(gathered.note.waited_s).tolist() == [0.5, 0.5]
+
 
 def _pairs(a, b):
     return zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+
+
+def test_what_is_new_comes_first_whichever_host_it_is_from():
+    config = make_config()
+    config = dataclasses.replace(config, replay=ReplayConfig(fraction=0.5))
+    assert _fresh_first(config, 1).tolist() == list(range(8))
+    assert _fresh_first(config, 2).tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
+    assert _fresh_first(make_config(), 4).tolist() == list(range(8))
 
 
 class TestDevices:
@@ -253,5 +287,27 @@ def test_the_loop_ends_after_too_many_skipped_updates(tmp_path):
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(loop.params))
         with pytest.raises(NonFiniteGradients, match='3 updates in a row.*learning_rate'):
             loop.step(loop.batch(poison(make_batch(version=loop.num_updates))))
+    finally:
+        loop.close()
+
+
+def test_after_an_update_that_failed_the_last_checkpoint_stands(tmp_path, monkeypatch):
+    """The update has taken the state with it: what is left of it must not be written over what is good."""
+    loop = LearnerLoop(make_config(num_devices=1), Agent(NETWORK, SPEC), tmp_path, LocalParameterStore(10.0))
+    try:
+        loop.step(loop.batch(make_batch()))
+        loop.save()
+        loop.step(loop.batch(make_batch()))
+        update = loop._learner.update
+
+        def lose_device(*args, **kwargs):
+            update(*args, **kwargs)
+            raise RuntimeError('the device is on fire')
+
+        monkeypatch.setattr(loop._learner, 'update', lose_device)
+        with pytest.raises(RuntimeError, match='on fire'):
+            loop.step(loop.batch(make_batch()))
+        loop.finish()
+        assert steps(tmp_path / 'checkpoints') == [1]
     finally:
         loop.close()

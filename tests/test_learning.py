@@ -85,7 +85,7 @@ def test_only_the_rewarded_action_becomes_likelier(delay, unroll_length, lag):
     before = policies(agent, history[0])
     for version in range(80 if unroll_length == 9 else 160):
         behind = max(0, version - lag)
-        state, _ = learner.update(state, learner.put(actor.unroll(behind, history[behind])))
+        state, _, _ = learner.update(state, learner.put(actor.unroll(behind, history[behind])))
         history.append(jax.tree.map(np.array, state.params))
     after = policies(agent, history[-1])
 

@@ -164,7 +164,7 @@ def test_an_update_that_learns_nothing_changes_no_value():
     before_state = host(state)
     before = values_of(agent, before_state, batch)
     for seed in range(5):
-        state, _ = learner.update(state, learner.put(make_task_batch(seed)))
+        state, _, _ = learner.update(state, learner.put(make_task_batch(seed)))
     after_state = host(state)
     assert differ(after_state.popart, before_state.popart)
     assert differ(after_state.params['params']['baseline'], before_state.params['params']['baseline'])
@@ -177,7 +177,7 @@ def test_one_device_equals_eight():
         learner, _, _ = make_learner(num_devices)
         state = learner.init(jax.random.PRNGKey(0))
         for seed in range(3):
-            state, _ = learner.update(state, learner.put(make_task_batch(seed)))
+            state, _, _ = learner.update(state, learner.put(make_task_batch(seed)))
         states.append(host(state))
     assert differ(states[0].popart, popart.init(K))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *states)
@@ -187,9 +187,9 @@ def test_what_is_skipped_leaves_the_statistics():
     learner, _, _ = make_learner()
     state = learner.init(jax.random.PRNGKey(0))
     before = host(state.popart)
-    state, _ = learner.update(state, learner.put(poison(make_task_batch())))
+    state, _, _ = learner.update(state, learner.put(poison(make_task_batch())))
     jax.tree.map(np.testing.assert_array_equal, host(state.popart), before)
-    state, _ = learner.update(state, learner.put(make_task_batch()))
+    state, _, _ = learner.update(state, learner.put(make_task_batch()))
     assert differ(host(state.popart), before)
 
 

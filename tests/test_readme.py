@@ -21,6 +21,7 @@ EVALUATE = [line for line in LINES if 'launch/evaluate.py' in line]
 PLOT = [line for line in LINES if 'launch/plot.py' in line]
 ABLATE = [line for line in LINES if 'launch/ablate.py' in line]
 PBT = [line for line in LINES if 'launch/pbt.py' in line]
+POD = [line for line in LINES if 'launch/tpu_pod.py' in line]
 EXPERTS = [line for line in LINES if 'launch/experts.py' in line]
 PYTHON = [block for language, block in BLOCKS if language == 'python']
 FILES = {block.split('\n', 1)[0][2:]: block for block in PYTHON if block.startswith('# my_')}
@@ -35,12 +36,13 @@ MARKS = {'atari57': [pytest.mark.slow, pytest.mark.atari], 'dmlab30': [pytest.ma
 
 def test_nothing_in_the_readme_is_left_out():
     """A command of a new kind has to be added here."""
-    others = [line for line in LINES if line not in TRAIN + JOINED + EVALUATE + PLOT + ABLATE + PBT + EXPERTS]
+    others = [line for line in LINES if line not in TRAIN + JOINED + POD + EVALUATE + PLOT + ABLATE + PBT + EXPERTS]
     # CI runs the first two; requirements/install.sh, and so every run of CI, does what the third does.
     assert others == ['make train', 'make test', "pip install -e '.[atari,video,plot]'"]
     assert (
         len(TRAIN) == 9
         and len(JOINED) == 2
+        and len(POD) == 1
         and len(EVALUATE) == 2
         and len(PLOT) == 5
         and len(ABLATE) == 1
@@ -103,6 +105,11 @@ def test_commands_for_actors_on_other_machines(tmp_path):
         actors.terminate()
         code, stdout, stderr = programs.finish(actors, 60)
     assert code == 0 and 'joined the learner' in stdout, stdout + stderr
+
+
+def test_pod_command(tmp_path):
+    stdout = run([*arguments_of(POD[0], tmp_path), *SMALL], tmp_path)
+    assert '4 x cpu' in stdout and 'Trained' in stdout
 
 
 def test_evaluation_and_plot_commands(tmp_path):

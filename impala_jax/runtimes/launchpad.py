@@ -77,7 +77,7 @@ def build_program(setup: _Setup) -> lp.Program:
     if setup.inference is not None:
         with program.group('inference'):
             program.add_node(lp.PyNode(_inference, setup, server))
-    if config.evaluator.episodes:
+    if nodes.share(config).evaluator.episodes:
         with program.group('evaluator'):
             program.add_node(lp.PyNode(_evaluator, setup, server))
     return program
@@ -100,7 +100,7 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     progress.unlink(missing_ok=True)
     suffix = f'-{secrets.token_hex(8)}'
     stop_program = lp.make_program_stopper(config.launch_type)
-    setup = _Setup(config, agent.spec, workdir, stop_program, suffix, nodes.make_inference(config, agent))
+    setup = _Setup(config, agent.spec, workdir, stop_program, suffix, nodes.make_inference(nodes.share(config), agent))
     program = build_program(setup)
     on_cpu = PythonProcess(env={'JAX_PLATFORMS': 'cpu'})
     in_processes = config.launch_type == 'local_mp'
@@ -124,8 +124,8 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     if failure.exists():
         raise NodeFailure(failure.read_text())
     num_updates = int(progress.read_text()) if progress.exists() else 0
-    # Launchpad hears the signals that set `stop` too, and tells its nodes.
-    if num_updates < config.total_updates and not stop.is_set():
+    # Launchpad hears the signals that set `stop` too, and tells its nodes. Of several hosts another may have stopped.
+    if num_updates < config.total_updates and not stop.is_set() and nodes.host() == (0, 1):
         raise NodeFailure('a process of the program died without a Python error; its last words, if any, are above')
     return num_updates
 
@@ -141,7 +141,7 @@ class _ReverbNode(lp.ReverbNode):
     """Stops its server when the program stops, instead of whenever Python collects it."""
 
     def __init__(self, setup: _Setup):
-        super().__init__(lambda: tables(setup.config, setup.suffix))
+        super().__init__(lambda: tables(nodes.share(setup.config), setup.suffix))
         self._setup = setup
 
     def bind_addresses(self, **kwargs: Any) -> None:
@@ -209,7 +209,8 @@ def _learner(setup: _Setup, client: reverb.Client) -> None:
 
 def _actor(setup: _Setup, client: reverb.Client, index: int) -> None:
     with _node(setup, client) as connection:
-        nodes.act(setup.config, connection.agent, index, connection.queue, connection.store, setup.inference)
+        share = nodes.share(setup.config)
+        nodes.act(share, connection.agent, index, connection.queue, connection.store, setup.inference)
 
 
 def _inference(setup: _Setup, client: reverb.Client) -> None:
@@ -230,7 +231,7 @@ def _node(setup: _Setup, client: reverb.Client) -> Iterator[_Connection]:
     ended = threading.Event()
     with _own_process(setup), _failure_stops_program(setup):
         agent = Agent(config.network, setup.spec, config.popart.enabled)
-        queue = ReverbTrajectoryQueue(client, config, agent, setup.suffix)
+        queue = ReverbTrajectoryQueue(client, nodes.share(config), agent, setup.suffix)
         params = jax.eval_shape(agent.init, jax.random.PRNGKey(0))
         store = ReverbParameterStore(client, params, config.timeout_s, PARAMETERS + setup.suffix)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import threading
@@ -9,12 +10,13 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from impala_jax import environments
 from impala_jax.actor import Actor, run_actor
 from impala_jax.agent import Agent, AgentStep
-from impala_jax.config import Config
+from impala_jax.config import Config, ConfigError
 from impala_jax.environments import suites
 from impala_jax.evaluation import Evaluation, Evaluator
 from impala_jax.inference import InferenceServer
@@ -55,6 +57,38 @@ class StopSignals:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
         self._stop.set()
+
+
+def host() -> tuple[int, int]:
+    """This host's place among those that train together (`impala_jax.runtimes.pod`), and their number."""
+    # Asked of a process that is not the learner's, JAX would take the accelerator into use there.
+    return (jax.process_index(), jax.process_count()) if jax.distributed.is_initialized() else (0, 1)
+
+
+def share(config: Config) -> Config:
+    """The part of an experiment that this host's actors, queue and replay have; all of it on a single host.
+
+    The learner, and whatever counts updates or frames, takes the whole experiment.
+
+    Raises:
+      ConfigError: a batch that the hosts do not divide.
+    """
+    index, count = host()
+    if count == 1:
+        return config
+    for what, number in (('new', config.num_fresh), ('replayed', config.num_replayed)):
+        if number % count:
+            raise ConfigError(
+                f'learner.batch_size {config.learner.batch_size}: its {number} {what} trajectories do not divide over '
+                f'{count} hosts; choose a multiple'
+            )
+    return dataclasses.replace(
+        config,
+        seed=config.seed if index == 0 else node_seed(config, 3, index),
+        learner=dataclasses.replace(config.learner, batch_size=config.learner.batch_size // count),
+        replay=dataclasses.replace(config.replay, capacity=-(-config.replay.capacity // count)),
+        evaluator=config.evaluator if index == 0 else dataclasses.replace(config.evaluator, episodes=0),
+    )
 
 
 def node_seed(config: Config, *path: int) -> int:

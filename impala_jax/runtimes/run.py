@@ -7,6 +7,8 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
 from impala_jax import allocator, environments
 from impala_jax.agent import Agent
 from impala_jax.checkpoint import restore
@@ -28,16 +30,21 @@ class RunResult(NamedTuple):
     workdir: Path
     frames: int
     learner_steps: int
-    evaluation: Evaluation | None  # of the last parameters; None without an evaluator
+    evaluation: (
+        Evaluation | None
+    )  # of the last parameters; None without an evaluator, and on other hosts than the first
 
 
 class Interrupted(Exception):
-    """The run was stopped by a signal; its checkpoint is written, and the same command resumes it."""
+    """The run was stopped by a signal, here or (0) on another host; its checkpoint is written, and the same command
+    resumes it."""
 
     def __init__(self, signal_number: int, frames: int, workdir: Path):
-        super().__init__(
-            f'stopped by signal {signal_number} at {frames:,} frames; the same command resumes from {workdir}'
-        )
+        if signal_number:
+            text = f'stopped by signal {signal_number} at {frames:,} frames; the same command resumes from {workdir}'
+        else:
+            text = f'stopped with another host at {frames:,} frames; the same command on every host resumes'
+        super().__init__(text)
         self.signal_number = signal_number
 
 
@@ -77,6 +84,7 @@ def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunR
     workdir = Path(workdir).absolute()
     if config.actor.num_actors:
         suites.assign(config.environment, config.actor.num_actors, config.actor.num_envs)  # Refused before any work.
+    share = nodes.share(config)
     agent = Agent(config.network, environments.spec(config.environment), config.popart.enabled)
     write_run_config(workdir, config)
     allocator.keep_memory()
@@ -90,10 +98,12 @@ def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunR
         else:
             train = threads.run if runtime == 'threads' else lockstep.run
             num_updates = train(config, agent, workdir, stop)
+        if jax.distributed.is_initialized():
+            jax.distributed.shutdown()  # Waits for the others, who meet no more: the first evaluates for all.
         frames = num_updates * config.frames_per_update
         if num_updates < config.total_updates:
             raise Interrupted(signals.received or 0, frames, workdir)
-        evaluation = _evaluate_last(config, agent, workdir, stop) if config.evaluator.episodes else None
+        evaluation = _evaluate_last(config, agent, workdir, stop) if share.evaluator.episodes else None
     return RunResult(workdir, frames, num_updates, evaluation)
 
 

@@ -56,11 +56,12 @@ class NodeThreads:
 
 def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> int:
     """Trains until the budget is spent or `stop` is set; returns the updates done in all."""
-    queue = LocalTrajectoryQueue(config.num_fresh, config.queue_capacity, config.timeout_s)
+    share = nodes.share(config)
+    queue = LocalTrajectoryQueue(share.num_fresh, share.queue_capacity, config.timeout_s)
     store = LocalParameterStore(config.timeout_s)
-    inference = nodes.make_inference(config, agent)
+    inference = nodes.make_inference(share, agent)
     loop = LearnerLoop(config, agent, workdir, store if inference is None else ParameterStores(store, inference))
-    replay = nodes.make_replay(config)
+    replay = nodes.make_replay(share)
     node_stop = threading.Event()
 
     def stop_all():
@@ -73,11 +74,11 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     threads = NodeThreads(on_failure=stop_all)
     try:
         for index in range(config.actor.num_actors):
-            threads.start(f'actor {index}', lambda i=index: nodes.act(config, agent, i, queue, store, inference))
+            threads.start(f'actor {index}', lambda i=index: nodes.act(share, agent, i, queue, store, inference))
         if inference is not None:
             threads.start('inference', inference.run)
             loop.log_with(inference.metrics)
-        if config.evaluator.episodes:
+        if share.evaluator.episodes:
             threads.start('evaluator', lambda: nodes.evaluate_beside(config, agent, store, workdir, node_stop))
         loop.run(lambda: replay.mix(queue.get_batch()), stop)
     finally:

@@ -1,0 +1,54 @@
+"""Trains on all hosts of a pod, each of which runs this: python launch/tpu_pod.py --config FILE --workdir DIR"""
+
+import sys
+
+from impala_jax import command_line
+from impala_jax.command_line import PodArguments
+from impala_jax.config import ConfigError
+from impala_jax.runtimes import supervisor
+
+
+def main() -> None:
+    """What a person starts: one host, or several simulated ones; or, started by its supervisor, a host's program."""
+    try:
+        arguments = command_line.pod_arguments()
+    except ConfigError as error:
+        sys.exit(f'error: {error}')
+    script = [sys.executable, sys.argv[0]]
+    if arguments.simulate_hosts is not None:
+        command = [*script, *arguments.of_training]
+        sys.exit(supervisor.simulate(arguments.simulate_hosts, arguments.simulate_devices, command))
+    if arguments.supervisor is None:
+        sys.exit(supervisor.supervise([*script, *sys.argv[1:]], arguments.parent))
+
+    from impala_jax.metrics import quiet_libraries
+
+    quiet_libraries()  # Before they are imported.
+
+    from impala_jax.runtimes import pod
+
+    channel = supervisor.Channel(arguments.supervisor)
+    pod.end_process(lambda: command_line.main(lambda: train(arguments, channel)))
+
+
+def train(arguments: PodArguments, channel: supervisor.Channel) -> None:
+    from impala_jax.metrics import print_summary
+    from impala_jax.runtimes import pod
+    from impala_jax.runtimes.run import default_runtime, run
+
+    config, workdir, runtime = arguments.train
+    runtime = runtime or default_runtime()
+    with pod.told(channel):
+        pod.join(arguments.coordinator, arguments.num_hosts, arguments.host_id, config.timeout_s)
+        preflight = pod.meet(config, channel, arguments.coordinator)
+        own_workdir = pod.workdir_of_host(workdir)
+        is_first = own_workdir == workdir
+        if is_first:
+            print('\n'.join([*preflight, f'Runtime     {runtime}']), flush=True)
+        run(config, own_workdir, runtime)
+    if is_first:
+        print_summary(workdir)
+
+
+if __name__ == '__main__':
+    main()

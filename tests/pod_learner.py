@@ -1,0 +1,42 @@
+"""One of two hosts, with its half of the batches of test_learner.py: python pod_learner.py HOST COORDINATOR FILE"""
+
+import sys
+
+import jax
+import numpy as np
+from test_learner import NETWORK, SPEC, B, T, make_batch, make_config
+
+from impala_jax.agent import Agent
+from impala_jax.config import OptimizerConfig
+from impala_jax.learner import Learner
+from impala_jax.runtimes import pod
+from impala_jax.trajectory_queue import columns
+
+NUM_UPDATES = 20
+CONFIG = make_config(total_updates=NUM_UPDATES, optimizer=OptimizerConfig(learning_rate=0.01))
+
+
+def main(host: int, coordinator: str, file: str) -> None:
+    pod.join(coordinator, 2, host, timeout_s=60.0)
+    agent = Agent(NETWORK, SPEC)
+    learner = Learner(CONFIG, agent)
+    state = learner.init(jax.random.PRNGKey(host))  # The first host's counts.
+    results = {}
+    for i in range(NUM_UPDATES):
+        half = columns(make_batch(i), host * B // 2, (host + 1) * B // 2)
+        state, logs, gathered = learner.update(state, learner.put(half), waited_s=host + i)
+        results |= {f'version/{i}': gathered.version, f'return/{i}': gathered.info.episode_return}
+        results |= {f'waited_s/{i}': gathered.note.waited_s, f'loss/{i}': logs['loss']}
+    results |= {f'leaf/{i}': leaf for i, leaf in enumerate(jax.tree.leaves(state))}
+    results = {name: np.array(value, copy=True) for name, value in results.items()}  # The state is donated.
+    # The second host has to stop, and has nothing to learn from; the first one finds out.
+    part = half if host == 0 else agent.empty_trajectory(T, B // 2)
+    state, _, gathered = learner.update(state, learner.put(part), stop=host == 1)
+    results['stop'] = np.array(gathered.note.stop)
+    results |= {f'stopped_leaf/{i}': np.array(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+    np.savez(file, **results)
+    jax.distributed.shutdown()
+
+
+if __name__ == '__main__':
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
