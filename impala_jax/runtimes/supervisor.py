@@ -214,7 +214,7 @@ class _Supervisor:
         """Until the program has ended."""
         self._start(self._wait, 'program')
         self._start(self._listen, 'channel')
-        said: dict[str, Any] | None = None
+        said: End | None = None
         deadline, killed = None, False
         while True:
             try:
@@ -229,8 +229,8 @@ class _Supervisor:
                 self._host, self._names = value['host'], value['names']
                 self._start(lambda joined=value: self._connect(**joined), 'hosts')
             elif what == 'said':
-                said = value
-                self._tell(End(self._host, **said))
+                said = End(self._host, value['reason'], value['follows'])
+                self._tell(said)
             elif what == 'host':
                 self._heard(value)
             if what == 'said' or (what == 'host' and value.reason):
@@ -240,12 +240,12 @@ class _Supervisor:
                 self._kill()  # What it has left behind.
                 return self._end(said, killed)
 
-    def _end(self, said: dict[str, Any] | None, killed: bool) -> End:
+    def _end(self, said: End | None, killed: bool) -> End:
         code = self._program.returncode
         if code == 0:
             return End(self._host, '', False)
         if said is not None:
-            return End(self._host, **said)
+            return said
         if killed:
             return End(self._host, 'it did not end by itself', True)
         if code < 0:
@@ -324,7 +324,7 @@ class _Supervisor:
         deadline = time.monotonic() + _CONNECT_S
         if host:
             try:
-                connected = socket.create_connection(tuple(address), timeout=_CONNECT_S)
+                connected = socket.create_connection((address[0], address[1]), timeout=_CONNECT_S)
             except OSError as error:
                 where = f'{address[0]}:{address[1]}'
                 reason = f'host {host} cannot reach its supervisor at {where} ({error}); open all ports between hosts'
