@@ -274,7 +274,7 @@ class ActorConfig:
     """Actors; each steps a vector of environments with one batched inference a step."""
 
     num_actors: int = 2
-    """Of each host, in the program itself; 0 only with `serve_actors`: all act on other machines."""
+    """Of each host; 0 only with `serve_actors`: all act on other machines."""
     num_envs: int = 16
     """Environments an actor."""
     inference: Literal['actor', 'accelerator'] = 'actor'

@@ -204,7 +204,7 @@ class ImpalaNetwork(nn.Module):
             elif self.config.instructions:
                 leaves.append(InstructionEncoder(self.config.num_word_ids, dtype=_compute_dtype(self.config))(leaf))
         x = leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=-1)
-        x = x.reshape(num_steps, batch, -1).astype(jnp.float32)
+        x = x.reshape(num_steps, batch, -1)
 
         if self.config.core == 'lstm':
             # Nothing of the episode before is seen at an episode's first step.

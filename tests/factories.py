@@ -115,6 +115,23 @@ def fails_and_notes_when(seed: int) -> dm_env.Environment:
     return Failing(seed=seed)
 
 
+def fails_where_told(seed: int) -> dm_env.Environment:
+    """Catch, whose every step fails after the first 1,000 of its process where the environment has FAILS_HERE."""
+    from impala_jax.environments.catch import Catch
+
+    class FailingLater(Catch):
+        def step(self, action):
+            _steps.append(1)
+            if 'FAILS_HERE' in os.environ and len(_steps) > 1000:
+                raise ZeroDivisionError('the emulator is on fire')
+            return super().step(action)
+
+    return FailingLater(seed=seed)
+
+
+_steps: list[int] = []
+
+
 def rewards_nan(seed: int) -> dm_env.Environment:
     """Catch whose rewards are not numbers."""
     from impala_jax.environments.catch import Catch

@@ -231,10 +231,6 @@ class TestUpdate:
         assert {shard.data.shape for shard in on_mesh.initial_state[0].addressable_shards} == {(1, 6)}
         assert_equal(host(on_mesh.timesteps), batch.timesteps)
 
-
-def _pairs(a, b):
-    return zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-
     def test_a_host_that_stops_stops_the_update(self, learner):
         """Counts and optimiser included: as if the batch had never been."""
         state, _, gathered = learner.update(learner.init(jax.random.PRNGKey(0)), learner.put(make_batch(0)))
@@ -250,6 +246,10 @@ def _pairs(a, b):
         _, _, gathered = learner.update(learner.init(jax.random.PRNGKey(0)), learner.put(batch), waited_s=0.5)
         assert_equal(host((gathered.info, gathered.version, gathered.task)), (batch.info, batch.version, batch.task))
         assert np.array(gathered.note.waited_s).tolist() == [0.5, 0.5]
+
+
+def _pairs(a, b):
+    return zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
 
 
 def test_what_is_new_comes_first_whichever_host_it_is_from():

@@ -22,9 +22,8 @@ from impala_jax.learner import Learner
 from impala_jax.runtimes import nodes, pod
 
 TWO_BY_TWO = ['--simulate-hosts', '2', '--simulate-devices', '2']
-SMALL = (
-    '--runtime threads --evaluator.episodes 4 --actor.num-actors 1 --actor.num-envs 8 --network.mlp-sizes 16'.split()
-)
+SMALL = '--evaluator.episodes 4 --actor.num-actors 1 --actor.num-envs 8 --network.mlp-sizes 16'.split()
+RUNTIMES = ['threads', pytest.param('launchpad', marks=[pytest.mark.launchpad, pytest.mark.slow])]
 
 
 def free_address():
@@ -77,9 +76,14 @@ def test_one_process_four_devices_and_two_hosts_learn_the_same(tmp_path):
         np.testing.assert_array_equal(first[f'stopped_leaf/{i}'], leaf)
 
 
-def start(workdir, *arguments, hosts=TWO_BY_TWO):
-    command = ['launch/tpu_pod.py', '--config', 'configs/catch.py', '--workdir', str(workdir), *SMALL, *hosts]
-    return programs.start(workdir, *command, *arguments)
+def start(workdir, *arguments, runtime='threads', hosts=TWO_BY_TWO, environment=None):
+    command = ['launch/tpu_pod.py', '--config', 'configs/catch.py', '--workdir', str(workdir), '--runtime', runtime]
+    return programs.start(workdir, *command, *SMALL, *hosts, *arguments, environment=environment)
+
+
+def by_hand(i, address):
+    """The options of one of two hosts on two machines."""
+    return ['--coordinator', address, '--num-hosts', '2', '--host-id', str(i)]
 
 
 def rows_of(workdir):
@@ -117,23 +121,25 @@ def kill(process, workdir, host):
     assert not marked_processes(workdir)
 
 
-def test_a_killed_host_ends_all_and_all_resume(tmp_path):
+@pytest.mark.parametrize('runtime', RUNTIMES)
+def test_a_killed_host_ends_all_and_all_resume(runtime, tmp_path):
     """The second host, and then the first one, whose end JAX answers by aborting all others."""
-    process = start(tmp_path, *ENDLESS, *OFTEN)
+    process = start(tmp_path, *ENDLESS, *OFTEN, runtime=runtime)
     wait_for(lambda: steps_of(tmp_path), process)
     kill(process, tmp_path, 1)
     saved = steps_of(tmp_path)[-1]
     first_row = rows_of(tmp_path)[0]
     assert first_row['learner_steps'] <= saved
 
-    process = start(tmp_path, *ENDLESS, *OFTEN)
+    process = start(tmp_path, *ENDLESS, *OFTEN, runtime=runtime)
     wait_for(lambda: steps_of(tmp_path)[-1] > saved and rows_of(tmp_path)[-1]['learner_steps'] > saved, process)
     assert rows_of(tmp_path)[0] == first_row, 'they began anew'
     kill(process, tmp_path, 0)
 
 
-def test_all_stop_after_the_same_update_and_finish_later(tmp_path):
-    process = start(tmp_path, *ENDLESS)
+@pytest.mark.parametrize('runtime', RUNTIMES)
+def test_all_stop_after_the_same_update_and_finish_later(runtime, tmp_path):
+    process = start(tmp_path, *ENDLESS, runtime=runtime)
     wait_for(lambda: rows_of(tmp_path), process)
     os.kill(pid_of(tmp_path, 1, is_program=False), signal.SIGTERM)
     code, _, stderr = finish(process, 60)
@@ -147,7 +153,7 @@ def test_all_stop_after_the_same_update_and_finish_later(tmp_path):
     # The rest, on more frames.
     config = command_line.load_config_file(str(ROOT / 'configs' / 'catch.py'))
     frames = (saved + 10) * config.frames_per_update
-    process = start(tmp_path, '--total-frames', str(frames))
+    process = start(tmp_path, '--total-frames', str(frames), runtime=runtime)
     code, stdout, stderr = finish(process, 120)
     assert code == 0 and not stderr.strip(), stdout + stderr
     assert 'Devices     4 x cpu' in stdout and '16 a host, 8 a device' in stdout
@@ -155,19 +161,46 @@ def test_all_stop_after_the_same_update_and_finish_later(tmp_path):
     assert row['learner_steps'] == saved + 10 and row['frames'] == frames
     # Of all hosts: games of Catch last ten steps.
     assert row['episodes'] == pytest.approx(frames / 10, rel=0.1)
-    [scores] = [json.loads(line) for line in (tmp_path / 'evaluations.jsonl').read_text().splitlines()]
+    *_, scores = [json.loads(line) for line in (tmp_path / 'evaluations.jsonl').read_text().splitlines()]
     assert scores['frames'] == frames and scores['episodes'] == 4
     assert not marked_processes(tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('runtime', ['threads', pytest.param('launchpad', marks=pytest.mark.launchpad)])
+def test_a_host_whose_environments_fail_stops_all(runtime, tmp_path):
+    """Started by hand, as on two machines. The first host, which fails nowhere, writes the checkpoint."""
+    address = free_address()
+    failing = ['--environment.name', 'factories:fails_where_told', '--environment.processes', '1']
+    first, second = (
+        start(
+            tmp_path,
+            *ENDLESS,
+            *failing,
+            runtime=runtime,
+            hosts=by_hand(i, address),
+            environment={'FAILS_HERE': '1'} if i else None,
+        )
+        for i in range(2)
+    )
+    code, _, stderr = finish(second, 120)
+    assert code == 1 and 'Traceback' in stderr and 'the emulator is on fire' in stderr
+    code, _, stderr = finish(first, 60)
+    assert code not in (0, None)
+    told, last = stderr.splitlines()
+    assert 'stopped with another host' in told
+    assert 'host 1 (' in last and 'the emulator is on fire' in last
+    assert len(steps_of(tmp_path)) == 1
+    assert not marked_processes(tmp_path)
+
+
 def test_hosts_that_differ_are_refused(tmp_path):
-    """Started by hand, as on two machines."""
     address = free_address()
     hosts = [
         start(
             tmp_path / str(i),
             *['--loss.discount', f'0.9{i}'],
-            hosts=['--coordinator', address, '--num-hosts', '2', '--host-id', str(i)],
+            hosts=by_hand(i, address),
         )
         for i in range(2)
     ]

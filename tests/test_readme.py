@@ -36,13 +36,13 @@ MARKS = {'atari57': [pytest.mark.slow, pytest.mark.atari], 'dmlab30': [pytest.ma
 
 def test_nothing_in_the_readme_is_left_out():
     """A command of a new kind has to be added here."""
-    others = [line for line in LINES if line not in TRAIN + POD + JOINED + EVALUATE + PLOT + ABLATE + PBT + EXPERTS]
+    others = [line for line in LINES if line not in TRAIN + JOINED + POD + EVALUATE + PLOT + ABLATE + PBT + EXPERTS]
     # CI runs the first two; requirements/install.sh, and so every run of CI, does what the third does.
     assert others == ['make train', 'make test', "pip install -e '.[atari,video,plot]'"]
     assert (
         len(TRAIN) == 9
-        and len(POD) == 1
         and len(JOINED) == 2
+        and len(POD) == 1
         and len(EVALUATE) == 2
         and len(PLOT) == 5
         and len(ABLATE) == 1
@@ -90,11 +90,6 @@ def test_training_commands(line, tmp_path):
     assert 'Trained' in run([*arguments, *SMALL, *SUITES.get(suite_of(line), [])], tmp_path, environment)
 
 
-def test_pod_command(tmp_path):
-    stdout = run([*arguments_of(POD[0], tmp_path), *SMALL], tmp_path)
-    assert '4 x cpu' in stdout and 'Trained' in stdout
-
-
 @pytest.mark.launchpad
 def test_commands_for_actors_on_other_machines(tmp_path):
     """As they stand, but for a port that is free here, and less to do."""
@@ -110,6 +105,11 @@ def test_commands_for_actors_on_other_machines(tmp_path):
         actors.terminate()
         code, stdout, stderr = programs.finish(actors, 60)
     assert code == 0 and 'joined the learner' in stdout, stdout + stderr
+
+
+def test_pod_command(tmp_path):
+    stdout = run([*arguments_of(POD[0], tmp_path), *SMALL], tmp_path)
+    assert '4 x cpu' in stdout and 'Trained' in stdout
 
 
 def test_evaluation_and_plot_commands(tmp_path):

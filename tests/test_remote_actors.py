@@ -14,6 +14,7 @@ import numpy as np
 import programs
 import pytest
 from programs import finish, marked_processes, wait_for
+from test_transport import in_thread
 
 import impala_jax
 from impala_jax import checkpoint, environments
@@ -131,6 +132,38 @@ def test_a_writer_of_an_earlier_start_is_refused():
         with pytest.raises(ServerLost, match='trajectories-first was not found'):
             queue.put(make_trajectories(1, 1))
         queue.close()
+
+
+# A learner that takes no trajectories, so that the queue fills up.
+STUCK_LEARNER = """
+import jax, rlax, reverb, time, test_remote_actors as t
+from impala_jax.agent import Agent
+from impala_jax.runtimes.reverb_transport import ReverbParameterStore
+with t.server() as address:
+    params = Agent(t.CONFIG.network, t.SPEC).init(jax.random.PRNGKey(0))
+    ReverbParameterStore(reverb.Client(address), params, 20.0, 'parameters-test').publish(0, params)
+    t.announce(address)
+    print(address, flush=True)
+    time.sleep(100)
+"""
+
+
+def test_an_actor_that_waits_for_a_killed_learner_is_told(tmp_path, monkeypatch):
+    """Reverb itself would let it wait for room in the queue until its time-out."""
+    import reverb
+
+    monkeypatch.setattr('impala_jax.runtimes.reverb_actors._WATCH_INTERVAL_S', 0.1)
+    monkeypatch.setattr('impala_jax.runtimes.reverb_actors._ANSWER_TIMEOUT_S', 1)
+    learner, stop = programs.start(tmp_path, '-c', STUCK_LEARNER), threading.Event()
+    address = learner.stdout.readline().strip()
+    thread, errors = in_thread(lambda: join(address, stop=stop))
+    client = reverb.Client(address)
+    wait_for(lambda: client.server_info(timeout=5)['trajectories-test'].current_size == 8, learner)
+    learner.kill()
+    finish(learner)
+    thread.join(CONFIG.timeout_s - 5)
+    stop.set()
+    assert not thread.is_alive() and 'no learner at localhost' in str(errors[0])
 
 
 def test_tasks_are_left_to_other_machines_in_turn():

@@ -100,7 +100,7 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     progress.unlink(missing_ok=True)
     suffix = f'-{secrets.token_hex(8)}'
     stop_program = lp.make_program_stopper(config.launch_type)
-    setup = _Setup(config, agent.spec, workdir, stop_program, suffix, nodes.make_inference(config, agent))
+    setup = _Setup(config, agent.spec, workdir, stop_program, suffix, nodes.make_inference(nodes.share(config), agent))
     program = build_program(setup)
     on_cpu = PythonProcess(env={'JAX_PLATFORMS': 'cpu'})
     in_processes = config.launch_type == 'local_mp'
@@ -209,8 +209,8 @@ def _learner(setup: _Setup, client: reverb.Client) -> None:
 
 def _actor(setup: _Setup, client: reverb.Client, index: int) -> None:
     with _node(setup, client) as connection:
-        config = nodes.share(setup.config)
-        nodes.act(config, connection.agent, index, connection.queue, connection.store, setup.inference)
+        share = nodes.share(setup.config)
+        nodes.act(share, connection.agent, index, connection.queue, connection.store, setup.inference)
 
 
 def _inference(setup: _Setup, client: reverb.Client) -> None:

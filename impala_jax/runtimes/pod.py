@@ -7,7 +7,6 @@ mesh spans the devices of all hosts, and `nodes.share` is what this host has of 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -26,6 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from impala_jax import config as config_lib
+from impala_jax.code_version import code_version
 from impala_jax.config import Config, ConfigError
 from impala_jax.learner import HostLost, choose_devices
 from impala_jax.runtimes import nodes
@@ -158,20 +158,19 @@ def workdir_of_host(workdir: Path) -> Path:
 
 def code_versions() -> dict[str, str]:
     """What must be the same on all hosts: Python, the packages that compute, and the source of this one."""
-    package = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob('*.py')):
-        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
     return {
         'python': platform.python_version(),
-        'impala_jax': digest.hexdigest()[:12],
+        'impala_jax': code_version(),
         **{name: metadata.version(name) for name in _VERSIONS_OF},
     }
 
 
 @contextlib.contextmanager
 def told(channel: Channel) -> Iterator[None]:
-    """Tells the supervisor why what is inside fails, and whether that began on another host."""
+    """Tells the supervisor why what is inside fails, and whether that began on another host.
+
+    Hosts that stopped in step leave together: none takes the others with it before they have said why.
+    """
     try:
         yield
     except BaseException as error:
@@ -183,6 +182,8 @@ def told(channel: Channel) -> Iterator[None]:
             or (isinstance(error, NodeFailure) and f'{HostLost.__module__}.{HostLost.__qualname__}:' in reason)
         )
         channel.ended(reason, follows)
+        if not follows and jax.distributed.is_initialized():
+            jax.distributed.shutdown()  # For as long as the supervisor lets it.
         raise
 
 

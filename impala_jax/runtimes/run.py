@@ -40,8 +40,11 @@ class Interrupted(Exception):
     resumes it."""
 
     def __init__(self, signal_number: int, frames: int, workdir: Path):
-        cause = f'by signal {signal_number}' if signal_number else 'with another host'
-        super().__init__(f'stopped {cause} at {frames:,} frames; the same command resumes from {workdir}')
+        if signal_number:
+            text = f'stopped by signal {signal_number} at {frames:,} frames; the same command resumes from {workdir}'
+        else:
+            text = f'stopped with another host at {frames:,} frames; the same command on every host resumes'
+        super().__init__(text)
         self.signal_number = signal_number
 
 

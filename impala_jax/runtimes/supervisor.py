@@ -214,7 +214,7 @@ class _Supervisor:
         """Until the program has ended."""
         self._start(self._wait, 'program')
         self._start(self._listen, 'channel')
-        said: dict[str, Any] | None = None
+        said: End | None = None
         deadline, killed = None, False
         while True:
             try:
@@ -229,21 +229,23 @@ class _Supervisor:
                 self._host, self._names = value['host'], value['names']
                 self._start(lambda joined=value: self._connect(**joined), 'hosts')
             elif what == 'said':
-                said = value
+                said = End(self._host, value['reason'], value['follows'])
+                self._tell(said)
             elif what == 'host':
                 self._heard(value)
-                if value.reason and not killed and deadline is None:
+            if what == 'said' or (what == 'host' and value.reason):
+                if not killed and deadline is None:
                     deadline = time.monotonic() + _ENDING_S
-            else:
+            if what == 'ended':
                 self._kill()  # What it has left behind.
                 return self._end(said, killed)
 
-    def _end(self, said: dict[str, Any] | None, killed: bool) -> End:
+    def _end(self, said: End | None, killed: bool) -> End:
         code = self._program.returncode
         if code == 0:
             return End(self._host, '', False)
         if said is not None:
-            return End(self._host, **said)
+            return said
         if killed:
             return End(self._host, 'it did not end by itself', True)
         if code < 0:
@@ -260,7 +262,7 @@ class _Supervisor:
 
     def _conclude(self, end: End) -> int:
         """Tells the others, and the person, how it ended; returns the exit status."""
-        self._tell(end)
+        self._tell(end)  # Whoever has heard it from the program takes no notice.
         if not end.reason:
             return 0
         status = _status(self._program.returncode)

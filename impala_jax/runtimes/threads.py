@@ -59,7 +59,7 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     share = nodes.share(config)
     queue = LocalTrajectoryQueue(share.num_fresh, share.queue_capacity, config.timeout_s)
     store = LocalParameterStore(config.timeout_s)
-    inference = nodes.make_inference(config, agent)
+    inference = nodes.make_inference(share, agent)
     loop = LearnerLoop(config, agent, workdir, store if inference is None else ParameterStores(store, inference))
     replay = nodes.make_replay(share)
     node_stop = threading.Event()
