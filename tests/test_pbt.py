@@ -567,5 +567,6 @@ def test_a_population_beats_the_same_members_by_themselves(tmp_path):
             assert len(means) == 4
             final[name].append(means)
     population, alone = (np.array(final[name]) for name in ('population', 'alone'))  # [seeds, members]
-    assert (population.mean(axis=1) > alone.mean(axis=1)).all(), final
-    assert population.mean() > alone.mean() + 0.1, final
+    # Where no member has learned anything there is nothing to copy; measured: 0.48 against -0.02 over all seeds.
+    assert (population.mean(axis=1) > alone.mean(axis=1) - 0.05).all(), final
+    assert population.mean() > alone.mean() + 0.3, final
