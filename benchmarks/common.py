@@ -62,7 +62,7 @@ def matmul_peak(size: int = 2048, repeats: int = 10) -> float:
     return 2 * size**3 / min(times)
 
 
-def text(values: Sequence[float], digits: int = 0) -> str:
+def text(values: Sequence[float], digits: int) -> str:
     """`median [lowest, highest]`."""
     s = summary(values)
     return f'{s["median"]:,.{digits}f} [{s["lowest"]:,.{digits}f}, {s["highest"]:,.{digits}f}]'
@@ -74,6 +74,8 @@ def report(title: str, rows: Sequence[Mapping[str, Any]], about: Mapping[str, An
     A list of numbers in a row is shown as its median and range, and written as it is.
     """
     console = Console()
+    if not console.is_terminal:
+        console.width = 120
     console.print(', '.join(f'{name} {value}' for name, value in about.items()), highlight=False)
     table = Table(title=title, title_justify='left')
     for name in rows[0]:
@@ -87,7 +89,7 @@ def report(title: str, rows: Sequence[Mapping[str, Any]], about: Mapping[str, An
 
 def _cell(value: Any) -> str:
     if isinstance(value, list):
-        return text(value)
+        return text(value, 0 if np.median(value) >= 100 else 2)
     return f'{value:,.2f}' if isinstance(value, float) else str(value)
 
 
