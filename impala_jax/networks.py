@@ -34,13 +34,17 @@ def _image_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) ->
     Images are not negative and mostly background, to which any other filter answers with a large constant: half of the
     filters would be negative nearly everywhere from the start, and their ReLUs dead.
     """
-    kernel = _relu_init(key, shape, dtype)
+    return _centred(_relu_init(key, shape, dtype))
+
+
+def _centred(kernel: Array) -> Array:
+    """[H, W, C, filters] -> the same, with each filter's mean taken out."""
     return kernel - kernel.mean(axis=(0, 1, 2), keepdims=True)
 
 
 def _centred_conv(images: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
     """A convolution whose filters have their mean taken out."""
-    return jax.lax.conv_general_dilated(images, kernel - kernel.mean(axis=(0, 1, 2), keepdims=True), *args, **kwargs)
+    return jax.lax.conv_general_dilated(images, _centred(kernel), *args, **kwargs)
 
 
 class ShallowTorso(nn.Module):

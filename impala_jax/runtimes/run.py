@@ -30,9 +30,8 @@ class RunResult(NamedTuple):
     workdir: Path
     frames: int
     learner_steps: int
-    evaluation: (
-        Evaluation | None
-    )  # of the last parameters; None without an evaluator, and on other hosts than the first
+    # Of the last parameters; None without an evaluator, and on other hosts than the first.
+    evaluation: Evaluation | None
 
 
 class Interrupted(Exception):
