@@ -179,6 +179,8 @@ class LossConfig:
     discount: float = 0.99
     baseline_cost: float = 0.5
     entropy_cost: float = 0.01
+    entropy_schedule: Literal['linear', 'constant'] = 'constant'
+    """`linear`: the entropy cost falls to 0 at `total_frames`. The paper's is constant."""
     reward_clip: Literal['unit', 'asymmetric', 'asymmetric_paper', 'none'] = 'unit'
     """In the learner; the reported returns stay raw. `unit`: to [-1, 1]. `asymmetric`, for DMLab-30: 5 tanh(r / 5), and
     0.3 times that where r is negative, as in the released code. `asymmetric_paper`: 0.3 min(tanh r, 0) +

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,12 +70,9 @@ class HostLost(RuntimeError):
     """An update over several hosts failed: most likely one of them is gone."""
 
 
-def learning_rate_schedule(
-    config: OptimizerConfig, total_updates: int, learning_rate: Array | float | None = None
-) -> optax.Schedule:
-    """Updates applied -> learning rate, from the configuration's or from `learning_rate`, a scalar."""
-    start = config.learning_rate if learning_rate is None else learning_rate
-    return optax.linear_schedule(start, 0.0 if config.schedule == 'linear' else start, total_updates)
+def make_schedule(kind: Literal['linear', 'constant'], start: Array | float, total_updates: int) -> optax.Schedule:
+    """Updates applied -> `start`, a scalar; if `linear`, less and less of it, and nothing after the last."""
+    return optax.linear_schedule(start, 0.0 if kind == 'linear' else start, total_updates)
 
 
 def make_optimizer(
@@ -138,7 +135,7 @@ class Learner:
         """A fresh state, on the mesh."""
         params = jax.jit(self._agent.init)(key)  # One program, which is cached.
         statistics = popart.init(self._agent.spec.num_tasks) if self._config.popart.enabled else ()
-        optimizer = make_optimizer(self._config.optimizer, self._schedule(self._hyperparameters))
+        optimizer = make_optimizer(self._config.optimizer, lambda _: self._hyperparameters.learning_rate)
         zero = np.zeros([], np.int32)
         return self.restore(LearnerState(params, optimizer.init(params), statistics, zero, zero, zero))
 
@@ -187,35 +184,32 @@ class Learner:
     def _put(self, sharding: NamedSharding, tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
 
-    def _schedule(self, hyperparameters: Hyperparameters) -> optax.Schedule:
-        config = self._config
-        return learning_rate_schedule(config.optimizer, config.total_updates, hyperparameters.learning_rate)
-
     def _update(
         self, state: LearnerState, batch: Trajectory, hyperparameters: Hyperparameters, note: HostNote
     ) -> tuple[LearnerState, dict[str, Array], Gathered]:
+        config = self._config
+        # By this state's count, not the optimiser's own: a state copied from another run has that one's.
+        applied = state.num_updates - state.skipped
+        total = config.total_updates
+        learning_rate = make_schedule(config.optimizer.schedule, hyperparameters.learning_rate, total)(applied)
+        entropy_cost = make_schedule(config.loss.entropy_schedule, hyperparameters.entropy_cost, total)(applied)
+
         def loss_fn(params):
             output, _ = self._agent.unroll(params, batch.timesteps, batch.initial_state)
             scale = None
-            if self._config.popart.enabled:
+            if config.popart.enabled:
                 values, scale = popart.unnormalise(state.popart, output.values, batch.task)
                 output = output._replace(values=values)
-            return impala_loss(
-                output, batch, self._config.loss, self._config.vtrace, scale, hyperparameters.entropy_cost
-            )
+            return impala_loss(output, batch, config.loss, config.vtrace, scale, entropy_cost)
 
         (loss, details), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         grad_norm = optax.tree.norm(gradient)
-        # By this state's count, not the optimiser's own: a state copied from another run has that one's.
-        learning_rate = self._schedule(hyperparameters)(state.num_updates - state.skipped)
-        optimizer = make_optimizer(self._config.optimizer, lambda _: learning_rate, hyperparameters.epsilon)
+        optimizer = make_optimizer(config.optimizer, lambda _: learning_rate, hyperparameters.epsilon)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         statistics = state.popart
-        if self._config.popart.enabled:
-            statistics = popart.update(
-                state.popart, details.value_targets, details.mask, batch.task, self._config.popart
-            )
+        if config.popart.enabled:
+            statistics = popart.update(state.popart, details.value_targets, details.mask, batch.task, config.popart)
             baseline = popart.preserve_outputs(params['params']['baseline'], state.popart, statistics)
             params = {**params, 'params': {**params['params'], 'baseline': baseline}}
 
@@ -239,6 +233,7 @@ class Learner:
             **details.logs,
             'grad_norm': grad_norm,
             'learning_rate': learning_rate,
+            'entropy_cost': entropy_cost,
             'skipped_updates': state.skipped,
             'skipped_in_a_row': state.skipped_in_a_row,
         }

@@ -10,14 +10,22 @@ import pytest
 
 from impala_jax.agent import Agent
 from impala_jax.checkpoint import steps
-from impala_jax.config import Config, ConfigError, LearnerConfig, NetworkConfig, OptimizerConfig, ReplayConfig
+from impala_jax.config import (
+    Config,
+    ConfigError,
+    LearnerConfig,
+    LossConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    ReplayConfig,
+)
 from impala_jax.learner import (
     Learner,
     LearnerLoop,
     NonFiniteGradients,
     _fresh_first,
-    learning_rate_schedule,
     make_optimizer,
+    make_schedule,
 )
 from impala_jax.parameter_store import LocalParameterStore
 from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec, StepInfo, TimeStep, Trajectory
@@ -76,10 +84,8 @@ class TestOptimizer:
     @pytest.mark.parametrize('momentum', [0.0, 0.9])
     def test_rmsprop_is_tensorflows(self, momentum):
         """ms = decay ms + (1 - decay) g^2, from 1; mom = momentum mom + lr g / sqrt(ms + eps); w = w - mom."""
-        config = OptimizerConfig(
-            learning_rate=0.1, schedule='constant', epsilon=0.01, momentum=momentum, max_grad_norm=np.inf
-        )
-        optimizer = make_optimizer(config, learning_rate_schedule(config, 100))
+        config = OptimizerConfig(epsilon=0.01, momentum=momentum, max_grad_norm=np.inf)
+        optimizer = make_optimizer(config, lambda _: 0.1)
         rng = np.random.RandomState(0)
         w = rng.randn(6)
         params = jnp.asarray(w, jnp.float32)
@@ -109,12 +115,11 @@ class TestOptimizer:
         np.testing.assert_allclose(updates, [-0.5, 0.5], rtol=1e-3)
 
     def test_linear_schedule(self):
-        config = OptimizerConfig(learning_rate=0.5)
-        schedule = learning_rate_schedule(config, 10)
+        schedule = make_schedule('linear', 0.5, 10)
         np.testing.assert_allclose(
             [schedule(i) for i in range(12)], [0.5 - 0.05 * min(i, 10) for i in range(12)], rtol=1e-5
         )
-        optimizer = make_optimizer(config, schedule)
+        optimizer = make_optimizer(OptimizerConfig(), schedule)
         gradient = jnp.ones(1)
         state = optimizer.init(gradient)
         steps = []
@@ -123,7 +128,7 @@ class TestOptimizer:
             steps.append(float(updates[0]))
         assert all(step < 0 for step in steps[:10])
         assert steps[10:] == [0, 0]
-        constant = learning_rate_schedule(OptimizerConfig(learning_rate=0.5, schedule='constant'), 10)
+        constant = make_schedule('constant', 0.5, 10)
         assert {float(constant(i)) for i in (0, 5, 10, 100)} == {0.5}
 
     @pytest.mark.parametrize('max_grad_norm', [1.0, 5.0, 7.0, np.inf])
@@ -207,6 +212,21 @@ class TestUpdate:
         before = host(state.params)
         state, _, _ = learner.update(state, learner.put(make_batch()))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-8), host(state.params), before)
+
+    @pytest.mark.parametrize('schedule', ['constant', 'linear'])
+    def test_the_entropy_cost_can_fall_too(self, schedule):
+        config = make_config(optimizer=OptimizerConfig(learning_rate=1e-12))  # The entropy stays the same.
+        config = dataclasses.replace(config, loss=LossConfig(entropy_cost=0.02, entropy_schedule=schedule))
+        learner = Learner(config, Agent(NETWORK, SPEC))
+        state = learner.init(jax.random.PRNGKey(0))
+        costs, losses = [], []
+        for _ in range(20):
+            state, logs, _ = learner.update(state, learner.put(make_batch()))
+            costs.append(float(logs['entropy_cost']))
+            losses.append(float(logs['loss'] - logs['policy_loss'] - logs['baseline_loss']) / float(logs['entropy']))
+        left = 1 - np.arange(20) / 20 if schedule == 'linear' else np.ones(20)
+        np.testing.assert_allclose(costs, 0.02 * left, rtol=1e-4)
+        np.testing.assert_allclose(losses, losses[0] * left, rtol=1e-3)
 
     def test_one_device_equals_eight(self):
         """After 20 updates of a large learning rate, within what the order of a sum changes."""
