@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import time
 
@@ -70,6 +71,15 @@ def unpicklable(seed: int) -> dm_env.Environment:
 
 def raises_when_built(seed: int) -> dm_env.Environment:
     raise OSError('no such level')
+
+
+def raises_when_another_learns(seed: int) -> dm_env.Environment:
+    """Cannot be built, once a file of metrics that METRICS, a glob pattern, names has rows."""
+    deadline = time.monotonic() + 60
+    while not any(os.path.getsize(path) for path in glob.glob(os.environ['METRICS'])):
+        assert time.monotonic() < deadline, f'no rows in {os.environ["METRICS"]}'
+        time.sleep(0.02)
+    return raises_when_built(seed)
 
 
 def different(seed: int) -> dm_env.Environment:

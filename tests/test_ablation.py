@@ -138,9 +138,10 @@ def test_a_cell_that_fails_ends_the_sweep_with_its_name(tmp_path):
 
 
 @pytest.mark.timeout(120)
-def test_a_cell_that_fails_ends_the_others(tmp_path):
+def test_a_cell_that_fails_ends_the_others(tmp_path, monkeypatch):
     # The process it failed in is idle by then, the other one busy. On Python 3.12 the sweep waited for that for ever.
-    wrong = small(environment=EnvironmentConfig(name='cach'))
+    monkeypatch.setenv('METRICS', str(tmp_path / 'cells' / '*' / 'metrics.jsonl'))
+    wrong = small(environment=EnvironmentConfig(name='factories:raises_when_another_learns'))
     cells = Grid({'catch': small(total_frames=2_000_000), 'wrong': wrong}, {'seed': (3,)}).cells()
     with pytest.raises(CellFailed, match='task=wrong'):
         run_sweep(cells, tmp_path, 2)
