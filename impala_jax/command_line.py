@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from impala_jax import allocator
 from impala_jax.config import Config, ConfigError, closest, to_dict
 
 if TYPE_CHECKING:
@@ -168,6 +169,7 @@ def main(body: Callable[[], None]) -> NoReturn:
     from impala_jax.learner import HostLost
     from impala_jax.runtimes.run import Interrupted, NodeFailure
 
+    allocator.keep_memory()  # Before JAX starts its threads.
     try:
         body()
     except (ConfigError, CheckpointError, HostLost) as error:

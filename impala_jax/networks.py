@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from impala_jax import layers
 from impala_jax.config import ConfigError, NetworkConfig
+from impala_jax.layers import Conv
 from impala_jax.types import FIRST, INSTRUCTION, Array, EnvironmentSpec, PyTree, TimeStep
 
 
@@ -34,17 +36,7 @@ def _image_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) ->
     Images are not negative and mostly background, to which any other filter answers with a large constant: half of the
     filters would be negative nearly everywhere from the start, and their ReLUs dead.
     """
-    return _centred(_relu_init(key, shape, dtype))
-
-
-def _centred(kernel: Array) -> Array:
-    """[H, W, C, filters] -> the same, with each filter's mean taken out."""
-    return kernel - kernel.mean(axis=(0, 1, 2), keepdims=True)
-
-
-def _centred_conv(images: Array, kernel: Array, *args: Any, **kwargs: Any) -> Array:
-    """A convolution whose filters have their mean taken out."""
-    return jax.lax.conv_general_dilated(images, _centred(kernel), *args, **kwargs)
+    return layers.centred(_relu_init(key, shape, dtype))
 
 
 class ShallowTorso(nn.Module):
@@ -61,19 +53,10 @@ class ShallowTorso(nn.Module):
     def __call__(self, images: Array) -> Array:
         """[N, H, W, C] -> [N, hidden_size]."""
         x = images
-        init, apply = _image_init, _centred_conv if self.centre_filters else None
+        init, centre = _image_init, self.centre_filters
         for channels, kernel, stride in zip(self.channels, self.kernels, self.strides, strict=True):
-            conv = nn.Conv(
-                channels,
-                (kernel, kernel),
-                (stride, stride),
-                padding='VALID',
-                kernel_init=init,
-                dtype=self.dtype,
-                conv_general_dilated=apply,
-            )
-            x = nn.relu(conv(x))
-            init, apply = _relu_init, None
+            x = nn.relu(Conv(channels, kernel, stride, 'VALID', centre=centre, kernel_init=init, dtype=self.dtype)(x))
+            init, centre = _relu_init, False
         dense = nn.Dense(self.hidden_size, kernel_init=_relu_init, dtype=self.dtype)
         return nn.relu(dense(x.reshape(x.shape[0], -1)))
 
@@ -86,8 +69,8 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[N, H, W, C] -> [N, H, W, C]."""
-        y = nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype)(nn.relu(x))
-        y = nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype)(nn.relu(y))
+        y = Conv(x.shape[-1], 3, dtype=self.dtype)(nn.relu(x))
+        y = Conv(x.shape[-1], 3, dtype=self.dtype)(nn.relu(y))
         return x + y
 
 
@@ -103,8 +86,7 @@ class DeepTorso(nn.Module):
         """[N, H, W, C] -> [N, hidden_size]."""
         x = images
         for channels in self.channels:
-            x = nn.Conv(channels, (3, 3), dtype=self.dtype)(x)
-            x = nn.max_pool(x, (3, 3), (2, 2), padding='SAME')
+            x = Conv(channels, 3, pool=True, dtype=self.dtype)(x)
             for _ in range(2):
                 x = ResidualBlock(self.dtype)(x)
         x = nn.relu(x)

@@ -11,7 +11,7 @@ quiet_libraries()  # Before they are imported.
 import importlib.util  # noqa: E402
 import threading  # noqa: E402
 
-from impala_jax import allocator, command_line, compilation_cache  # noqa: E402
+from impala_jax import command_line, compilation_cache  # noqa: E402
 from impala_jax.config import Config, ConfigError  # noqa: E402
 from impala_jax.runtimes.nodes import StopSignals  # noqa: E402
 
@@ -43,7 +43,6 @@ def act() -> None:
 
     from impala_jax.runtimes import reverb_actors
 
-    allocator.keep_memory()
     compilation_cache.keep_programs()
     stop = threading.Event()
     with StopSignals(stop):

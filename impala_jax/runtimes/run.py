@@ -66,6 +66,7 @@ def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunR
       Interrupted: SIGTERM or SIGINT; the checkpoint is written.
       Exception: whatever ended a node of the run.
     """
+    allocator.keep_memory()
     runtime = default_runtime() if runtime is None else runtime
     if runtime not in RUNTIMES:
         raise ConfigError(f'unknown runtime {runtime!r}; {closest(runtime, RUNTIMES)}')
@@ -86,7 +87,6 @@ def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunR
     share = nodes.share(config)
     agent = Agent(config.network, environments.spec(config.environment), config.popart.enabled)
     write_run_config(workdir, config)
-    allocator.keep_memory()
     compilation_cache.keep_programs()
 
     stop = threading.Event()
