@@ -65,13 +65,15 @@ def seconds_of_parts(config: Config, repeats: int = 5) -> dict[str, float]:
     return {name: float(np.median(seconds)) / frames[name] for name, seconds in times.items()}
 
 
-def frames_per_second(config: str, runtime: str, seconds: float, overrides: list[str]) -> float:
-    """Of a run that is ended after `seconds` of training."""
+def frames_per_second(
+    config: str | Path, runtime: str, seconds: float, overrides: list[str], script: str = 'local.py'
+) -> float:
+    """Of a run of `launch/<script>` that is ended after `seconds` of training."""
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder) / 'run'
-        command = [sys.executable, ROOT / 'launch' / 'local.py', '--config', config, '--workdir', workdir]
+        command = [sys.executable, ROOT / 'launch' / script, '--config', config, '--workdir', workdir]
         command += ['--runtime', runtime, '--logging.interval-s', '1', '--evaluator.episodes', '0', *overrides]
-        environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+        environment = {'PYTHONPATH': str(ROOT), **os.environ}
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             metrics, deadline, end = workdir / 'metrics.jsonl', time.monotonic() + 300, None

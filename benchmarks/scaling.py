@@ -1,0 +1,113 @@
+"""Throughput against the number of environments and of learners, beside the ideal line.
+
+    python benchmarks/scaling.py [--step-ms 50] [--envs 1 4 16 64 256] [--per-actor 1 8] [--hosts 1 2 4]
+                                 [--runtime threads launchpad] [--seconds 15] [--repeats 1] [--plot FILE] [--json FILE]
+
+The environments are synthetic (`synthetic.py`): a step takes a set time and no core, so that a small machine can show
+what many would do. Environments: `launch/local.py` with one learner, in actors of `--per-actor` environments each; the
+ideal is environments / step time. Learners: `launch/tpu_pod.py --simulate-hosts`, 8 actors of 8 environments and a
+batch of 8 a host; the ideal is the number of hosts times the throughput of one. All programs share this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import machine, report
+from end_to_end import ROOT, frames_per_second
+
+BENCHMARKS = Path(__file__).resolve().parent
+CONFIG = BENCHMARKS / 'synthetic.py'
+ACTORS_PER_HOST, ENVS_PER_ACTOR = 8, 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--step-ms', type=float, default=50.0, help='of an environment (default: %(default)g)')
+    parser.add_argument('--envs', type=int, nargs='*', default=(1, 4, 16, 64, 256), help='in all, with one learner')
+    parser.add_argument('--per-actor', type=int, nargs='+', default=(1, 8), help='environments of an actor')
+    parser.add_argument('--hosts', type=int, nargs='*', default=(1, 2, 4), help='learners, each of a host')
+    parser.add_argument('--runtime', nargs='+', default=('threads', 'launchpad'))
+    parser.add_argument('--seconds', type=float, default=15.0, help='of training, each run')
+    parser.add_argument('--repeats', type=int, default=1, help='runs of each')
+    parser.add_argument('--plot', type=Path, help='draw the rows into this png or svg file')
+    parser.add_argument('--json', type=Path, help='write the numbers to this file')
+    args = parser.parse_args()
+    os.environ['SYNTHETIC_STEP_S'] = str(args.step_ms / 1e3)
+    os.environ['PYTHONPATH'] = f'{ROOT}{os.pathsep}{BENCHMARKS}'
+    about, rows = machine(), []
+
+    def measure(kind: str, size: int, script: str, overrides: dict[str, Any], runtime: str) -> list[float]:
+        flags = [text for name, value in overrides.items() for text in (f'--{name}', str(value))]
+        rates = [frames_per_second(CONFIG, runtime, args.seconds, flags, script) for _ in range(args.repeats)]
+        print(f'{kind}, {runtime}: {size}: {np.median(rates):,.0f} steps/s', flush=True)
+        return rates
+
+    for runtime in args.runtime:
+        for per_actor in args.per_actor:
+            for envs in args.envs:
+                if envs % per_actor:
+                    continue
+                overrides = {'actor.num-actors': envs // per_actor, 'actor.num-envs': per_actor}
+                # No more than all actors yield at once: a larger batch would come in bursts of several updates.
+                overrides['learner.batch-size'] = min(max(envs, 1), 32)
+                kind = f'environments, {per_actor} an actor'
+                rates = measure(kind, envs, 'local.py', overrides, runtime)
+                rows.append(row(kind, runtime, envs, rates, envs * 1e3 / args.step_ms))
+        alone = None
+        for hosts in args.hosts:
+            overrides = {
+                'simulate-hosts': hosts,
+                'actor.num-actors': ACTORS_PER_HOST,
+                'actor.num-envs': ENVS_PER_ACTOR,
+                'learner.batch-size': ENVS_PER_ACTOR * hosts,
+            }
+            rates = measure('learners', hosts, 'tpu_pod.py', overrides, runtime)
+            alone = float(np.median(rates)) / hosts if alone is None else alone
+            rows.append(row('learners', runtime, hosts, rates, alone * hosts))
+    report(f'synthetic environments of {args.step_ms:g} ms a step', rows, about, args.json)
+    if args.plot is not None:
+        plot(rows, args.plot)
+
+
+def row(kind: str, runtime: str, size: int, rates: list[float], ideal: float) -> dict[str, Any]:
+    share = float(np.median(rates)) / ideal
+    return {'of': kind, 'runtime': runtime, 'number': size, 'steps/s': rates, 'ideal': ideal, 'of the ideal': share}
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Two panels: environments, on logarithmic axes, and learners."""
+    import matplotlib
+
+    matplotlib.use('agg')
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), layout='constrained')
+    for axes, title in zip(panels, ('environments', 'learners'), strict=True):
+        lines: dict[str, list[dict[str, Any]]] = {}
+        for line in rows:
+            if line['of'].startswith(title):
+                lines.setdefault(f'{line["of"].partition(", ")[2]} {line["runtime"]}'.strip().replace('actor ', 'actor, '), []).append(line)
+        for name, points in lines.items():
+            numbers = [point['number'] for point in points]
+            rates = [np.median(point['steps/s']) for point in points]
+            axes.plot(numbers, rates, marker='o', markersize=4, alpha=0.8, label=name)
+        ideal = sorted({(line['number'], line['ideal']) for line in rows if line['of'].startswith(title)})
+        axes.plot(*zip(*ideal, strict=True), color='gray', linestyle=':', label='ideal')
+        scale = 'log' if title == 'environments' else 'linear'
+        axes.set(xscale=scale, yscale=scale, xlabel=title, ylabel='steps/s')
+        numbers = sorted({number for number, _ in ideal})
+        axes.set_xticks(numbers, numbers)
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    print(f'figure: {path}')
+
+
+if __name__ == '__main__':
+    main()
