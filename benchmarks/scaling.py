@@ -91,7 +91,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         lines: dict[str, list[dict[str, Any]]] = {}
         for line in rows:
             if line['of'].startswith(title):
-                lines.setdefault(f'{line["of"].partition(", ")[2]} {line["runtime"]}'.strip().replace('actor ', 'actor, '), []).append(line)
+                actors = line['of'].partition(', ')[2]
+                lines.setdefault(f'{actors}, {line["runtime"]}' if actors else line['runtime'], []).append(line)
         for name, points in lines.items():
             numbers = [point['number'] for point in points]
             rates = [np.median(point['steps/s']) for point in points]
