@@ -54,7 +54,7 @@ def main() -> None:
                     continue
                 overrides = {'actor.num-actors': envs // per_actor, 'actor.num-envs': per_actor}
                 # No more than all actors yield at once: a larger batch would come in bursts of several updates.
-                overrides['learner.batch-size'] = min(max(envs, 1), 32)
+                overrides['learner.batch-size'] = min(envs, 32)
                 kind = f'environments, {per_actor} an actor'
                 rates = measure(kind, envs, 'local.py', overrides, runtime)
                 rows.append(row(kind, runtime, envs, rates, envs * 1e3 / args.step_ms))

@@ -9,15 +9,7 @@ import dm_env
 import numpy as np
 from dm_env import specs
 
-from impala_jax import (
-    ActorConfig,
-    Config,
-    EnvironmentConfig,
-    EvaluatorConfig,
-    LearnerConfig,
-    LoggingConfig,
-    NetworkConfig,
-)
+from impala_jax import Config, EnvironmentConfig, LearnerConfig, NetworkConfig
 
 
 class Synthetic(dm_env.Environment):
@@ -64,13 +56,10 @@ def environment(seed: int) -> dm_env.Environment:
 
 
 def get_config() -> Config:
-    """A small network: neither actors nor learner are to be the limit."""
+    """A small network: neither actors nor learner are to be the limit. `scaling.py` sets batch and actors."""
     return Config(
         total_frames=10**9,
         environment=EnvironmentConfig(name='synthetic:environment'),
         network=NetworkConfig(torso='mlp', mlp_sizes=(64,)),
-        learner=LearnerConfig(batch_size=4, unroll_length=20, num_devices=1),
-        actor=ActorConfig(num_actors=1, num_envs=1),
-        evaluator=EvaluatorConfig(episodes=0),
-        logging=LoggingConfig(interval_s=1.0),
+        learner=LearnerConfig(unroll_length=20, num_devices=1),
     )
