@@ -1,8 +1,9 @@
 """Packaging. `requirements/` holds exact pins of everything here, for each Python; the Makefile installs those."""
 
+import importlib.util
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 CORE = [
     'chex>=0.1.90',
@@ -45,6 +46,24 @@ DEV = [
 ]
 NOTEBOOKS = ['ipykernel>=6.29', 'nbclient>=0.10']
 
+
+def kernels() -> list[Extension]:
+    """The CPU kernels, loaded with ctypes. Without a C++ compiler the installation goes on without them."""
+    jaxlib = importlib.util.find_spec('jaxlib')
+    if jaxlib is None or jaxlib.origin is None:
+        return []
+    return [
+        Extension(
+            'impala_jax._kernels',
+            ['impala_jax/kernels.cc'],
+            include_dirs=[str(Path(jaxlib.origin).parent / 'include')],
+            extra_compile_args=['-std=c++17', '-O3', '-march=native'],
+            language='c++',
+            optional=True,
+        )
+    ]
+
+
 README = Path(__file__).parent / 'README.md'
 
 setup(
@@ -56,6 +75,7 @@ setup(
     python_requires='>=3.10,<3.14',
     packages=find_packages(include=['impala_jax', 'impala_jax.*']),
     package_data={'impala_jax': ['**/*.csv']},
+    ext_modules=kernels(),
     install_requires=CORE,
     extras_require={
         'atari': ATARI,

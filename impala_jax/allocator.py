@@ -12,6 +12,7 @@ import logging
 import platform
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+_NEVER = -1  # The largest number is 2 GB, less than what an update may need.
 
 
 def keep_memory() -> bool:
@@ -24,7 +25,7 @@ def keep_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     kept = all(
         mallopt(option, value)
-        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26), (_M_ARENA_MAX, 1))
+        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, 2**26), (_M_ARENA_MAX, 1))
     )
     if not kept:
         logging.getLogger(__name__).warning('glibc refused the allocator settings; updates on the CPU will be slower')

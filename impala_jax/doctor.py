@@ -91,6 +91,20 @@ print(*(f'{name} {version(name)}' for name in ('flax', 'optax', 'chex', 'orbax-c
         required=True,
     ),
     Check(
+        'CPU kernels',
+        """
+import jax.numpy as jnp
+from impala_jax import kernels
+if kernels.REASON:
+    raise ModuleNotFoundError(kernels.REASON)
+convolution = kernels.Convolution(stride=1, padding='SAME', relu=False, pool=False)
+outputs, _ = kernels.conv(convolution, jnp.ones([1, 8, 8, 16]), jnp.ones([3, 3, 16, 16]), jnp.zeros(16))
+assert outputs[0, 4, 4, 0] == 9 * 16, outputs[0, 4, 4, 0]
+print('convolutions compiled for this processor')
+""",
+        f'install g++ (without it convolutions take several times as long on the CPU), then: {_ANEW}',
+    ),
+    Check(
         'runtime launchpad',
         """
 import sys

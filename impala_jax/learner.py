@@ -125,9 +125,18 @@ class Learner:
         self._config = config
         self._agent = agent
         self._num_local_devices = len(mesh.local_devices)
-        self._replicated = NamedSharding(mesh, PartitionSpec())
-        self._time_major = NamedSharding(mesh, PartitionSpec(None, 'batch'))
-        self._batch_major = NamedSharding(mesh, PartitionSpec('batch'))
+        replicated, time_major, batch_major = PartitionSpec(), PartitionSpec(None, 'batch'), PartitionSpec('batch')
+        self._replicated = NamedSharding(mesh, replicated)
+        self._time_major = NamedSharding(mesh, time_major)
+        self._batch_major = NamedSharding(mesh, batch_major)
+        # By itself XLA would gather all frames on every device: of time x batch in one axis it cannot split the batch.
+        self._unroll: Any = jax.shard_map(
+            agent.unroll,
+            mesh=mesh,
+            in_specs=(replicated, time_major, batch_major),
+            out_specs=(time_major, batch_major),
+            check_vma=False,  # It does not know `impala_jax.kernels`.
+        )
         self._hyperparameters = Hyperparameters.of(config)
         self._compiled = jax.jit(self._update, donate_argnums=0, out_shardings=self._replicated)
 
@@ -195,7 +204,7 @@ class Learner:
         entropy_cost = make_schedule(config.loss.entropy_schedule, hyperparameters.entropy_cost, total)(applied)
 
         def loss_fn(params):
-            output, _ = self._agent.unroll(params, batch.timesteps, batch.initial_state)
+            output, _ = self._unroll(params, batch.timesteps, batch.initial_state)
             scale = None
             if config.popart.enabled:
                 values, scale = popart.unnormalise(state.popart, output.values, batch.task)

@@ -53,12 +53,14 @@ class ShallowTorso(nn.Module):
     def __call__(self, images: Array) -> Array:
         """[N, H, W, C] -> [N, hidden_size]."""
         x = images
-        init, centre = _image_init, self.centre_filters
-        for channels, kernel, stride in zip(self.channels, self.kernels, self.strides, strict=True):
-            x = nn.relu(Conv(channels, kernel, stride, 'VALID', centre=centre, kernel_init=init, dtype=self.dtype)(x))
-            init, centre = _relu_init, False
+        for i, size in enumerate(zip(self.channels, self.kernels, self.strides, strict=True)):
+            if i == 0:
+                layer = Conv(*size, 'VALID', centre=self.centre_filters, kernel_init=_image_init, dtype=self.dtype)
+            else:
+                layer = Conv(*size, 'VALID', relu=True, kernel_init=_relu_init, dtype=self.dtype)
+            x = layer(x)
         dense = nn.Dense(self.hidden_size, kernel_init=_relu_init, dtype=self.dtype)
-        return nn.relu(dense(x.reshape(x.shape[0], -1)))
+        return nn.relu(dense(nn.relu(x).reshape(x.shape[0], -1)))
 
 
 class ResidualBlock(nn.Module):
@@ -69,8 +71,8 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[N, H, W, C] -> [N, H, W, C]."""
-        y = Conv(x.shape[-1], 3, dtype=self.dtype)(nn.relu(x))
-        y = Conv(x.shape[-1], 3, dtype=self.dtype)(nn.relu(y))
+        y = Conv(x.shape[-1], 3, relu=True, dtype=self.dtype)(x)
+        y = Conv(x.shape[-1], 3, relu=True, dtype=self.dtype)(y)
         return x + y
 
 

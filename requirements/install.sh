@@ -29,7 +29,7 @@ fail() {
 fingerprint() {
   echo "$PWD"
   "$venv/bin/python" -c 'import sys; print(sys.version)'
-  cksum "$requirements" setup.py
+  cksum "$requirements" setup.py impala_jax/kernels.cc
 }
 
 complete() {
@@ -102,7 +102,11 @@ else
 fi
 echo "install: $(wc -l <"$requirements") packages from $requirements, which takes a minute or a few"
 "${install[@]}" --no-deps -r "$requirements"
+kernels=impala_jax/_kernels.cpython-${version//./}-*.so
+rm -f $kernels
 "${install[@]}" --no-deps --no-build-isolation --editable .
+compgen -G "$kernels" >/dev/null ||
+  echo "install: no C++ compiler, so convolutions take several times as long on this CPU; install g++, then: make clean-venv install"
 fingerprint >"$stamp.partial"
 mv "$stamp.partial" "$stamp"
 echo "install: $venv is complete"

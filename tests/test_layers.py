@@ -1,4 +1,6 @@
-"""The layers whose gradients are our own, against XLA's."""
+"""Convolutions by our kernels and by XLA: the same numbers, the same gradients."""
+
+import shutil
 
 import flax.linen as nn
 import jax
@@ -7,7 +9,14 @@ import numpy as np
 import pytest
 from programs import finish, start
 
-from impala_jax import layers
+from impala_jax import kernels, layers
+from impala_jax.kernels import Convolution
+
+needs_kernels = pytest.mark.skipif(bool(kernels.REASON), reason=f'kernels {kernels.REASON}')
+
+
+def test_kernels_are_there_if_they_could_be_compiled():
+    assert not kernels.REASON or not (shutil.which('g++') or shutil.which('clang++')), kernels.REASON
 
 
 def gradients(layer, cotangent_seed, *args):
@@ -25,65 +34,115 @@ def assert_same(ours, plain, tolerance=1e-5):
         assert np.abs(b).max() > 0
 
 
-@pytest.mark.parametrize(
-    ('height', 'width', 'channels', 'size', 'stride', 'filters'),
-    [
-        (84, 84, 4, 8, 4, 16),  # The shallow torso on Atari.
-        (20, 20, 16, 4, 2, 32),
-        (72, 96, 3, 8, 4, 16),  # On DMLab.
-        (17, 23, 16, 4, 2, 32),  # Its second: a row and a column are left over.
-        (9, 9, 8, 3, 1, 8),
-        (13, 14, 3, 6, 2, 5),
-        (11, 15, 2, 3, 3, 4),
-        (15, 15, 2, 5, 2, 4),  # 5 is no multiple of 2.
-    ],
-)
-def test_conv(height, width, channels, size, stride, filters):
-    images, kernel = (
-        jax.random.normal(jax.random.PRNGKey(i), shape)
-        for i, shape in enumerate(((5, height, width, channels), (size, size, channels, filters)))
+def arguments(images, height, width, channels, size, filters):
+    """Images, kernel and bias, of small integers, so that neighbours are often equal, and many are 0."""
+    keys = jax.random.split(jax.random.PRNGKey(0), 3)
+    return (
+        jnp.round(jax.random.normal(keys[0], (images, height, width, channels))),
+        jnp.round(jax.random.normal(keys[1], (size, size, channels, filters))),
+        jnp.round(jax.random.normal(keys[2], (filters,))),
     )
 
-    def plain(images, kernel):
-        return jax.lax.conv_general_dilated(
-            images, kernel, (stride, stride), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-        )
 
-    def ours(images, kernel):
-        return layers.conv(images, kernel, stride, 'VALID')
-
-    expected = gradients(plain, 2, images, kernel)
-    assert_same(gradients(ours, 2, images, kernel), expected)
-    np.testing.assert_array_equal(ours(images, kernel), expected[0])
+def both(convolution):
+    """The layer as it is chosen, and XLA's, both compiled."""
+    return (
+        jax.jit(lambda *args: layers.conv(convolution, *args)),
+        jax.jit(lambda *args: layers._plain_conv(convolution, *args)),
+    )
 
 
-def test_conv_in_bfloat16():
-    images, kernel = jnp.ones([2, 20, 20, 16], jnp.bfloat16) / 3, jnp.ones([4, 4, 16, 32], jnp.bfloat16) / 7
-    ours = gradients(lambda *args: layers.conv(*args, 2, 'VALID'), 2, images, kernel)
-    to_float = [x.astype(jnp.float32) for x in (images, kernel)]
-    plain = gradients(lambda *args: layers.conv(*args, 2, 'VALID'), 2, *to_float)
-    assert {x.dtype for x in jax.tree.leaves(ours)} == {jnp.bfloat16.dtype}
-    assert_same([x.astype(jnp.float32) for x in jax.tree.leaves(ours[0])], [plain[0]], 0.02)
+def runs_kernels(function, *args):
+    return 'impala_conv' in jax.jit(function).lower(*args).as_text()
 
 
+@needs_kernels
+@pytest.mark.parametrize(('relu', 'pool'), [(True, False), (False, True)])
+@pytest.mark.parametrize(
+    ('height', 'width', 'channels', 'size', 'stride', 'filters', 'padding'),
+    [
+        (84, 84, 4, 8, 4, 16, 'VALID'),  # The shallow torso on Atari.
+        (20, 20, 16, 4, 2, 32, 'VALID'),
+        (72, 96, 3, 8, 4, 16, 'VALID'),  # On DMLab.
+        (17, 23, 16, 4, 2, 32, 'VALID'),  # Its second: a row and a column are left over.
+        (9, 9, 64, 3, 1, 64, 'VALID'),  # The last of Mnih et al.'s.
+        (84, 84, 4, 3, 1, 16, 'SAME'),  # The deep torso on Atari.
+        (42, 42, 16, 3, 1, 32, 'SAME'),
+        (21, 21, 32, 3, 1, 32, 'SAME'),
+        (9, 12, 32, 3, 1, 32, 'SAME'),  # The end of it on DMLab.
+        (13, 14, 16, 5, 2, 48, 'SAME'),  # 5 is no multiple of 2.
+        (15, 15, 16, 5, 3, 16, 'SAME'),
+        (8, 9, 16, 2, 3, 16, 'VALID'),  # Pixels that no filter sees.
+        (2, 1, 16, 3, 1, 16, 'SAME'),
+        (11, 40, 5, 7, 1, 16, 'SAME'),  # Rows of 35 inputs.
+    ],
+)
+def test_kernels_are_xlas_convolution(height, width, channels, size, stride, filters, padding, relu, pool):
+    args = arguments(3, height, width, channels, size, filters)
+    ours, plain = both(Convolution(stride, padding, relu, pool))
+    assert runs_kernels(ours, *args) and not runs_kernels(plain, *args)
+    assert_same(gradients(ours, 2, *args), gradients(plain, 2, *args))
+
+
+@needs_kernels
+@pytest.mark.parametrize('pool', [False, True])
+def test_an_image_is_the_same_in_any_batch(pool):
+    """To the bit, so that what acts is what is learned from; and gradients are the same each time."""
+    images, kernel, bias = (0.1 * x for x in arguments(37, 21, 23, 16, 3, 32))  # Whose sums are rounded.
+    ours, _ = both(Convolution(1, 'SAME', True, pool))
+    outputs = ours(images, kernel, bias)
+    for part in (slice(0, 1), slice(3, 16), slice(30, 37)):
+        np.testing.assert_array_equal(ours(images[part], kernel, bias), outputs[part])
+    first = gradients(ours, 2, images, kernel, bias)
+    for _ in range(20):
+        jax.tree.map(np.testing.assert_array_equal, gradients(ours, 2, images, kernel, bias), first)
+
+
+@needs_kernels
+def test_what_is_not_finite_is_not_hidden():
+    """Neither by the ReLU nor by pooling."""
+    images, kernel, bias = arguments(2, 9, 9, 16, 3, 16)
+    ours, plain = both(Convolution(1, 'SAME', True, True))
+    for value in (jnp.nan, jnp.inf):
+        bad = images.at[1, 4, 4, 0].set(value)
+        np.testing.assert_array_equal(jnp.isnan(ours(bad, kernel, bias)), jnp.isnan(plain(bad, kernel, bias)))
+        assert not jnp.isfinite(ours(bad, kernel, bias)).all()
+
+
+@needs_kernels
+def test_members_of_a_population_side_by_side():
+    """A vmap over parameters."""
+    images, kernel, bias = arguments(2, 9, 9, 16, 3, 16)
+    ours, plain = (jax.vmap(function, in_axes=(None, 0, None)) for function in both(Convolution(1, 'SAME', True, True)))
+    kernels_ = jnp.stack([kernel, 2 * kernel])
+    assert_same(gradients(ours, 2, images, kernels_, bias), gradients(plain, 2, images, kernels_, bias))
+
+
+@pytest.mark.parametrize(('dtype', 'filters'), [(jnp.bfloat16, 16), (jnp.float32, 8)])
+def test_what_kernels_do_not_serve_is_xlas(dtype, filters):
+    args = [x.astype(dtype) for x in arguments(2, 20, 20, 4, 4, filters)]
+    ours, plain = both(Convolution(2, 'VALID', False, True))
+    assert not runs_kernels(ours, *args)
+    jax.tree.map(np.testing.assert_array_equal, gradients(ours, 2, *args), gradients(plain, 2, *args))
+
+
+@pytest.mark.parametrize('features', [8, 16])
 @pytest.mark.parametrize('pool', [False, True])
 @pytest.mark.parametrize(('size', 'stride', 'padding'), [(3, 1, 'SAME'), (4, 2, 'VALID')])
-def test_layer(size, stride, padding, pool):
-    """Parameters, outputs and gradients are those of flax's layer; with pooling, of flax's layer and then pooling."""
-    images = jnp.round(jax.random.normal(jax.random.PRNGKey(0), (3, 20, 22, 4)))  # Neighbours are often equal.
-    ours = layers.Conv(8, size, stride, padding, pool)
-    flax = nn.Conv(8, (size, size), (stride, stride), padding)
+def test_layer(size, stride, padding, pool, features):
+    """Parameters, outputs and gradients are those of flax's layers."""
+    images, _, bias = arguments(3, 20, 22, 4, size, features)
+    ours = layers.Conv(features, size, stride, padding, relu=True, pool=pool)
+    flax = nn.Conv(features, (size, size), (stride, stride), padding)
     params = ours.init(jax.random.PRNGKey(1), images)
     jax.tree.map(np.testing.assert_array_equal, params, flax.init(jax.random.PRNGKey(1), images))
-    params['params']['bias'] = jax.random.normal(jax.random.PRNGKey(2), (8,))
+    params['params']['bias'] = bias
 
     def plain(params, images):
-        y = flax.apply(params, images)
+        y = flax.apply(params, nn.relu(images))
         return nn.max_pool(y, (3, 3), (2, 2), 'SAME') if pool else y
 
-    expected = gradients(plain, 3, params, images)
-    assert_same(gradients(ours.apply, 3, params, images), expected)
-    np.testing.assert_array_equal(ours.apply(params, images), expected[0])
+    assert_same(gradients(ours.apply, 3, params, images), gradients(plain, 3, params, images))
 
 
 def test_filters_without_their_mean():
@@ -108,11 +167,13 @@ for _ in range(30):
 """
 
 
+def fewest_faults(folder, argument):
+    """The pages of 4 KiB that each of 30 calls with an output of 80 MB faults in: of the best call."""
+    status, output, errors = finish(start(folder, '-c', FAULTS, argument, environment={'JAX_PLATFORMS': 'cpu'}))
+    assert status == 0, errors
+    return min(map(int, output.split()))
+
+
 def test_memory_is_kept(tmp_path):
-    """Pages of 4 KiB that each of 30 calls with an output of 80 MB faults in: after a few calls none."""
-    lowest = {}
-    for argument in ('keep', 'default'):
-        status, output, errors = finish(start(tmp_path, '-c', FAULTS, argument, environment={'JAX_PLATFORMS': 'cpu'}))
-        assert status == 0, errors
-        lowest[argument] = min(map(int, output.split()))
-    assert lowest['keep'] < 100 and lowest['default'] > 19_000, lowest
+    assert fewest_faults(tmp_path, 'keep') < 100
+    assert fewest_faults(tmp_path, 'default') > 19_000

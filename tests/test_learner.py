@@ -1,6 +1,7 @@
 """The update: optimiser, mesh, what is skipped, what is compiled."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -250,6 +251,22 @@ class TestUpdate:
         assert {shard.data.shape for shard in on_mesh.timesteps.observation.addressable_shards} == {(T + 1, 1, 5)}
         assert {shard.data.shape for shard in on_mesh.initial_state[0].addressable_shards} == {(1, 6)}
         assert_equal(host(on_mesh.timesteps), batch.timesteps)
+
+    def test_no_observation_leaves_its_device(self, monkeypatch):
+        """Devices exchange gradients, sums, and what is only counted, which has no more axes than [T, B]."""
+        learner = Learner(make_config(), Agent(NETWORK, SPEC))
+        programs, compiled = [], learner._compiled
+
+        def update(*args):
+            programs.append(compiled.lower(*args).compile().as_text())
+            return compiled(*args)
+
+        monkeypatch.setattr(learner, '_compiled', update)
+        learner.update(learner.init(jax.random.PRNGKey(0)), learner.put(make_batch()))
+        ranks = [
+            shape.count(',') + 1 for shape in re.findall(r'= \w+\[([\d,]+)\]\S* all-(?:gather|to-all)', programs[0])
+        ]
+        assert ranks and max(ranks) <= 2, ranks
 
     def test_a_host_that_stops_stops_the_update(self, learner):
         """Counts and optimiser included: as if the batch had never been."""
