@@ -1,11 +1,11 @@
-"""Which compiled V-trace is faster here: `scan`, `associative_scan`, or RLax's.
+"""Which compiled V-trace is faster here: `auto`, `scan`, `associative_scan`, or RLax's.
 
     python benchmarks/vtrace.py [--shapes 20,32 1000,32] [--seconds 2] [--json FILE]
 
 Times targets and advantages together, jitted, inputs on the device. The variants take turns, so that what else the
 machine does hits all of them alike; a row gives the median of a call and, in brackets, the 10th and 90th percentile.
-RLax fixes c_bar to 1 and works on one trajectory at a time, so it is mapped over the batch. `auto` in
-`impala_jax.vtrace` is what this measures to be faster.
+RLax fixes c_bar to 1 and works on one trajectory at a time, so it is mapped over the batch. `auto` is the kernel on a
+CPU, where that was compiled, else the one of the two scans that this measures to be faster.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import rlax
 from common import machine
 
-from impala_jax import vtrace
+from impala_jax import allocator, vtrace
 
 SHAPES = ((20, 32), (80, 32), (100, 256), (1000, 32))
 
@@ -49,6 +49,7 @@ def with_rlax(log_rhos, discounts, rewards, values, bootstrap_value):
 
 
 VARIANTS = {
+    'auto': functools.partial(vtrace.from_importance_weights, implementation='auto'),
     'scan': functools.partial(vtrace.from_importance_weights, implementation='scan'),
     'associative_scan': functools.partial(vtrace.from_importance_weights, implementation='associative_scan'),
     'rlax': with_rlax,
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument('--json', type=Path, help='also written there')
     args = parser.parse_args()
 
+    allocator.keep_memory()
     about = {**machine(), 'rlax': rlax.__version__}
     print(', '.join(f'{name} {value}' for name, value in about.items()))
     print('\nmicroseconds a call: median [10th, 90th percentile]\n')

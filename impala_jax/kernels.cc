@@ -1,4 +1,4 @@
-// Convolutions on the CPU, forward and backward, for XLA to call; impala_jax/kernels.py has shapes and meaning.
+// Convolutions, forward and backward, and V-trace on the CPU, for XLA to call; impala_jax/kernels.py has the shapes.
 //
 // All arrays are float32, images NHWC, filters [height, width, channels, filters], the number of filters a multiple of
 // 16. An image at a time is worked on, so that it and its gradients stay in a core's cache; images are shared out over
@@ -392,6 +392,55 @@ void KernelGradient(const Convolution& c, ffi::ThreadPool& threads, const float*
   }
 }
 
+// exp to about two units of the last place; 1 at 0, 0 at minus infinity. Cephes' polynomial.
+inline Vector Exp(Vector x) {
+  x = x > 89.0f ? Vector{} + 89.0f : x;  // Infinity from 88.73 on.
+  x = x < -104.0f ? Vector{} - 104.0f : x;  // 0 from -103.98 on.
+  constexpr float kRound = 12582912.0f;  // 1.5 x 2^23: what is added to it loses its fraction.
+  const Vector n = (x * 1.44269504f + kRound) - kRound;
+  const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Vector y = Vector{} + 1.9875691500e-4f;
+  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) y = y * r + c;
+  y = y * r * r + r + 1.0f;
+  // Times 2^n in two steps: a float's exponent may be too small for n.
+  const Integers half = __builtin_convertvector(n, Integers) >> 1, rest = __builtin_convertvector(n, Integers) - half;
+  return y * (Vector)((half + 127) << 23) * (Vector)((rest + 127) << 23);
+}
+
+struct VTrace {
+  int64_t steps, batch;
+  const float *log_rhos, *discounts, *rewards, *values, *bootstrap;
+  float rho_bar, c_bar, pg_rho_bar, lambda;
+  float *vs, *advantages;
+};
+
+// `count` columns of [T, B], at most 16, from the last step to the first; see impala_jax/vtrace.py.
+void VTraceColumns(const VTrace& v, int64_t first, int64_t count) {
+  const auto load = [&](const float* from) {
+    if (count == kLanes) return Load<Vector>(from);
+    Vector some = {};
+    std::memcpy(&some, from, count * sizeof(float));
+    return some;
+  };
+  const auto store = [&](float* to, Vector some) {
+    if (count == kLanes) return Store(to, some);
+    std::memcpy(to, &some, count * sizeof(float));
+  };
+  const auto clip = [](Vector ratio, float bar) { return ratio > bar ? Vector{} + bar : ratio; };
+  Vector next_value = load(v.bootstrap + first), next_target = next_value, correction = {};
+  for (int64_t at = (v.steps - 1) * v.batch + first; at >= 0; at -= v.batch) {
+    const Vector ratio = Exp(load(v.log_rhos + at)), discount = load(v.discounts + at), value = load(v.values + at);
+    const Vector reward = load(v.rewards + at);
+    const Vector delta = clip(ratio, v.rho_bar) * (reward + discount * next_value - value);
+    correction = delta + discount * (v.lambda * clip(ratio, v.c_bar)) * correction;
+    const Vector target = value + correction;
+    store(v.vs + at, target);
+    store(v.advantages + at, clip(ratio, v.pg_rho_bar) * (reward + discount * next_target - value));
+    next_value = value;
+    next_target = target;
+  }
+}
+
 using Floats = ffi::Buffer<ffi::F32>;
 using Winners = ffi::Buffer<ffi::U8>;
 template <typename T>
@@ -427,6 +476,27 @@ ffi::Error ImageGradientCall(ffi::ThreadPool threads, Floats images, Floats kern
   ImageGradient(Describe(images.dimensions(), kernel.dimensions(), stride, top, left, rows, columns, relu, pool),
                 threads, images.typed_data(), kernel.typed_data(), gradients.typed_data(), winners.typed_data(),
                 out->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error VTraceCall(Floats log_rhos, Floats discounts, Floats rewards, Floats values, Floats bootstrap,
+                      Result<Floats> vs, Result<Floats> advantages, float rho_bar, float c_bar, float pg_rho_bar,
+                      float lambda) {
+  const int64_t steps = log_rhos.dimensions()[0], batch = log_rhos.dimensions()[1];
+  const VTrace v{steps,
+                 batch,
+                 log_rhos.typed_data(),
+                 discounts.typed_data(),
+                 rewards.typed_data(),
+                 values.typed_data(),
+                 bootstrap.typed_data(),
+                 rho_bar,
+                 c_bar,
+                 pg_rho_bar,
+                 lambda,
+                 vs->typed_data(),
+                 advantages->typed_data()};
+  for (int64_t i = 0; i < batch; i += kLanes) VTraceColumns(v, i, std::min<int64_t>(kLanes, batch - i));
   return ffi::Error::Success();
 }
 
@@ -481,3 +551,17 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(impala_conv_image_gradient, ImageGradientCall,
                                                  .Arg<Floats>()
                                                  .Arg<Winners>()
                                                  .Ret<Floats>()));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(impala_vtrace, VTraceCall,
+                              ffi::Ffi::Bind()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Attr<float>("rho_bar")
+                                  .Attr<float>("c_bar")
+                                  .Attr<float>("pg_rho_bar")
+                                  .Attr<float>("lambda"));

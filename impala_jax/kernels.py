@@ -1,13 +1,14 @@
-"""The convolutions of `kernels.cc`, which XLA's CPU backend calls in place of its own.
+"""Convolutions and V-trace of `kernels.cc`, which XLA's CPU backend calls in place of its own.
 
-They are compiled when the project is installed; without a compiler they are missing, `REASON` says so, and
-`impala_jax/layers.py` goes on with XLA's. What they gain is in `docs/performance.md`.
+They are compiled when the project is installed; without a compiler they are missing, `REASON` says so, and all goes on
+with XLA's. What they gain is in `docs/performance.md`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +37,12 @@ def serve(images: Array, kernel: Array) -> bool:
 def serve_image_gradient(images: Array) -> bool:
     """Whether `image_gradient` can, too; the images of a first layer need none."""
     return images.shape[-1] % _LANES == 0
+
+
+def serve_vtrace(arrays: Sequence[Array], constants: Sequence[Any]) -> bool:
+    """Whether `vtrace` can compute this: float32 on the CPU, with `constants` that are none of the program's inputs."""
+    given = not any(isinstance(constant, jax.Array) for constant in constants)
+    return not REASON and jax.default_backend() == 'cpu' and given and all(x.dtype == jnp.float32 for x in arrays)
 
 
 def conv(convolution: Convolution, images: Array, kernel: Array, bias: Array) -> tuple[Array, Array]:
@@ -67,6 +74,28 @@ def image_gradient(convolution: Convolution, images: Array, kernel: Array, winne
     return call(images, kernel, gradient, winners, **_attributes(convolution, images, kernel))
 
 
+def vtrace(
+    log_rhos: Array,
+    discounts: Array,
+    rewards: Array,
+    values: Array,
+    bootstrap_value: Array,
+    thresholds: tuple[float | None, float | None, float | None],
+    lambda_: float,
+) -> tuple[Array, Array]:
+    """Targets and advantages, [T, B], of `impala_jax.vtrace.from_importance_weights`; all arrays are float32.
+
+    `thresholds` are rho_bar, c_bar and that of the advantages.
+    """
+    attributes = {
+        name: np.float32(np.inf if threshold is None else threshold)
+        for name, threshold in zip(('rho_bar', 'c_bar', 'pg_rho_bar'), thresholds, strict=True)
+    }
+    attributes['lambda'] = np.float32(lambda_)
+    result = jax.ShapeDtypeStruct(log_rhos.shape, jnp.float32)
+    return _call('impala_vtrace', (result, result))(log_rhos, discounts, rewards, values, bootstrap_value, **attributes)
+
+
 def _call(name: str, result):
     return jax.ffi.ffi_call(name, result, vmap_method='sequential')
 
@@ -94,7 +123,7 @@ def _load() -> str:
     if not library.impala_supported():
         return 'compiled for another processor: install this project again, on this machine'
     try:
-        for name in ('impala_conv', 'impala_conv_kernel_gradient', 'impala_conv_image_gradient'):
+        for name in ('impala_conv', 'impala_conv_kernel_gradient', 'impala_conv_image_gradient', 'impala_vtrace'):
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform='cpu')
     except jax.errors.JaxRuntimeError as error:  # Of a jaxlib whose interface is another.
         return f'refused by jaxlib, install this project again: {error}'

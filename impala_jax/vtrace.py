@@ -1,7 +1,8 @@
 """V-trace (Espeholt et al., 2018, section 4.1) and the corrections it is compared with (section 5.2.2), compiled.
 
 The recurrence `a_t = delta_t + gamma_t c_t a_{t+1}`, with `a_t = v_t - V(x_t)`, is linear, so it can run backwards
-step by step (`lax.scan`) or as a parallel prefix (`lax.associative_scan`) in O(log T) steps.
+step by step (`lax.scan`) or as a parallel prefix (`lax.associative_scan`) in O(log T) steps. On the CPU the whole of it
+is one kernel, where that was compiled.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from impala_jax import kernels
 from impala_jax.types import Array
 
 
@@ -51,7 +53,8 @@ def from_importance_weights(
       clip_c_threshold: c_bar, in the trace; None for no clipping.
       clip_pg_rho_threshold: rho_bar of the advantages; None for no clipping.
       lambda_: multiplies the trace coefficients (remark 2).
-      implementation: 'scan', 'associative_scan', or 'auto': the one measured to be faster (benchmarks/vtrace.py).
+      implementation: 'scan', 'associative_scan', or 'auto': on a CPU the kernel, where it was compiled, else the scan
+        measured to be faster (benchmarks/vtrace.py).
 
     Returns:
       VTraceReturns, each [T, B] float32.
@@ -62,6 +65,12 @@ def from_importance_weights(
     chex.assert_rank([log_rhos, discounts, rewards, values, bootstrap_value], [2, 2, 2, 2, 1])
     chex.assert_equal_shape([log_rhos, discounts, rewards, values])
     chex.assert_equal_shape([values[0], bootstrap_value])
+
+    arrays = jax.lax.stop_gradient((log_rhos, discounts, rewards, values, bootstrap_value))
+    thresholds = (clip_rho_threshold, clip_c_threshold, clip_pg_rho_threshold)
+    if implementation == 'auto' and kernels.serve_vtrace(arrays, (*thresholds, lambda_)):
+        return VTraceReturns(*kernels.vtrace(*arrays, thresholds, lambda_))
+    log_rhos, discounts, rewards, values, bootstrap_value = arrays
 
     ratios = jnp.exp(log_rhos)
     rhos = _clip(ratios, clip_rho_threshold)
@@ -74,7 +83,7 @@ def from_importance_weights(
     # The advantage uses v_{t+1}, not V(x_{t+1}): appendix E.3.
     vs_t_plus_1 = jnp.concatenate([vs[1:], bootstrap_value[None]])
     pg_advantages = pg_rhos * (rewards + discounts * vs_t_plus_1 - values)
-    return VTraceReturns(jax.lax.stop_gradient(vs), jax.lax.stop_gradient(pg_advantages))
+    return VTraceReturns(vs, pg_advantages)
 
 
 def corrected_returns(

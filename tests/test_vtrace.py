@@ -11,10 +11,10 @@ import rlax
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from impala_jax import vtrace
+from impala_jax import kernels, vtrace
 from impala_jax.vtrace import VTraceReturns
 
-IMPLEMENTATIONS = ['scan', 'associative_scan']
+IMPLEMENTATIONS = ['scan', 'associative_scan', 'auto']  # `auto` is the kernel where it was compiled.
 
 
 def reference(
@@ -76,7 +76,7 @@ def assert_close(actual, expected, rtol=1e-4, atol=1e-4):
     np.testing.assert_allclose(actual.pg_advantages, expected.pg_advantages, rtol, atol)
 
 
-@pytest.mark.parametrize('implementation', [*IMPLEMENTATIONS, 'auto'])
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
 @pytest.mark.parametrize(
     'knobs',
     [
@@ -96,10 +96,47 @@ def test_equation_1(implementation, knobs):
 
 
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
-@pytest.mark.parametrize('T, B', [(1, 1), (1, 4), (2, 1), (33, 3)])
+@pytest.mark.parametrize('T, B', [(1, 1), (1, 4), (2, 1), (33, 3), (5, 16), (4, 37)])
 def test_lengths(implementation, T, B):
     inputs = random_inputs(T=T, B=B)
     assert_close(compute(inputs, implementation=implementation), reference(**inputs))
+
+
+@pytest.mark.skipif(bool(kernels.REASON), reason=f'kernels {kernels.REASON}')
+def test_the_kernel_is_chosen_where_it_serves():
+    def runs_kernel(dtype, **knobs):
+        inputs = {name: jnp.asarray(x, dtype) for name, x in random_inputs().items()}
+        program = jax.jit(lambda knobs: vtrace.from_importance_weights(**inputs, **knobs))
+        return 'impala_vtrace' in program.lower(knobs).as_text()
+
+    assert runs_kernel(jnp.float32)
+    assert not runs_kernel(jnp.bfloat16)
+    assert not runs_kernel(jnp.float32, lambda_=0.5)  # An input of the program.
+
+
+def test_ratios():
+    """Of all sizes, and exactly 1 on policy: the last advantage is the clipped ratio here."""
+    log_rhos = np.concatenate([np.linspace(-110, 95, 4001), [0, -np.inf, np.inf, -0.0, 88.72]])
+    log_rhos = log_rhos.astype(np.float32)[None]
+    ones, zeros = np.ones_like(log_rhos), np.zeros_like(log_rhos)
+    for threshold in (None, 1.0):
+        returns = vtrace.from_importance_weights(
+            log_rhos=log_rhos,
+            discounts=zeros,
+            rewards=ones,
+            values=zeros,
+            bootstrap_value=zeros[0],
+            clip_pg_rho_threshold=threshold,
+        )
+        with np.errstate(over='ignore'):
+            expected = np.minimum(np.exp(log_rhos.astype(np.float64)), np.inf if threshold is None else threshold)
+            expected = expected.astype(np.float32)
+        np.testing.assert_allclose(
+            returns.pg_advantages, expected, rtol=3e-7, atol=1.2e-38
+        )  # XLA takes subnormal numbers for 0.
+        np.testing.assert_array_equal(returns.pg_advantages[log_rhos == 0], 1)
+        np.testing.assert_array_equal(returns.pg_advantages[np.isneginf(log_rhos)], 0)
+    assert np.isnan(compute(random_inputs() | {'log_rhos': np.full((7, 5), np.nan, np.float32)}).vs).all()
 
 
 def test_rlax():
@@ -259,7 +296,7 @@ examples = settings(max_examples=20, deadline=None, database=None, derandomize=T
 @examples
 @given(seed=st.integers(0, 2**31 - 1), T=st.sampled_from([1, 2, 5, 8]), knobs=knobs)
 def test_any_knobs(seed, T, knobs):
-    """Both implementations are equation 1, for any truncation levels."""
+    """All implementations are equation 1, for any truncation levels."""
     inputs = random_inputs(seed, T=T, B=2, scale=0.7)
     expected = reference(**inputs, **knobs)
     for implementation in IMPLEMENTATIONS:
