@@ -8,11 +8,12 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from impala_jax import frame_stacks
 from impala_jax.agent import Agent, AgentStep
 from impala_jax.environments import VectorEnvironment
 from impala_jax.parameter_store import ParameterStore
 from impala_jax.trajectory_queue import TrajectoryQueue
-from impala_jax.types import Closed, PyTree, StepInfo, TimeStep, Trajectory
+from impala_jax.types import Closed, EnvironmentSpec, FrameStacks, PyTree, StepInfo, TimeStep, Trajectory
 
 
 class Actor:
@@ -75,7 +76,7 @@ class Actor:
 
         initial_state = jax.tree.map(np.asarray, self._state)
         timestep, state = self._timestep, self._state
-        buffer = _Buffer(self._unroll_length, timestep)
+        buffer = _Buffer(self._unroll_length, timestep, self.environment.spec)
         with jax.default_device(self._device):
             for t in range(self._unroll_length):
                 acted = self._step(params, self._key, np.int32(self._num_steps), timestep, state)
@@ -84,8 +85,7 @@ class Actor:
                 state = acted.state
                 self._num_steps += 1
         self._state = state
-        # The environment may reuse its arrays in its next step; the buffer's last row stays as it is.
-        self._timestep = buffer.last_timestep()
+        self._timestep = jax.tree.map(np.copy, timestep)  # The environment may reuse its arrays in its next step.
         versions = np.full([self.environment.num_envs], version, np.int32)
         return buffer.trajectory(initial_state, versions, self._task_ids)
 
@@ -103,9 +103,9 @@ class Actor:
 class _Buffer:
     """The arrays of one trajectory, written row by row, never reused: whoever gets the trajectory owns them."""
 
-    def __init__(self, unroll_length: int, timestep: TimeStep):
-        self._timesteps = jax.tree.map(lambda x: np.empty([unroll_length + 1, *x.shape], x.dtype), timestep)
-        self._timestep_leaves = jax.tree.leaves(self._timesteps)
+    def __init__(self, unroll_length: int, timestep: TimeStep, spec: EnvironmentSpec):
+        self._timesteps = frame_stacks.empty_timesteps(unroll_length + 1, timestep, spec)
+        self._leaves = jax.tree.leaves(self._timesteps, is_leaf=lambda x: isinstance(x, FrameStacks))
         self._rows: list[tuple[np.ndarray, StepInfo]] = []
         self._write(0, timestep)
 
@@ -113,17 +113,17 @@ class _Buffer:
         self._write(t + 1, timestep)
         self._rows.append((logits, info))
 
-    def last_timestep(self) -> TimeStep:
-        return jax.tree.map(lambda x: x[-1], self._timesteps)
-
     def trajectory(self, initial_state: PyTree, version: np.ndarray, task: np.ndarray) -> Trajectory:
         logits, infos = zip(*self._rows, strict=True)
         info = StepInfo(*(np.stack(x) for x in zip(*infos, strict=True)))
         return Trajectory(self._timesteps, np.stack(logits), initial_state, info, version, task)
 
     def _write(self, row: int, timestep: TimeStep) -> None:
-        for buffer, value in zip(self._timestep_leaves, jax.tree.leaves(timestep), strict=True):
-            buffer[row] = value
+        for buffer, value in zip(self._leaves, jax.tree.leaves(timestep), strict=True):
+            if isinstance(buffer, FrameStacks):
+                frame_stacks.write(buffer, row, timestep.step_type, value)
+            else:
+                buffer[row] = value
 
 
 def run_actor(actor: Actor, queue: TrajectoryQueue, store: ParameterStore) -> None:

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from impala_jax import networks
+from impala_jax import frame_stacks, networks
 from impala_jax.config import NetworkConfig
 from impala_jax.networks import NetworkOutput
-from impala_jax.types import FIRST, Array, EnvironmentSpec, PyTree, StepInfo, TimeStep, Trajectory
+from impala_jax.types import FIRST, Array, ArraySpec, EnvironmentSpec, PyTree, StepInfo, TimeStep, Trajectory
 
 
 class AgentStep(NamedTuple):
@@ -65,9 +65,7 @@ class Agent:
         """Zeros of the shapes and dtypes that this agent's actors write, [T + 1, B], numpy."""
         shape = [unroll_length, batch_size]
         return Trajectory(
-            timesteps=jax.tree.map(
-                lambda x: np.zeros([unroll_length + 1, *x.shape], x.dtype), dummy_timestep(self.spec, batch_size)
-            ),
+            timesteps=frame_stacks.empty_timesteps(unroll_length + 1, dummy_timestep(self.spec, batch_size), self.spec),
             behaviour_logits=np.zeros([*shape, self.spec.num_actions], np.float32),
             initial_state=self.initial_state(batch_size),
             info=StepInfo(np.full(shape, np.nan, np.float32), np.zeros(shape, np.int32)),
@@ -89,7 +87,7 @@ def dummy_timestep(spec: EnvironmentSpec, batch_size: int) -> TimeStep:
         observation=jax.tree.map(
             lambda leaf: np.zeros([batch_size, *leaf.shape], leaf.dtype),
             spec.observation,
-            is_leaf=lambda x: hasattr(x, 'shape'),
+            is_leaf=lambda x: isinstance(x, ArraySpec),
         ),
         previous_action=np.zeros([batch_size], np.int32),
     )

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from impala_jax import layers
+from impala_jax import frame_stacks, layers
 from impala_jax.config import ConfigError, NetworkConfig
 from impala_jax.layers import Conv
-from impala_jax.types import FIRST, INSTRUCTION, Array, EnvironmentSpec, PyTree, TimeStep
+from impala_jax.types import FIRST, INSTRUCTION, Array, ArraySpec, EnvironmentSpec, FrameStacks, PyTree, TimeStep
 
 
 class NetworkOutput(NamedTuple):
@@ -185,7 +185,11 @@ class ImpalaNetwork(nn.Module):
         num_steps, batch = timesteps.step_type.shape
         first = timesteps.step_type == FIRST
         leaves = []
-        for path, leaf in jax.tree_util.tree_leaves_with_path(timesteps.observation):
+        observation = timesteps.observation
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            observation, is_leaf=lambda x: isinstance(x, FrameStacks)
+        ):
+            leaf = frame_stacks.stacked(leaf) if isinstance(leaf, FrameStacks) else leaf
             leaf = leaf.reshape(num_steps * batch, *leaf.shape[2:])
             if not _is_instruction(path, leaf):
                 leaves.append(_torso(self.config, leaf.ndim - 1)(_to_float(leaf)))
@@ -213,7 +217,7 @@ def build(config: NetworkConfig, spec: EnvironmentSpec, popart: bool = False) ->
     Raises:
       ConfigError: a torso that cannot take the environment's observations, or a class that cannot be found.
     """
-    for leaf in jax.tree.leaves(spec.observation, is_leaf=_is_array_spec):
+    for leaf in jax.tree.leaves(spec.observation, is_leaf=lambda x: isinstance(x, ArraySpec)):
         if config.torso in _IMAGE_TORSOS and len(leaf.shape) == 3 and min(leaf.shape[:2]) < _IMAGE_TORSOS[config.torso]:
             raise ConfigError(
                 f'network.torso {config.torso!r} needs images of at least {_IMAGE_TORSOS[config.torso]} pixels a '
@@ -272,7 +276,3 @@ def _is_instruction(path: tuple[Any, ...], leaf: Array) -> bool:
 
 def _to_float(x: Array) -> Array:
     return x.astype(jnp.float32) / 255.0 if x.dtype == jnp.uint8 else x.astype(jnp.float32)
-
-
-def _is_array_spec(x) -> bool:
-    return hasattr(x, 'shape') and hasattr(x, 'dtype')

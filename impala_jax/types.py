@@ -29,6 +29,9 @@ class ArraySpec(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: np.dtype
+    stacked: bool = False
+    """Whether the last axis holds successive frames, the newest last: at a timestep the newest of the timestep before
+    and one more, or, at some FIRST ones, zeros and one frame."""
 
 
 class EnvironmentSpec(NamedTuple):
@@ -49,8 +52,15 @@ class TimeStep(NamedTuple):
     step_type: Array  # int32; FIRST, MID or LAST
     reward: Array  # float32, raw, received on arriving here; 0 at FIRST
     discount: Array  # float32, the environment's own: 0 at a termination, 1 otherwise
-    observation: PyTree
+    observation: PyTree  # In a trajectory a leaf that is `ArraySpec.stacked` is FrameStacks.
     previous_action: Array  # int32, the action that led here; 0 where there was none
+
+
+class FrameStacks(NamedTuple):
+    """A stacked leaf of T + 1 observations [T + 1, B, ..., K], each frame once."""
+
+    frames: Array  # [T + K, B, ...]; the newest of timestep t is frames[t + K - 1]
+    num_earlier: Array  # [T + 1, B] uint8, how many of a stack's earlier frames are not known to be zeros
 
 
 class StepInfo(NamedTuple):

@@ -84,7 +84,7 @@ class AtariVectorEnvironment:
         self._own_actions = np.array(
             [own.index(name if name in own else name.replace('FIRE', '') or 'NOOP') for name in names]
         )
-        self.spec = EnvironmentSpec(ArraySpec((84, 84, _STACK), np.dtype(np.uint8)), len(names))
+        self.spec = EnvironmentSpec(ArraySpec((84, 84, _STACK), np.dtype(np.uint8), stacked=True), len(names))
         self._stack = np.zeros((num_envs, 84, 84, _STACK), np.uint8)
         self._lives = np.zeros(num_envs, np.int32)
         self._returns = np.zeros(num_envs, np.float64)

@@ -151,7 +151,7 @@ class TestAtari:
         """Skiing too, which has no fire button."""
         spec = environments.spec(EnvironmentConfig('atari57'))
         assert spec.num_actions == 18 and len(spec.tasks) == 3
-        assert spec.observation == ArraySpec((84, 84, 4), np.dtype(np.uint8))
+        assert spec.observation == ArraySpec((84, 84, 4), np.dtype(np.uint8), stacked=True)
         with pytest.raises(ConfigError, match='atari/pong has 6 actions, atari/breakout has 4'):
             environments.spec(EnvironmentConfig('atari57', full_action_space=False))
 

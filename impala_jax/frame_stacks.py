@@ -1,0 +1,57 @@
+"""Stacks of frames in trajectories: each frame is queued, stored and transferred once, and the learner stacks them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from impala_jax.types import FIRST, Array, ArraySpec, EnvironmentSpec, FrameStacks, TimeStep
+
+
+def empty_timesteps(num_steps: int, timestep: TimeStep, spec: EnvironmentSpec) -> TimeStep:
+    """Zeros for timesteps [num_steps, B, ...] like `timestep`, [B, ...], stacks as FrameStacks; numpy."""
+
+    def stacks(leaf_spec: ArraySpec, leaf: np.ndarray) -> np.ndarray | FrameStacks:
+        if not leaf_spec.stacked:
+            return leaf
+        *frame, K = leaf.shape[2:]
+        num_envs = leaf.shape[1]
+        frames = np.zeros([num_steps + K - 1, num_envs, *frame], leaf.dtype)
+        return FrameStacks(frames, np.zeros([num_steps, num_envs], np.uint8))
+
+    timesteps = jax.tree.map(lambda x: np.zeros([num_steps, *x.shape], x.dtype), timestep)
+    observation = jax.tree.map(
+        stacks, spec.observation, timesteps.observation, is_leaf=lambda x: isinstance(x, ArraySpec)
+    )
+    return timesteps._replace(observation=observation)
+
+
+def write(stacks: FrameStacks, t: int, step_type: np.ndarray, stack: np.ndarray) -> None:
+    """Writes timestep `t`, after those before it.
+
+    Args:
+      stacks: numpy.
+      t: from 0 to T.
+      step_type: [B] int32.
+      stack: [B, ..., K], as `ArraySpec.stacked` says.
+    """
+    earlier = stack.shape[-1] - 1
+    stacks.frames[t + earlier] = stack[..., -1]
+    if t == 0:
+        stacks.frames[:earlier] = np.moveaxis(stack[..., :-1], -1, 0)
+        stacks.num_earlier[0] = earlier
+        return
+    stacks.num_earlier[t] = np.minimum(stacks.num_earlier[t - 1] + 1, earlier)
+    for i in np.flatnonzero(step_type == FIRST):
+        if not stack[i, ..., :-1].any():
+            stacks.num_earlier[t, i] = 0
+
+
+def stacked(stacks: FrameStacks) -> Array:
+    """[T + 1, B, ..., K] again."""
+    num_steps = stacks.num_earlier.shape[0]
+    K = stacks.frames.shape[0] - num_steps + 1
+    num_earlier = jnp.expand_dims(stacks.num_earlier, tuple(range(2, stacks.frames.ndim)))
+    channels = [jnp.where(num_earlier >= K - 1 - k, stacks.frames[k : k + num_steps], 0) for k in range(K)]
+    return jnp.stack(channels, axis=-1)  # pyright: ignore[reportArgumentType]
