@@ -1,11 +1,16 @@
-"""Whole runs, frames a second, against what the parts allow when they take turns.
+"""Whole runs, frames a second, against what the parts allow when they take turns, and against Sample Factory.
 
     python benchmarks/end_to_end.py [--config configs/pong.py] [--runtime launchpad threads] [--seconds 60]
-                                    [--repeats 3] [--json FILE]
+                                    [--repeats 3] [--sample-factory PYTHON] [--json FILE]
 
 A run's figure is the median over the rows of its metrics, the first third left out. The parts, emulator, inference and
 update, are measured alone in this process just before; taking turns they allow
 1 / (1 / emulator + 1 / inference + 1 / update).
+
+Sample Factory plays Pong, with the shallow network, 2 workers of 16 environments, unrolls of 20 and batches of 640
+steps, each used once. It wants older packages than ours; PYTHON is the interpreter of an environment made by
+`pip install torch 'sample-factory[atari]==2.1.1'` and, for the ROMs, `AutoROM --accept-license`. Its own V-trace
+(`--with_vtrace`) stopped after the first samples with PyTorch 2.13, so it runs without, which is less work.
 """
 
 from __future__ import annotations
@@ -13,9 +18,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -43,7 +51,7 @@ def seconds_of_parts(config: Config, repeats: int = 5) -> dict[str, float]:
     num_envs, T = config.actor.num_envs, config.learner.unroll_length
     enough = concatenate([actor.unroll(0, params) for _ in range(-(-config.learner.batch_size // num_envs))])
     batch = learner.put(columns(enough, 0, config.learner.batch_size))
-    timestep = jax.tree.map(lambda x: x[0, :num_envs], enough.timesteps)
+    timestep = jax.tree.map(np.copy, actor.environment.step(np.zeros(num_envs, np.int32))[0])
     step, key = jax.jit(agent.step), jax.random.PRNGKey(0)
     actions = np.random.default_rng(0).integers(0, agent.spec.num_actions, [T, num_envs])
 
@@ -90,6 +98,50 @@ def frames_per_second(
     return float(np.median(rates[len(rates) // 3 :]))
 
 
+SAMPLE_FACTORY = """
+--env=atari_pong --algo=APPO --experiment=benchmark --device=cpu --train_for_env_steps=1000000000 --async_rl=True
+--num_workers=2 --num_envs_per_worker=16 --rollout=20 --batch_size=640 --num_batches_per_epoch=1 --num_epochs=1
+--encoder_conv_architecture=convnet_impala --encoder_conv_mlp_layers 256 --use_rnn=False --normalize_returns=False
+--normalize_input=False --decorrelate_envs_on_one_worker=False --decorrelate_experience_max_seconds=0
+"""
+
+
+def sample_factory(python: Path, seconds: float) -> float:
+    """Its frames a second, `seconds` after its first update: the median of what it prints every 5 s."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            python,
+            '-u',
+            '-m',
+            'sf_examples.atari.train_atari',
+            f'--train_dir={folder}',
+            *SAMPLE_FACTORY.split(),
+        ]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+        deadline = threading.Timer(seconds + 300, os.killpg, (process.pid, signal.SIGKILL))
+        deadline.start()
+        rates, printed, end = [], [], float('inf')
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                printed.append(line)
+                match = re.search(r'Fps is \(10 sec: ([\d.]+)', line)
+                if match and float(match[1]) > 0:
+                    end = min(end, time.monotonic() + seconds)
+                    rates.append(float(match[1]))
+                if time.monotonic() > end:
+                    break
+            else:
+                raise RuntimeError(f'Sample Factory ended, or was not done in time: {"".join(printed[-5:])}')
+        finally:
+            deadline.cancel()
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(60)
+    return float(np.median(rates[len(rates) // 3 :]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -100,6 +152,7 @@ def main() -> None:
     parser.add_argument('--runtime', nargs='+', default=('launchpad', 'threads'))
     parser.add_argument('--seconds', type=float, default=60, help='of training, each run')
     parser.add_argument('--repeats', type=int, default=3, help='runs of each')
+    parser.add_argument('--sample-factory', type=Path, metavar='PYTHON', help='interpreter that has it installed')
     parser.add_argument('--json', type=Path, help='write the numbers to this file')
     args, overrides = parser.parse_known_args()
     allocator.keep_memory()
@@ -108,13 +161,16 @@ def main() -> None:
     parts = seconds_of_parts(config)
     about |= {f'{name}_frames_per_second': round(1 / seconds) for name, seconds in parts.items()}
     rates: dict[str, list[float]] = {runtime: [] for runtime in args.runtime}
+    of_peer: list[float] = []
     for _ in range(args.repeats):
         for runtime, measured in rates.items():
             measured.append(frames_per_second(args.config, runtime, args.seconds, overrides))
+        if args.sample_factory is not None:
+            of_peer.append(sample_factory(args.sample_factory, args.seconds))
     allowed = 1 / sum(parts.values())
     rows = [
         {'runtime': runtime, 'frames/s': measured, 'of the parts': float(np.median(measured)) / allowed}
-        for runtime, measured in rates.items()
+        for runtime, measured in (rates | ({'Sample Factory': of_peer} if of_peer else {})).items()
     ]
     report(f'{args.config}: the parts in turn allow {allowed:,.0f} frames/s', rows, about, args.json)
 

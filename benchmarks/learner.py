@@ -1,18 +1,23 @@
 """Learner updates: ours, against the same network in plain layers with RLax's V-trace, and in PyTorch.
 
     python benchmarks/learner.py [--torso shallow deep] [--unroll 20] [--batch 32] [--repeats 5]
-                                 [--against plain torch] [--trace DIR] [--json FILE]
+                                 [--against plain torch torch-as-it-comes] [--trace DIR] [--json FILE]
 
-An update: uint8 frames 84x84x4 of B trajectories of T transitions, already in the device's memory; V-trace, loss,
-gradient, clipping, RMSProp. `ours` and `plain` start from the same parameters, and their losses must agree. `steps/s`
-are T x B an update, median and range; `of the limit` compares with all FLOPs of forward and backward pass at the peak
-of matrix products, measured just before. PyTorch is no dependency of this project: install a CPU build to compare.
+An update: uint8 frames of B trajectories of T transitions, already in the device's memory (stacks 84x84x4, for `ours`
+single frames, which it stacks itself); V-trace, loss, gradient, clipping, RMSProp. `ours` and `plain` start from the
+same parameters, and their losses must agree. `steps/s` are T x B an update, median and range; `of the limit` compares
+with all FLOPs of forward and backward pass at the peak of matrix products, measured just before.
+
+PyTorch is no dependency of this project: install a CPU build to compare. `torch` shares this process, and so the
+settings of its allocator, which a PyTorch program does not make; `torch-as-it-comes` is a process of its own, without.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,14 +30,14 @@ import optax
 import rlax
 from common import in_turn, machine, matmul_peak, report
 
-from impala_jax import allocator
+from impala_jax import allocator, frame_stacks
 from impala_jax.agent import Agent, dummy_timestep
 from impala_jax.config import Config, LearnerConfig, NetworkConfig
 from impala_jax.learner import Learner
-from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec, Trajectory
+from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec, FrameStacks, TimeStep, Trajectory
 
 NUM_ACTIONS = 6
-SPEC = EnvironmentSpec(ArraySpec((84, 84, 4), np.dtype(np.uint8)), NUM_ACTIONS)
+SPEC = EnvironmentSpec(ArraySpec((84, 84, 4), np.dtype(np.uint8), stacked=True), NUM_ACTIONS)
 
 
 def make_trajectories(T: int, B: int) -> Trajectory:
@@ -46,12 +51,18 @@ def make_trajectories(T: int, B: int) -> Trajectory:
         step_type=step_type,
         reward=rng.choice([-1.0, 0.0, 1.0], [T + 1, B], p=[0.05, 0.9, 0.05]).astype(np.float32),
         discount=(step_type != LAST).astype(np.float32),
-        observation=rng.integers(0, 256, [T + 1, B, 84, 84, 4], np.uint8),
+        observation=FrameStacks(rng.integers(0, 256, [T + 4, B, 84, 84], np.uint8), np.full([T + 1, B], 3, np.uint8)),
         previous_action=rng.integers(0, NUM_ACTIONS, [T + 1, B], np.int32),
     )
     logits = rng.normal(0, 0.1, [T, B, NUM_ACTIONS]).astype(np.float32)
     zeros: Any = np.zeros([B], np.int32)
     return Trajectory(steps, logits, (), None, zeros, zeros)  # pyright: ignore[reportArgumentType]
+
+
+def stacked(trajectories: Trajectory) -> TimeStep:
+    """Their timesteps with [T + 1, B, 84, 84, 4] uint8 frames, as others have them."""
+    stacks = frame_stacks.stacked(trajectories.timesteps.observation)
+    return trajectories.timesteps._replace(observation=np.asarray(stacks))
 
 
 def ours(config: Config, trajectories: Trajectory) -> Callable[[], float]:
@@ -145,7 +156,7 @@ def plain(config: Config, trajectories: Trajectory) -> Callable[[], float]:
 
     params = Agent(config.network, SPEC).init(jax.random.PRNGKey(0))
     state = [params, optimizer.init(params)]
-    steps, behaviour_logits = jax.device_put((trajectories.timesteps, trajectories.behaviour_logits))
+    steps, behaviour_logits = jax.device_put((stacked(trajectories), trajectories.behaviour_logits))
 
     def call() -> float:
         params, opt_state, loss = jax.block_until_ready(update(*state, steps, behaviour_logits))
@@ -191,7 +202,7 @@ def with_torch(config: Config, trajectories: Trajectory) -> Callable[[], float]:
     rate, epsilon = config.optimizer.learning_rate, config.optimizer.epsilon
     optimizer = torch.optim.RMSprop(model.parameters(), lr=rate, alpha=config.optimizer.decay, eps=epsilon)
     T, B = trajectories.behaviour_logits.shape[:2]
-    steps = trajectories.timesteps
+    steps = stacked(trajectories)
     frames = torch.as_tensor(np.ascontiguousarray(np.moveaxis(steps.observation, -1, 2)))  # [T + 1, B, C, H, W]
     actions = torch.as_tensor(steps.previous_action[1:].astype(np.int64))
     mask = torch.as_tensor(steps.step_type[1:] != FIRST).float()
@@ -221,7 +232,25 @@ def with_torch(config: Config, trajectories: Trajectory) -> Callable[[], float]:
         loss.backward()
         tnn.utils.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
+
+    return update
+
+
+def torch_as_it_comes(config: Config, trajectories: Trajectory) -> Callable[[], float]:
+    """`with_torch` in a process of its own, which ends with its standard input."""
+    T, B = trajectories.behaviour_logits.shape[:2]
+    command = [__file__, '--serve-torch', '--torso', config.network.torso, '--unroll', str(T), '--batch', str(B)]
+    process = subprocess.Popen([sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def update() -> float:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write('update\n')
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f'the process with PyTorch ended with exit code {process.wait(60)}')
+        return float(answer)
 
     return update
 
@@ -241,7 +270,7 @@ def flops_per_step(deep: bool, T: int) -> float:
     return (2 * first + 3 * rest) * (T + 1) / T
 
 
-VARIANTS = {'ours': ours, 'plain': plain, 'torch': with_torch}
+VARIANTS = {'ours': ours, 'plain': plain, 'torch': with_torch, 'torch-as-it-comes': torch_as_it_comes}
 
 
 def main() -> None:
@@ -250,10 +279,17 @@ def main() -> None:
     parser.add_argument('--unroll', type=int, default=20, help='T, transitions of a trajectory')
     parser.add_argument('--batch', type=int, default=32, help='B, trajectories of an update')
     parser.add_argument('--repeats', type=int, default=5, help='updates of each variant')
-    parser.add_argument('--against', nargs='*', choices=('plain', 'torch'), default=('plain',))
+    parser.add_argument('--against', nargs='*', choices=sorted(VARIANTS.keys() - {'ours'}), default=('plain',))
     parser.add_argument('--trace', type=Path, help='write a profile of one more update to this folder')
     parser.add_argument('--json', type=Path, help='write the numbers to this file')
+    parser.add_argument('--serve-torch', action='store_true', help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.serve_torch:
+        config = Config(network=NetworkConfig(args.torso[0]), learner=LearnerConfig(args.batch, args.unroll))
+        update = with_torch(config, make_trajectories(args.unroll, args.batch))
+        for _ in sys.stdin:
+            print(update(), flush=True)
+        return
     allocator.keep_memory()
     about, peak = machine(), matmul_peak()
     about['matmul_gflops'] = round(peak / 1e9)
@@ -262,7 +298,7 @@ def main() -> None:
         config = Config(network=NetworkConfig(torso), learner=LearnerConfig(args.batch, args.unroll))
         trajectories = make_trajectories(args.unroll, args.batch)
         updates = {name: VARIANTS[name](config, trajectories) for name in ('ours', *args.against)}
-        losses = {name: update() for name, update in updates.items() if name != 'torch'}
+        losses = {name: update() for name, update in updates.items() if 'torch' not in name}
         np.testing.assert_allclose(list(losses.values()), losses['ours'], rtol=1e-4, err_msg=str(losses))
         times = in_turn(updates, args.repeats)
         limit = peak / flops_per_step(torso == 'deep', args.unroll)

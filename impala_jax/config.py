@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -271,12 +272,26 @@ class LearnerConfig:
             )
 
 
+def num_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+_number_or_auto = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar='INT|auto',
+    instance_from_str=lambda words: num_cores() if words[0] == 'auto' else int(words[0]),
+    is_instance=lambda value: isinstance(value, int),
+    str_from_instance=lambda value: [str(value)],
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class ActorConfig:
     """Actors; each steps a vector of environments with one batched inference a step."""
 
-    num_actors: int = 2
-    """Of each host; 0 only with `serve_actors`: all act on other machines."""
+    num_actors: Annotated[int, _number_or_auto] = dataclasses.field(default_factory=num_cores)
+    """Of each host; `auto`, and the default: one a core. 0 only with `serve_actors`: all act on other machines."""
     num_envs: int = 16
     """Environments an actor."""
     inference: Literal['actor', 'accelerator'] = 'actor'
