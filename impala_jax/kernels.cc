@@ -69,9 +69,9 @@ void ForEach(ffi::ThreadPool& threads, int64_t count, const Work& work) {
   shared->all_done.wait(lock, [&] { return shared->done == count; });
 }
 
-// One thread's memory, kept between calls.
+// One thread's memory, kept between calls: 0 for a padded image, 1 for outputs before pooling, or their gradient.
 float* Scratch(int which, size_t floats) {
-  thread_local std::array<std::vector<float>, 3> buffers;
+  thread_local std::array<std::vector<float>, 2> buffers;
   if (buffers[which].size() < floats) buffers[which].resize(floats);
   return buffers[which].data();
 }
@@ -100,12 +100,12 @@ struct Rows {
 };
 
 Rows Padded(const float* image, int64_t height, int64_t width, int64_t channels, int64_t top, int64_t left,
-            int64_t padded_height, int64_t padded_width, bool relu, int which) {
+            int64_t padded_height, int64_t padded_width, bool relu) {
   if (top == 0 && left == 0 && padded_height <= height && padded_width <= width && !relu) {
     return {image, width * channels};
   }
   const int64_t stride = padded_width * channels;
-  float* padded = Scratch(which, padded_height * stride);
+  float* padded = Scratch(0, padded_height * stride);
   const int64_t before = left * channels, used = std::min(width, padded_width - left) * channels;
   for (int64_t y = 0; y < padded_height; ++y) {
     float* to = padded + y * stride;
@@ -127,7 +127,7 @@ Rows Padded(const float* image, int64_t height, int64_t width, int64_t channels,
 
 Rows PaddedImage(const Convolution& c, const float* image) {
   return Padded(image, c.height, c.width, c.channels, c.top, c.left, (c.rows - 1) * c.stride + c.size_y,
-                (c.columns - 1) * c.stride + c.size_x, c.relu, 0);
+                (c.columns - 1) * c.stride + c.size_x, c.relu);
 }
 
 // A row of outputs. Each is a sum over `size_y` rows of `run` inputs that lie side by side, times as many weights for
@@ -261,7 +261,7 @@ void Unpool(const Convolution& c, const float* gradient, const uint8_t* winners,
 const float* OutputGradient(const Convolution& c, const float* gradient, const uint8_t* winners, int64_t n) {
   gradient += n * c.result_size();
   if (!c.pool) return gradient;
-  float* out = Scratch(2, c.output_size());
+  float* out = Scratch(1, c.output_size());
   Unpool(c, gradient, winners + n * c.result_size(), out);
   return out;
 }
@@ -271,7 +271,7 @@ void Forward(const Convolution& c, ffi::ThreadPool& threads, const float* images
   ForEach(threads, c.images, [&](int64_t n) {
     const Rows in = PaddedImage(c, images + n * c.image_size());
     float* result = results + n * c.result_size();
-    float* out = c.pool ? Scratch(2, c.output_size()) : result;
+    float* out = c.pool ? Scratch(1, c.output_size()) : result;
     for (int64_t y = 0; y < c.rows; ++y) {
       Outputs({in.data + y * c.stride * in.stride, in.stride, c.stride * c.channels, c.size_y, c.size_x * c.channels,
                kernel, c.filters, c.columns, bias, out + y * c.columns * c.filters, c.filters, nullptr});
@@ -308,7 +308,7 @@ void ImageGradient(const Convolution& c, ffi::ThreadPool& threads, const float* 
   const int64_t last_y = (c.height - 1 + c.top) / s, last_x = (c.width - 1 + c.left) / s;
   ForEach(threads, c.images, [&](int64_t n) {
     const Rows in = Padded(OutputGradient(c, gradients, winners, n), c.rows, c.columns, c.filters, border_y, border_x,
-                           last_y + 1 + border_y, last_x + 1 + border_x, false, 0);
+                           last_y + 1 + border_y, last_x + 1 + border_x, false);
     const float* gate = c.relu ? images + n * c.image_size() : nullptr;
     float* out = results + n * c.image_size();
     for (const Phase& phase : phases) {

@@ -118,6 +118,17 @@ def test_members_of_a_population_side_by_side():
     assert_same(gradients(ours, 2, images, kernels_, bias), gradients(plain, 2, images, kernels_, bias))
 
 
+@needs_kernels
+def test_beside_an_accelerator(monkeypatch):
+    """Gradients are XLA's there; actors on the CPU still act by the kernels."""
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    args = arguments(2, 9, 9, 16, 3, 16)
+    ours, plain = both(Convolution(1, 'SAME', True, True))
+    assert runs_kernels(ours, *args)
+    assert not runs_kernels(lambda *args: jax.vjp(ours, *args)[1](jnp.ones([2, 5, 5, 16])), *args)
+    assert_same(gradients(ours, 2, *args), gradients(plain, 2, *args))
+
+
 @pytest.mark.parametrize(('dtype', 'filters'), [(jnp.bfloat16, 16), (jnp.float32, 8)])
 def test_what_kernels_do_not_serve_is_xlas(dtype, filters):
     args = [x.astype(dtype) for x in arguments(2, 20, 20, 4, 4, filters)]
