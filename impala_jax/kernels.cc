@@ -21,17 +21,18 @@ namespace ffi = xla::ffi;
 
 namespace {
 
-constexpr int kLanes = 16;
+// A Vector is one register: GCC keeps larger ones in memory. The accumulators fit the registers beside what is multiplied,
+// 32 of 512 bits or 16 smaller ones.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kAccumulators = 24;
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kAccumulators = 12;
+#else
+constexpr int kLanes = 4, kAccumulators = 12;
+#endif
 typedef float Vector __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
 typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
-
-// Accumulators that fit the registers beside what is multiplied: 32 of 512 bits, else 16 of 256, two a Vector.
-#ifdef __AVX512F__
-constexpr int kAccumulators = 24;
-#else
-constexpr int kAccumulators = 6;
-#endif
 
 template <typename V, typename T>
 inline V Load(const T* from) {
@@ -199,14 +200,14 @@ void Outputs(const RowOfOutputs& r) {
 }
 
 void Outputs(const RowOfOutputs& r) {
-  if (kAccumulators >= 24 && r.filters % (2 * kLanes) == 0) {
+  if (r.filters % (2 * kLanes) == 0) {
     Outputs<2>(r);
   } else {
     Outputs<1>(r);
   }
 }
 
-// Calls visit(output, each_pixel) for 16 filters of each window, and each_pixel(at) calls at(which of the nine, input).
+// Calls visit(output, each_pixel) for some filters of each window, and each_pixel(at) calls at(which of the nine, input).
 template <typename Visit>
 void EachWindow(const Convolution& c, const Visit& visit) {
   // XLA's SAME: an even number of rows has one more after them, an odd one has one more on both sides.
@@ -357,7 +358,7 @@ constexpr std::array<ProductsFunction, sizeof...(kInputs)> AllProducts(std::inte
 // batch says, not as there are threads.
 void KernelGradient(const Convolution& c, ffi::ThreadPool& threads, const float* images, const float* gradients,
                     const uint8_t* winners, float* kernel, float* bias) {
-  constexpr int kMost = std::min(kAccumulators, kLanes);
+  constexpr int kMost = std::min(kAccumulators, 16);
   static constexpr auto kProducts = AllProducts(std::make_integer_sequence<int, kMost>());
   const int64_t parts = std::min<int64_t>(c.images, 32), size = c.kernel_size() + c.filters;
   std::vector<float> sums(parts * size, 0.0f);
@@ -414,7 +415,7 @@ struct VTrace {
   float *vs, *advantages;
 };
 
-// `count` columns of [T, B], at most 16, from the last step to the first; see impala_jax/vtrace.py.
+// `count` columns of [T, B], at most kLanes, from the last step to the first; see impala_jax/vtrace.py.
 void VTraceColumns(const VTrace& v, int64_t first, int64_t count) {
   const auto load = [&](const float* from) {
     if (count == kLanes) return Load<Vector>(from);
