@@ -16,6 +16,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from impala_jax.config import num_cores
+
 
 def machine() -> dict[str, Any]:
     """What the numbers are measured on."""
@@ -24,7 +26,7 @@ def machine() -> dict[str, Any]:
         'backend': jax.default_backend(),
         'device': device.device_kind,
         'cpu': _cpu_model(),
-        'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
+        'cores': num_cores(),
         'load_1_min': round(os.getloadavg()[0], 2),
         'jax': jax.__version__,
         'python': platform.python_version(),

@@ -12,19 +12,21 @@ from impala_jax.types import FIRST, Array, ArraySpec, EnvironmentSpec, FrameStac
 def empty_timesteps(num_steps: int, timestep: TimeStep, spec: EnvironmentSpec) -> TimeStep:
     """Zeros for timesteps [num_steps, B, ...] like `timestep`, [B, ...], stacks as FrameStacks; numpy."""
 
-    def stacks(leaf_spec: ArraySpec, leaf: np.ndarray) -> np.ndarray | FrameStacks:
-        if not leaf_spec.stacked:
-            return leaf
-        *frame, K = leaf.shape[2:]
-        num_envs = leaf.shape[1]
+    def rows(leaf: np.ndarray) -> np.ndarray:
+        return np.zeros([num_steps, *leaf.shape], leaf.dtype)
+
+    def stacks(leaf: np.ndarray) -> FrameStacks:
+        num_envs, *frame, K = leaf.shape
         frames = np.zeros([num_steps + K - 1, num_envs, *frame], leaf.dtype)
         return FrameStacks(frames, np.zeros([num_steps, num_envs], np.uint8))
 
-    timesteps = jax.tree.map(lambda x: np.zeros([num_steps, *x.shape], x.dtype), timestep)
     observation = jax.tree.map(
-        stacks, spec.observation, timesteps.observation, is_leaf=lambda x: isinstance(x, ArraySpec)
+        lambda leaf_spec, leaf: stacks(leaf) if leaf_spec.stacked else rows(leaf),
+        spec.observation,
+        timestep.observation,
+        is_leaf=lambda x: isinstance(x, ArraySpec),
     )
-    return timesteps._replace(observation=observation)
+    return jax.tree.map(rows, timestep._replace(observation=None))._replace(observation=observation)
 
 
 def write(stacks: FrameStacks, t: int, step_type: np.ndarray, stack: np.ndarray) -> None:

@@ -106,7 +106,7 @@ kernels=impala_jax/_kernels.cpython-${version//./}-*.so
 rm -f $kernels
 "${install[@]}" --no-deps --no-build-isolation --editable .
 compgen -G "$kernels" >/dev/null ||
-  echo "install: no C++ compiler, so convolutions take several times as long on this CPU; install g++, then: make clean-venv install"
+  echo "install: the CPU kernels were not compiled, so convolutions take several times as long; install g++, then: make clean-venv install"
 fingerprint >"$stamp.partial"
 mv "$stamp.partial" "$stamp"
 echo "install: $venv is complete"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import os
 
 import numpy as np
 
-from impala_jax.config import ConfigError, EnvironmentConfig
+from impala_jax.config import ConfigError, EnvironmentConfig, num_cores
 from impala_jax.environments import suites
 from impala_jax.environments.base import EnvironmentFailure, VectorEnvironment, derived_seed
 from impala_jax.environments.factories import BUILT_IN, environment_factory
@@ -48,7 +47,7 @@ def make(
 
         return AtariVectorEnvironment(config, num_envs, seed, evaluation=evaluation)
     factory = environment_factory(config, evaluation)
-    processes = config.processes or (0 if config.name in BUILT_IN else len(os.sched_getaffinity(0)))
+    processes = config.processes or (0 if config.name in BUILT_IN else num_cores())
     if config.name.startswith('dmlab/'):
         processes = num_envs
     if not processes:
@@ -91,7 +90,7 @@ def spec(config: EnvironmentConfig) -> EnvironmentSpec:
     if config.name in suites.SUITES:
         names = suites.tasks(config)
         configs = [suites.task_config(config, task) for task in names]
-        with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with concurrent.futures.ThreadPoolExecutor(num_cores()) as pool:
             specs = dict(zip(names, pool.map(spec, configs), strict=True))
         return suites.common_spec(config.name, specs)._replace(tasks=names)
     if config.name.startswith(('atari/', 'dmlab/')):
