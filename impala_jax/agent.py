@@ -68,7 +68,7 @@ class Agent:
             timesteps=frame_stacks.empty_timesteps(unroll_length + 1, dummy_timestep(self.spec, batch_size), self.spec),
             behaviour_logits=np.zeros([*shape, self.spec.num_actions], np.float32),
             initial_state=self.initial_state(batch_size),
-            info=StepInfo(np.full(shape, np.nan, np.float32), np.zeros(shape, np.int32)),
+            info=StepInfo(np.zeros(shape, np.float32), np.zeros(shape, bool), np.zeros(shape, np.int32)),
             version=np.zeros([batch_size], np.int32),
             task=np.zeros([batch_size], np.int32),
         )

@@ -321,10 +321,18 @@ class EvaluatorConfig:
     """Environments stepped together; at most `episodes` are used."""
     greedy: bool = False
     """Play the most likely action; the paper samples."""
+    max_episode_steps: int = 27_000
+    """Agent steps after which an episode of an evaluation is truncated, so that every evaluation ends. The default is
+    half an hour of an Atari game, the usual limit there."""
 
     def __post_init__(self):
         _require(self.episodes >= 0, f'evaluator.episodes must be 0 or more, got {self.episodes}')
-        _require_positive('evaluator', num_envs=self.num_envs, interval_s=self.interval_s)
+        _require_positive(
+            'evaluator',
+            num_envs=self.num_envs,
+            interval_s=self.interval_s,
+            max_episode_steps=self.max_episode_steps,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import threading
 import types
@@ -15,11 +16,12 @@ import numpy as np
 from impala_jax import allocator, checkpoint, compilation_cache, environments
 from impala_jax.actor import Actor
 from impala_jax.agent import Agent
-from impala_jax.config import ConfigError, EnvironmentConfig, closest
+from impala_jax.config import Config, ConfigError, EnvironmentConfig, EvaluatorConfig, closest
 from impala_jax.environments import VectorEnvironment, suites
 from impala_jax.scores import Estimate, suite_scores
-from impala_jax.types import Closed, PyTree, StepInfo, TimeStep
+from impala_jax.types import FIRST, Closed, PyTree, StepInfo, TimeStep
 
+_logger = logging.getLogger(__name__)
 _UNROLL_LENGTH = 20  # Steps between two looks at whether enough games have ended.
 
 
@@ -28,6 +30,7 @@ class Evaluation(NamedTuple):
 
     returns: list[float]  # undiscounted, raw
     tasks: Mapping[str, Evaluation] = types.MappingProxyType({})  # by name; empty for a single environment
+    num_truncated: int = 0  # games that a limit of steps ended, the evaluator's or the environment's own
 
     @property
     def mean(self) -> float:
@@ -55,6 +58,8 @@ class Evaluator:
       seed: of environments and actions.
       greedy: play the most likely action instead of sampling.
       record: keep pictures of the first game of environment 0, in `frames`; of a suite, of its first task.
+      max_episode_steps: Agent steps after which a game is truncated.
+      timeout_s: Longest wait for an environment.
     """
 
     def __init__(
@@ -67,13 +72,17 @@ class Evaluator:
         seed: int,
         greedy: bool = False,
         record: bool = False,
+        max_episode_steps: int = EvaluatorConfig().max_episode_steps,
+        timeout_s: float = Config().timeout_s,
     ):
         num_envs = min(num_envs, episodes)
         # A fixed number of games each: the first N to end over all environments would favour short games.
         self._quota = np.full([num_envs], episodes // num_envs) + (np.arange(num_envs) < episodes % num_envs)
         self._configs = {task: suites.task_config(config, task) for task in suites.tasks(config)}
         self._task = next(iter(self._configs))  # The one that there are environments of
-        environment = environments.make(self._configs[self._task], num_envs, seed, evaluation=True)
+        self._max_episode_steps = max_episode_steps
+        self._timeout_s = timeout_s
+        environment = self._make(self._task, seed)
         self.frames: list[np.ndarray] = []
         """Pictures, uint8 [H, W, 3], if recorded."""
         if record:
@@ -88,30 +97,58 @@ class Evaluator:
           Closed: `stop` was set.
         """
         self._seed += 1
-        scores = {task: Evaluation(self._play_task(task, version, params, stop)) for task in self._configs}
+        scores = {task: self._play_task(task, version, params, stop) for task in self._configs}
         if len(scores) == 1:
             return scores[self._task]
-        return Evaluation([value for score in scores.values() for value in score.returns], scores)
+        return Evaluation(
+            [value for score in scores.values() for value in score.returns],
+            scores,
+            sum(score.num_truncated for score in scores.values()),
+        )
 
-    def _play_task(self, task: str, version: int, params: PyTree, stop: threading.Event | None) -> list[float]:
+    def _make(self, task: str, seed: int) -> VectorEnvironment:
+        return environments.make(
+            self._configs[task],
+            len(self._quota),
+            seed,
+            evaluation=True,
+            timeout_s=self._timeout_s,
+            max_episode_steps=self._max_episode_steps,
+        )
+
+    def _play_task(self, task: str, version: int, params: PyTree, stop: threading.Event | None) -> Evaluation:
         if task != self._task:
             self._actor.environment.close()
             # Into the same actor, whose compiled step fits all tasks.
-            self._actor.environment = environments.make(
-                self._configs[task], len(self._quota), self._seed, evaluation=True
-            )
+            self._actor.environment = self._make(task, self._seed)
             self._task = task
         # From a reset, so that no game half played with older parameters is counted.
         self._actor.reset(self._seed)
         returns: list[list[float]] = [[] for _ in self._quota]
+        num_truncated = num_at_limit = 0
+        num_steps = np.zeros(len(self._quota), np.int64)  # in each environment's game
         while any(len(r) < quota for r, quota in zip(returns, self._quota, strict=True)):
             if stop is not None and stop.is_set():
                 raise Closed
-            episode_return = self._actor.unroll(version, params).info.episode_return
-            for t, i in np.argwhere(~np.isnan(episode_return)):
-                if len(returns[i]) < self._quota[i]:
-                    returns[i].append(float(episode_return[t, i]))
-        return [value for r in returns for value in r]
+            trajectory = self._actor.unroll(version, params)
+            first = trajectory.timesteps.step_type[1:] == FIRST
+            discount, info = trajectory.timesteps.discount[1:], trajectory.info
+            for t, ended in enumerate(info.episode_ended):
+                num_steps = np.where(first[t], 0, num_steps + 1)
+                for i in np.flatnonzero(ended):
+                    if len(returns[i]) < self._quota[i]:
+                        returns[i].append(float(info.episode_return[t, i]))
+                        num_truncated += bool(discount[t, i] > 0)
+                        num_at_limit += bool(num_steps[i] >= self._max_episode_steps)
+        if num_at_limit:
+            _logger.warning(
+                '%d of %d games of %s were cut after %d steps (evaluator.max_episode_steps), and count as they stood',
+                num_at_limit,
+                sum(self._quota),
+                task,
+                self._max_episode_steps,
+            )
+        return Evaluation([value for r in returns for value in r], num_truncated=num_truncated)
 
     def close(self) -> None:
         """Ends the environments."""
@@ -137,7 +174,7 @@ class _Recorder:
         timestep, info = self._environment.step(actions)
         if self._recording:
             self._frames.append(self._environment.render())
-            self._recording = bool(np.isnan(info.episode_return[0]))
+            self._recording = not info.episode_ended[0]
         return timestep, info
 
     def get_state(self) -> bytes:
@@ -162,6 +199,8 @@ def evaluate(
     greedy: bool = False,
     seed: int = 1_000_003,
     video: str | Path | None = None,
+    max_episode_steps: int | None = None,
+    timeout_s: float | None = None,
 ) -> dict[str, Any]:
     """Plays whole games with the newest checkpoint of a run.
 
@@ -173,11 +212,14 @@ def evaluate(
       greedy: play the most likely action instead of sampling.
       seed: of games and actions.
       video: an mp4 or gif file for one game.
+      max_episode_steps: Agent steps after which a game is truncated; None for the run's `evaluator.max_episode_steps`.
+      timeout_s: Longest wait for an environment, s; None for the run's own.
 
     Returns:
       What `launch/evaluate.py --json` writes: `episodes`, `mean_return`, `median_return`, `stderr`, `min_return`,
       `max_return`, `human_normalised` (percent) and its `human_normalised_interval` (95 %, bootstrap), both None where
-      unknown; `checkpoint_step`, `frames`, `environment`, `greedy`, `seed`. Of a suite also `tasks`, by name the first
+      unknown; `truncated_episodes`, those that a limit of steps ended; `checkpoint_step`, `frames`, `environment`,
+      `greedy`, `seed`. Of a suite also `tasks`, by name the first
       eight of these, and `aggregates`, by name as in `impala_jax.scores` a `value` and an `interval`.
 
     Raises:
@@ -191,10 +233,11 @@ def evaluate(
     saved = checkpoint.restore(Path(workdir), {'learner': {'params': None}})
     allocator.keep_memory()
     compilation_cache.keep_programs()
-    agent = Agent(config.network, environments.spec(config.environment), config.popart.enabled)
+    timeout_s = config.timeout_s if timeout_s is None else timeout_s
+    agent = Agent(config.network, environments.spec(config.environment, timeout_s), config.popart.enabled)
     environment = config.environment
     if suite is not None and suite != environment.name:
-        environment = _suite(suite, environment, agent)
+        environment = _suite(suite, environment, agent, timeout_s)
     evaluator = Evaluator(
         agent,
         environment,
@@ -203,6 +246,8 @@ def evaluate(
         seed=seed,
         greedy=greedy,
         record=video is not None,
+        max_episode_steps=max_episode_steps or config.evaluator.max_episode_steps,
+        timeout_s=timeout_s,
     )
     try:
         evaluation = evaluator.play(saved.step, saved.state['learner']['params'])
@@ -220,6 +265,7 @@ def evaluate(
     return {
         **_scores(evaluation, scored.tasks.get(environment.name)),
         **of_suite,
+        'truncated_episodes': evaluation.num_truncated,
         'checkpoint_step': saved.step,
         'frames': saved.step * config.frames_per_update,
         'environment': environment.name,
@@ -228,12 +274,12 @@ def evaluate(
     }
 
 
-def _suite(suite: str, environment: EnvironmentConfig, agent: Agent) -> EnvironmentConfig:
+def _suite(suite: str, environment: EnvironmentConfig, agent: Agent, timeout_s: float) -> EnvironmentConfig:
     """The suite in place of the environment that the agent was trained on, if it can play it."""
     if suite not in suites.SUITES:
         raise ConfigError(f'unknown suite {suite!r}; {closest(suite, suites.SUITES)}')
     config = dataclasses.replace(environment, name=suite)
-    suites.common_spec(suite, {environment.name: agent.spec, suite: environments.spec(config)})
+    suites.common_spec(suite, {environment.name: agent.spec, suite: environments.spec(config, timeout_s)})
     return config
 
 

@@ -86,13 +86,14 @@ class LearnerStats:
           task: [B] int32, the tasks' ids; needed where there are tasks.
         """
         returns = np.asarray(info.episode_return, np.float64)[:, :num_fresh]
-        ended = returns[~np.isnan(returns)].tolist()
+        did_end = np.asarray(info.episode_ended)[:, :num_fresh]
+        ended = returns[did_end].tolist()
         self.episodes += len(ended)
         self._recent.extend(ended)
         self._row_returns.extend(ended)
         for task_id, (recent, row_returns) in enumerate(zip(self._task_recent, self._task_row_returns, strict=True)):
-            own = returns[:, np.asarray(task)[:num_fresh] == task_id]
-            ended = own[~np.isnan(own)].tolist()
+            own = np.asarray(task)[:num_fresh] == task_id
+            ended = returns[:, own][did_end[:, own]].tolist()
             recent.extend(ended)
             row_returns.extend(ended)
         self._restarts += int(np.sum(info.restarts[:, :num_fresh]))

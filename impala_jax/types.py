@@ -64,9 +64,10 @@ class FrameStacks(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What is counted of a step, but never learned from. One entry an environment, [B] or [T, B]."""
+    """Counts of a step that are never learned from. One entry per environment, [B] or [T, B]."""
 
-    episode_return: Array  # float32, the undiscounted raw return of the GAME that ended on arriving here, else NaN
+    episode_return: Array  # float32, the undiscounted raw return of the GAME that ended on arriving here, else 0
+    episode_ended: Array  # bool, whether a game ended on arriving here
     restarts: Array  # int32, 1 where the environment failed and was rebuilt in this step, else 0
 
 

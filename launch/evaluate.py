@@ -28,10 +28,13 @@ def evaluate() -> None:
     parser.add_argument('--json', type=Path, help='write the scores to this file')
     parser.add_argument('--plot', type=Path, help="draw a suite's scores into this png or svg file")
     parser.add_argument('--video', type=Path, help='write one game to this mp4 or gif file')
+    parser.add_argument('--max-episode-steps', type=int, help='truncate games there (default: as the run)')
+    parser.add_argument('--timeout-s', type=float, help='longest wait for an environment (default: as the run)')
     arguments = parser.parse_args()
-    for name in ('episodes', 'num_envs'):
-        if getattr(arguments, name) < 1:
-            raise ConfigError(f'--{name.replace("_", "-")} must be positive, got {getattr(arguments, name)}')
+    for name in ('episodes', 'num_envs', 'max_episode_steps', 'timeout_s'):
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f'--{name.replace("_", "-")} must be positive, got {value}')
     if arguments.video is not None:
         check_video(arguments.video)
     if arguments.plot is not None:
@@ -50,6 +53,8 @@ def evaluate() -> None:
         greedy=arguments.greedy,
         seed=arguments.seed,
         video=arguments.video,
+        max_episode_steps=arguments.max_episode_steps,
+        timeout_s=arguments.timeout_s,
     )
     if 'tasks' in scores:
         Console().print(table(scores))

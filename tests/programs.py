@@ -48,3 +48,16 @@ def wait_for(condition, process=None, timeout_s=200):
         assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, 'it never came about'
         time.sleep(0.02)
+
+
+def children(name=''):
+    """The ids of this process's children, zombies aside, whose command line holds `name`."""
+    found = []
+    for entry in Path('/proc').glob('[0-9]*'):
+        try:
+            state, parent = (entry / 'stat').read_text().rpartition(')')[2].split()[:2]
+            if state != 'Z' and int(parent) == os.getpid() and name in (entry / 'cmdline').read_text():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found

@@ -32,7 +32,7 @@ def make_data(on_policy=False):
         previous_action=rng.randint(A, size=[T + 1, B]).astype(np.int32),
     )
     behaviour = logits[:-1] if on_policy else 2 * rng.randn(T, B, A).astype(np.float32)
-    info = StepInfo(np.full([T, B], np.nan, np.float32), np.zeros([T, B], np.int32))
+    info = StepInfo(np.zeros([T, B], np.float32), np.zeros([T, B], bool), np.zeros([T, B], np.int32))
     trajectory = Trajectory(timesteps, behaviour, (), info, np.zeros([B], np.int32), np.zeros([B], np.int32))
     return NetworkOutput(logits, rng.randn(T + 1, B).astype(np.float32)), trajectory
 

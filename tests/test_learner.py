@@ -55,7 +55,7 @@ def make_batch(seed=0, version=0):
         timesteps=timesteps,
         behaviour_logits=rng.randn(T, B, A).astype(np.float32),
         initial_state=tuple(rng.randn(B, 6).astype(np.float32) for _ in range(2)),
-        info=StepInfo(np.full([T, B], np.nan, np.float32), np.zeros([T, B], np.int32)),
+        info=StepInfo(np.zeros([T, B], np.float32), np.zeros([T, B], bool), np.zeros([T, B], np.int32)),
         version=np.full([B], version, np.int32),
         task=np.zeros([B], np.int32),
     )

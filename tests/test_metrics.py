@@ -43,11 +43,12 @@ REQUIRED = {
 
 
 def info(*returns: float, restarts: int = 0, shape: tuple[int, int] = (4, 3)) -> StepInfo:
-    episode_return = np.full(shape, np.nan, np.float32)
+    episode_return, episode_ended = np.zeros(shape, np.float32), np.zeros(shape, bool)
     episode_return.reshape(-1)[: len(returns)] = returns
+    episode_ended.reshape(-1)[: len(returns)] = True
     counts = np.zeros(shape, np.int32)
     counts[0, 0] = restarts
-    return StepInfo(episode_return, counts)
+    return StepInfo(episode_return, episode_ended, counts)
 
 
 def learner_row(frames: int) -> dict:

@@ -119,7 +119,7 @@ def test_fitness_is_the_mean_of_capped_human_normalised_scores():
 def test_fitness_waits_for_the_episodes_of_each_task():
     def batch(stats, task, count, value):
         returns = np.full([count, 1], value, np.float32)
-        info = StepInfo(returns, np.zeros([count, 1], np.int32))
+        info = StepInfo(returns, np.ones([count, 1], bool), np.zeros([count, 1], np.int32))
         stats.add_batch(info, np.zeros(1, np.int32), 1, np.array([task], np.int32))
 
     stats = LearnerStats(('a', 'b'))

@@ -40,7 +40,7 @@ def make_trajectories(first, number):
         rng.integers(0, 3, shape, dtype=np.int32),
     )
     state = tuple(rng.normal(size=[number, 5]).astype(np.float32) for _ in range(2))
-    info = StepInfo(np.full([T, number], np.nan, np.float32), np.zeros([T, number], np.int32))
+    info = StepInfo(np.zeros([T, number], np.float32), np.zeros([T, number], bool), np.zeros([T, number], np.int32))
     version = np.arange(first, first + number, dtype=np.int32)
     logits = rng.normal(size=[T, number, 3]).astype(np.float32)
     return Trajectory(timesteps, logits, state, info, version, task=version % 7)

@@ -472,7 +472,7 @@ def test_returns_are_per_game():
     last = trajectory.timesteps.step_type[1:] == LAST
     returns = trajectory.info.episode_return
     for i in range(2):
-        ends = np.flatnonzero(~np.isnan(returns[:, i]))
+        ends = np.flatnonzero(trajectory.info.episode_ended[:, i])
         assert len(ends) >= 1
         start = 0
         for end in ends:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from impala_jax.config import ConfigError, EnvironmentConfig, num_cores
 from impala_jax.environments import suites
 from impala_jax.environments.base import EnvironmentFailure, VectorEnvironment, derived_seed
 from impala_jax.environments.factories import BUILT_IN, environment_factory
+from impala_jax.environments.processes import ProcessVectorEnvironment
 from impala_jax.environments.serial import SerialVectorEnvironment
 from impala_jax.types import EnvironmentSpec
 
@@ -24,6 +26,7 @@ def make(
     *,
     evaluation: bool = False,
     timeout_s: float = 300.0,
+    max_episode_steps: int | None = None,
     task_ids: np.ndarray | None = None,
 ) -> VectorEnvironment:
     """Builds `num_envs` environments that step together.
@@ -32,6 +35,7 @@ def make(
       seed: Environment i gets a seed of its own, derived from this one; give every actor another.
       evaluation: Whole games on Atari, and pictures where an environment has to be built for them.
       timeout_s: No wait for a worker process lasts longer.
+      max_episode_steps: Agent steps after which an episode is truncated; None for no limit but the environment's own.
       task_ids: Of a suite, [num_envs]: the task of each environment; by default they take turns.
     Raises:
       ConfigError: the name means nothing, something is not installed, an environment cannot be built or used, or the
@@ -41,26 +45,41 @@ def make(
         raise ConfigError(f'the number of environments must be positive, got {num_envs}')
     if config.name in suites.SUITES:
         ids = suites.assign(config, 1, num_envs)[0] if task_ids is None else task_ids
-        return _make_suite(config, ids, seed, evaluation, timeout_s)
+        return _make_suite(config, ids, seed, evaluation, timeout_s, max_episode_steps)
     if config.name.startswith('atari/'):
         from impala_jax.environments.atari import AtariVectorEnvironment
 
-        return AtariVectorEnvironment(config, num_envs, seed, evaluation=evaluation)
-    factory = environment_factory(config, evaluation)
-    processes = config.processes or (0 if config.name in BUILT_IN else num_cores())
-    if config.name.startswith('dmlab/'):
-        processes = num_envs
-    if not processes:
-        return SerialVectorEnvironment(factory, num_envs, seed, name=config.name, max_failures=config.max_failures)
-    from impala_jax.environments.processes import ProcessVectorEnvironment
-
+        return AtariVectorEnvironment(
+            config, num_envs, seed, evaluation=evaluation, max_episode_steps=max_episode_steps
+        )
+    if config.name in BUILT_IN and not config.processes:
+        return SerialVectorEnvironment(
+            environment_factory(config, evaluation),
+            num_envs,
+            seed,
+            name=config.name,
+            max_failures=config.max_failures,
+            max_episode_steps=max_episode_steps,
+        )
+    processes = config.processes or (num_envs if config.name.startswith('dmlab/') else num_cores())
     return ProcessVectorEnvironment(
-        config, num_envs, seed, processes=min(processes, num_envs), evaluation=evaluation, timeout_s=timeout_s
+        config,
+        num_envs,
+        seed,
+        processes=min(processes, num_envs),
+        evaluation=evaluation,
+        timeout_s=timeout_s,
+        max_episode_steps=max_episode_steps,
     )
 
 
 def _make_suite(
-    config: EnvironmentConfig, task_ids: np.ndarray, seed: int, evaluation: bool, timeout_s: float
+    config: EnvironmentConfig,
+    task_ids: np.ndarray,
+    seed: int,
+    evaluation: bool,
+    timeout_s: float,
+    max_episode_steps: int | None,
 ) -> VectorEnvironment:
     names = suites.tasks(config)
     indices = {task: np.flatnonzero(task_ids == task) for task in np.unique(task_ids).tolist()}
@@ -73,6 +92,7 @@ def _make_suite(
                 derived_seed(seed, task),
                 evaluation=evaluation,
                 timeout_s=timeout_s,
+                max_episode_steps=max_episode_steps,
             )
             cleanup.callback(part.close)
             parts[names[task]] = part
@@ -81,23 +101,31 @@ def _make_suite(
     return suites.SuiteVectorEnvironment(list(parts.values()), list(indices.values()), common._replace(tasks=names))
 
 
-def spec(config: EnvironmentConfig) -> EnvironmentSpec:
+def spec(config: EnvironmentConfig, timeout_s: float = 300.0) -> EnvironmentSpec:
     """What an agent for this environment must know; builds one environment (of each task) to find out.
 
+    Only built-in environments and Atari are built in this process. Any other one is built in a worker process and
+    reset once, so that one that exits, hangs or contradicts its own spec is refused before anything else begins.
+
+    Args:
+      timeout_s: No wait for a worker process lasts longer.
     Raises:
-      ConfigError: as `make`.
+      ConfigError: As `make`, and a first observation that the spec does not describe.
     """
     if config.name in suites.SUITES:
         names = suites.tasks(config)
         configs = [suites.task_config(config, task) for task in names]
         with concurrent.futures.ThreadPoolExecutor(num_cores()) as pool:
-            specs = dict(zip(names, pool.map(spec, configs), strict=True))
+            specs = dict(zip(names, pool.map(lambda task: spec(task, timeout_s), configs), strict=True))
         return suites.common_spec(config.name, specs)._replace(tasks=names)
-    if config.name.startswith(('atari/', 'dmlab/')):
-        environment = make(config, 1, seed=0)
-    else:
-        environment = SerialVectorEnvironment(environment_factory(config), 1, seed=0, name=config.name)
-    try:
-        return environment.spec
-    finally:
-        environment.close()
+    in_process = dataclasses.replace(config, processes=0) if config.name in BUILT_IN else config
+    with contextlib.ExitStack() as cleanup:
+        try:
+            environment = make(in_process, 1, seed=0, timeout_s=timeout_s)
+            cleanup.callback(environment.close)
+            if isinstance(environment, ProcessVectorEnvironment) and not config.name.startswith('dmlab/'):
+                environment.reset()  # DeepMind Lab's takes a minute, and its observations are ours.
+            return environment.spec
+        except (EnvironmentFailure, TimeoutError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f'environment {config.name!r} cannot be used: {reason}') from error

@@ -55,12 +55,25 @@ class AtariVectorEnvironment:
     In training with the preset `paper` an episode ends when a life is lost, but the game goes on: the next episode's
     first timestep is one no-op later in the same game, and `episode_return` counts the whole game. (AtariVectorEnv's
     own `episodic_life` would begin a new game at each lost life, so that only first lives would ever be played.)
+
+    A game is truncated after half an hour of play, or after `max_episode_steps` agent steps if that is sooner.
     """
 
-    def __init__(self, config: EnvironmentConfig, num_envs: int, seed: int, *, evaluation: bool = False):
+    def __init__(
+        self,
+        config: EnvironmentConfig,
+        num_envs: int,
+        seed: int,
+        *,
+        evaluation: bool = False,
+        max_episode_steps: int | None = None,
+    ):
         game = game_name(config.name.removeprefix('atari/'))
         from ale_py.vector_env import AtariVectorEnv
 
+        max_frames = _MAX_FRAMES
+        if max_episode_steps is not None:
+            max_frames = min(max_frames, max_episode_steps * config.frames_per_step)
         paper = config.preset == 'paper'
         full_action_space = not paper if config.full_action_space is None else config.full_action_space
         self.num_envs = num_envs
@@ -69,7 +82,7 @@ class AtariVectorEnvironment:
         self._emulator: Any = AtariVectorEnv(
             game,
             num_envs,
-            max_num_frames_per_episode=_MAX_FRAMES,
+            max_num_frames_per_episode=max_frames,
             repeat_action_probability=0.0 if paper else 0.25,
             full_action_space=full_action_space,
             stack_num=1,  # stacked here: in the order that convolutions want, and only the new frame is copied
@@ -99,8 +112,7 @@ class AtariVectorEnvironment:
         self._push(frames, np.ones(n, bool))
         self._lives = info['lives']
         self._returns[:] = 0
-        self._game_over[:] = False
-        self._life_lost[:] = False
+        self._game_over, self._life_lost = np.zeros(n, bool), np.zeros(n, bool)
         zeros = np.zeros(n, np.float32)
         return TimeStep(np.full(n, FIRST, np.int32), zeros, np.ones(n, np.float32), self._stack, np.zeros(n, np.int32))
 
@@ -119,7 +131,7 @@ class AtariVectorEnvironment:
         lost = (lives < self._lives) & (lives > 0) & ~over & ~first if self._episodes_are_lives else np.zeros_like(over)
         self._lives = lives
         self._returns += rewards
-        episode_returns = np.where(over, self._returns, np.nan).astype(np.float32)
+        episode_returns = np.where(over, self._returns, 0).astype(np.float32)
         self._returns[over] = 0
         # A game that ends in the no-op after a lost life ends at a FIRST, and another FIRST follows.
         self._game_over, self._life_lost = over, lost
@@ -132,7 +144,7 @@ class AtariVectorEnvironment:
             self._stack,
             np.where(first, 0, actions).astype(np.int32),
         )
-        return timestep, StepInfo(episode_returns, np.zeros(self.num_envs, np.int32))
+        return timestep, StepInfo(episode_returns, over, np.zeros(self.num_envs, np.int32))
 
     def get_state(self) -> bytes:
         raise NotImplementedError('AtariVectorEnv cannot be saved: a resumed run starts new games')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import dm_env
@@ -15,6 +15,10 @@ from impala_jax.types import ArraySpec, EnvironmentSpec, PyTree, StepInfo, TimeS
 
 class EnvironmentFailure(RuntimeError):
     """An environment failed `max_failures` times without finishing an episode in between."""
+
+
+RAISED_BY_ENVIRONMENTS = (Exception, SystemExit)
+"""What an environment's code may raise to fail alone: one that calls `sys.exit` must not end the program."""
 
 
 class VectorEnvironment(Protocol):
@@ -70,16 +74,39 @@ def environment_spec(environment: dm_env.Environment, name: str) -> EnvironmentS
     """The spec of a dm_env environment.
 
     Raises:
-      ConfigError: its actions are not 0 to n - 1.
+      ConfigError: Its actions are not 0 to n - 1, or its observations are not arrays of numbers.
     """
     actions: Any = environment.action_spec()
     discrete = isinstance(actions, specs.BoundedArray) and actions.shape == () and actions.dtype.kind in 'iu'
     if not discrete or actions.minimum != 0:
         raise ConfigError(f'environment {name!r} has no plain discrete actions (0 to n - 1) but {actions}')
-    observation = map_leaves(
-        lambda leaf: ArraySpec(tuple(leaf.shape), canonical_dtype(leaf.dtype)), environment.observation_spec()
-    )
+    declared = environment.observation_spec()
+    _check_observation_spec(declared, name)
+    observation = map_leaves(lambda leaf: ArraySpec(tuple(leaf.shape), canonical_dtype(leaf.dtype)), declared)
     return EnvironmentSpec(observation, int(actions.maximum) + 1)
+
+
+def _check_observation_spec(spec: Any, name: str, path: str = 'observation') -> None:
+    """Raises ConfigError for a spec that no network can read."""
+    what = f'environment {name!r}: the spec of {path}'
+    if isinstance(spec, Mapping):
+        parts = list(spec.items())
+        if len({type(key) for key in spec}) > 1:
+            raise ConfigError(f'{what} has keys of several types, {list(spec)}; use strings only')
+    elif isinstance(spec, (tuple, list)):
+        parts = list(enumerate(spec))
+    else:
+        if not isinstance(spec, specs.Array):
+            raise ConfigError(f'{what} is {spec!r}; use dm_env.specs.Array, or dicts and tuples of them')
+        if np.dtype(spec.dtype).kind not in 'biuf':
+            raise ConfigError(f'{what} has dtype {spec.dtype}; observations must be numbers')
+        if 0 in spec.shape:
+            raise ConfigError(f'{what} has shape {tuple(spec.shape)}, which holds no numbers; leave it out')
+        return
+    if not parts:
+        raise ConfigError(f'{what} is empty; an observation needs at least one array')
+    for key, part in parts:
+        _check_observation_spec(part, name, f'{path}[{key!r}]')
 
 
 def canonical_dtype(dtype: Any) -> np.dtype:
@@ -121,7 +148,7 @@ def one_line(error: BaseException) -> str:
 
 def map_leaves(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
     """`jax.tree.map` over dicts, tuples and lists; an ArraySpec is a leaf."""
-    if isinstance(tree, dict):
+    if isinstance(tree, Mapping):
         return {key: map_leaves(fn, value, *(other[key] for other in rest)) for key, value in tree.items()}
     if isinstance(tree, (tuple, list)) and not isinstance(tree, ArraySpec):
         values = [map_leaves(fn, *values) for values in zip(tree, *rest, strict=True)]
@@ -131,7 +158,7 @@ def map_leaves(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
 
 def leaves(tree: PyTree) -> Iterator[Any]:
     """The leaves of dicts, tuples and lists; an ArraySpec is a leaf."""
-    if isinstance(tree, dict):
+    if isinstance(tree, Mapping):
         for value in tree.values():
             yield from leaves(value)
     elif isinstance(tree, (tuple, list)) and not isinstance(tree, ArraySpec):

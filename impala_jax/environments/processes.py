@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
-import multiprocessing
 import os
 import pickle
-import shutil
 import signal
+import socket
+import struct
+import subprocess
 import sys
 import tempfile
-import threading
 import time
-import traceback
-import types
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -23,12 +21,17 @@ import numpy as np
 
 from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import base
-from impala_jax.environments.factories import environment_factory
-from impala_jax.environments.serial import SerialVectorEnvironment
+from impala_jax.environments.worker import ANSWER, ERROR, Arguments
 from impala_jax.types import EnvironmentSpec, StepInfo, TimeStep
 
 _logger = logging.getLogger(__name__)
 _CLOSE_TIMEOUT_S = 5.0
+_LOOK_S = 0.2  # How long a wait goes on before it looks whether the worker has died.
+# Not `-m`, which would search this package before it has the parent's path.
+_PROGRAM = (
+    'import json, sys; sys.path[:] = json.loads(sys.argv[1]); '
+    'from impala_jax.environments import worker; worker.main(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])'
+)
 
 
 class _Died(base.EnvironmentFailure):
@@ -38,8 +41,9 @@ class _Died(base.EnvironmentFailure):
 class ProcessVectorEnvironment:
     """A `VectorEnvironment` over worker processes; steps, seeds and states are those of `SerialVectorEnvironment`.
 
-    A worker that dies is replaced, and its environments begin anew; one that is silent for `timeout_s` is an error.
-    Each has a folder for temporary files of its own, which goes when the worker does, however that ends.
+    A worker that dies is replaced, and its environments start new episodes. One that is silent for `timeout_s` is an
+    error. Each has its own folder for temporary files, which is removed when the worker ends. No worker, and no process
+    that its environments started, outlives this process.
 
     Raises:
       ConfigError: as `SerialVectorEnvironment`.
@@ -54,13 +58,14 @@ class ProcessVectorEnvironment:
         processes: int,
         evaluation: bool = False,
         timeout_s: float = 300.0,
+        max_episode_steps: int | None = None,
     ):
         self.num_envs = num_envs
         self._name = config.name
         self._max_failures = config.max_failures
         bounds = np.linspace(0, num_envs, min(processes, num_envs) + 1).astype(int).tolist()
         self._slices = [slice(start, stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
-        self._workers = [_Worker(config, part, seed, evaluation, timeout_s) for part in self._slices]
+        self._workers = [_Worker(config, part, seed, evaluation, timeout_s, max_episode_steps) for part in self._slices]
         self._deaths = [0] * len(self._workers)  # since one of the worker's environments last finished an episode
         try:
             for worker in self._workers:
@@ -133,7 +138,7 @@ class ProcessVectorEnvironment:
                 result = worker.receive(request)
             except _Died as error:
                 result = self._replace(i, error)
-            if not np.isnan(result[1].episode_return).all():
+            if result[1].episode_ended.any():
                 self._deaths[i] = 0
             results.append(result)
         return results
@@ -157,67 +162,108 @@ class ProcessVectorEnvironment:
 
 
 class _Worker:
-    """This side of one worker process."""
+    """This side of one worker process.
 
-    def __init__(self, config: EnvironmentConfig, part: slice, seed: int, evaluation: bool, timeout_s: float):
+    Not a multiprocessing.Process: a daemonic one may have no children, and any other is joined without end when this
+    program ends. Both are reaped by whichever thread starts the next one.
+    """
+
+    def __init__(
+        self,
+        config: EnvironmentConfig,
+        part: slice,
+        seed: int,
+        evaluation: bool,
+        timeout_s: float,
+        max_episode_steps: int | None,
+    ):
         self.part = part
-        self._arguments = (config, part.stop - part.start, seed, evaluation, part.start)
+        self._arguments = Arguments(
+            config, part.stop - part.start, seed, evaluation, max_episode_steps, part.start, generation=0
+        )
         self._timeout_s = timeout_s
         self._starts = 0
-        self._process: Any = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._connection: Any = None
+        self._lifeline: int | None = None  # Its other end is the worker's, and ends with this process.
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __str__(self) -> str:
-        name = self._arguments[0].name
+        name = self._arguments.config.name
         return f'worker process of environments {self.part.start} to {self.part.stop - 1} of {name!r}'
 
+    @property
+    def pid(self) -> int | None:
+        """The process's id while it has not been joined."""
+        return None if self._process is None else self._process.pid
+
     def start(self) -> None:
-        """Starts the process, anew if need be, without waiting for it."""
+        """Starts the process, again if there was one, without waiting for it."""
         if self._process is not None:
             self.close()
             self.join(time.monotonic() + _CLOSE_TIMEOUT_S)
-        context = multiprocessing.get_context('spawn')  # JAX and fork deadlock.
-        self._connection, theirs = context.Pipe()
         self._folder = tempfile.TemporaryDirectory(prefix='impala_jax_')
-        self._process = context.Process(
-            target=_work,
-            args=(theirs, self._folder.name, *self._arguments, self._starts),
-            name=str(self),
-            daemon=True,
-        )
-        self._starts += 1
-        # An interrupt of the whole process group is this process's business; blocked signals are inherited.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        ours, theirs = socket.socketpair()
+        lifeline, self._lifeline = os.pipe()
+        # A worker that is stopped in the middle of a message holds nobody up for longer.
+        bound = struct.pack('ll', int(self._timeout_s), int(self._timeout_s % 1 * 1e6))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            ours.setsockopt(socket.SOL_SOCKET, option, bound)
+        self._connection = Connection(ours.detach())
+        path = json.dumps([os.path.abspath(entry) for entry in sys.path])
+        descriptors = [str(theirs.fileno()), str(lifeline)]
         try:
-            with _without_main():
-                self._process.start()
+            self._process = subprocess.Popen(  # The last argument is for whoever lists processes.
+                [sys.executable, '-c', _PROGRAM, path, *descriptors, self._folder.name, str(self)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), lifeline),
+                start_new_session=True,
+                # For an environment that uses JAX: the accelerator is the learner's.
+                env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'TMPDIR': self._folder.name},
+            )
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
+            os.close(lifeline)
+        arguments = self._arguments._replace(generation=self._starts)
+        self._starts += 1
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # The first request reports its death.
+            self._connection.send(tuple(arguments))
 
     def send(self, request: str, argument: Any = None) -> None:
         try:
             self._connection.send((request, argument))
         except (BrokenPipeError, ConnectionResetError) as error:
             raise _Died(self.obituary()) from error
+        except BlockingIOError as error:
+            raise self._silent(request) from error
 
     def receive(self, request: str) -> Any:
-        """The answer to `request`."""
-        try:
-            if not self._connection.poll(self._timeout_s):
-                raise TimeoutError(f'waited {self._timeout_s:g} s for the {self} to answer {request!r}')
-            error_type, answer = self._connection.recv()
-        except (EOFError, ConnectionResetError, BrokenPipeError) as error:
-            raise _Died(self.obituary()) from error
-        if error_type is not None:
-            raise error_type(answer)
-        return answer
+        """The answer to `request`.
+
+        Raises:
+          TimeoutError: There was none within `timeout_s`.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            kind, content = self._next_message(request, deadline)
+            if kind == ANSWER:
+                return content
+            if kind == ERROR:
+                error_type, text = content
+                raise error_type(text)
+            name, level, text = content
+            logging.getLogger(name).log(level, '%s', text)
 
     def obituary(self) -> str:
         """Says that the process died, and of what."""
-        self._process.join(_CLOSE_TIMEOUT_S)
-        return f'the {self} died with exit code {self._process.exitcode}'
+        assert self._process is not None
+        deadline = time.monotonic() + _CLOSE_TIMEOUT_S
+        while not self._has_ended() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self._end()
+        code = self._process.returncode or 0
+        by = f' ({signal.Signals(-code).name})' if code < 0 else ''
+        return f'the {self} died with exit code {code}{by}'
 
     def close(self) -> None:
         """Tells the process to end: its pipe ends."""
@@ -225,16 +271,16 @@ class _Worker:
             self._connection.close()
 
     def join(self, deadline: float) -> None:
-        """Waits for the process until `deadline`, then kills it."""
+        """Waits for the process until `deadline`, then kills it, with the processes that it has left."""
         if self._process is None:
             return
-        if self._process.pid is not None:
-            self._process.join(max(0.0, deadline - time.monotonic()))
-            if self._process.is_alive():
-                self._process.kill()
-                self._process.join()
-        self._process.close()
+        while not self._has_ended() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self._end()
         self._process = None
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
         if self._folder is not None:
             try:
                 self._folder.cleanup()
@@ -242,83 +288,43 @@ class _Worker:
                 _logger.warning('temporary files of the %s stay: %s', self, base.one_line(error))
             self._folder = None
 
-
-_main_lock = threading.Lock()
-
-
-@contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    """Processes that are started here do not run the program's script, as spawn would have them do.
-
-    A script in launch/ loads JAX, which no environment needs, and which is most of a worker's memory and start.
-    """
-    with _main_lock:
-        main = sys.modules['__main__']
-        sys.modules['__main__'] = types.ModuleType('__main__')
+    def _next_message(self, request: str, deadline: float) -> tuple[str, Any]:
         try:
-            yield
-        finally:
-            sys.modules['__main__'] = main
+            while not self._connection.poll(max(0.0, min(_LOOK_S, deadline - time.monotonic()))):
+                # Its children may hold the pipe open.
+                if self._has_ended() and not self._connection.poll(0):
+                    raise _Died(self.obituary())
+                if time.monotonic() >= deadline:
+                    raise self._silent(request)
+            return self._connection.recv()
+        except (EOFError, ConnectionResetError, BrokenPipeError) as error:
+            raise _Died(self.obituary()) from error
+        except BlockingIOError as error:
+            raise self._silent(request) from error
 
-
-def _work(
-    connection: Connection,
-    folder: str,
-    config: EnvironmentConfig,
-    num_envs: int,
-    seed: int,
-    evaluation: bool,
-    first_index: int,
-    generation: int,
-) -> None:
-    """The worker process: builds its environments, and answers requests until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ['JAX_PLATFORMS'] = 'cpu'  # for an environment that uses JAX: the accelerator is the learner's
-    if 'jax' in sys.modules:
-        sys.modules['jax'].config.update('jax_platforms', 'cpu')
-    os.environ['TMPDIR'] = tempfile.tempdir = folder
-    environment: SerialVectorEnvironment | None = None
-    failure: tuple[type[Exception], str] | None = None
-    try:
-        environment = SerialVectorEnvironment(
-            environment_factory(config, evaluation),
-            num_envs,
-            seed,
-            name=config.name,
-            max_failures=config.max_failures,
-            first_index=first_index,
-            generation=generation,
+    def _silent(self, request: str) -> TimeoutError:
+        return TimeoutError(
+            f'waited {self._timeout_s:g} s for the {self} to answer {request!r}; raise timeout_s if it is only slow'
         )
-    except Exception as error:
-        failure = _portable(error)
-    # The other side may end while this one writes or reads.
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        while True:
-            request, argument = connection.recv()
-            answer: Any = None
-            if environment is not None:
-                try:
-                    answer = _answer(environment, request, argument)
-                    failure = None
-                except Exception as error:
-                    failure = _portable(error)
-            connection.send((None, answer) if failure is None else failure)
-    if environment is not None:
-        environment.close()
-    shutil.rmtree(folder, ignore_errors=True)  # The parent, if it still lives, tries too, and reports what stays.
 
+    def _has_ended(self) -> bool:
+        """Whether the process has ended. It stays a zombie, whose id nobody else gets, until `_end`."""
+        assert self._process is not None
+        if self._process.returncode is not None:
+            return True
+        try:
+            return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:  # The program reaps all of its children itself.
+            return True
 
-def _answer(environment: SerialVectorEnvironment, request: str, argument: Any) -> Any:
-    if request == 'spec':
-        return environment.spec
-    if request == 'reset':
-        return environment.restart()
-    return getattr(environment, request)(*(() if argument is None else (argument,)))
-
-
-def _portable(error: Exception) -> tuple[type[Exception], str]:
-    """An error's type, of those that callers know, and its message, with the traceback where that is the message."""
-    if isinstance(error, (ConfigError, NotImplementedError)):
-        return type(error), str(error)
-    text = ''.join(traceback.format_exception(error))
-    return base.EnvironmentFailure, f'{error}\n\nIn the worker process:\n{text}'
+    def _end(self) -> None:
+        """Kills the process if it still lives, and what it has left in its session, and reaps it."""
+        assert self._process is not None
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # It has not made its session yet.
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()
+            try:
+                self._process.wait(_CLOSE_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                _logger.warning('the %s (process %d) does not end although it was killed', self, self._process.pid)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -12,22 +12,29 @@ import dm_env
 import numpy as np
 
 from impala_jax.config import ConfigError
-from impala_jax.environments import base
-from impala_jax.types import FIRST, LAST, EnvironmentSpec, StepInfo, TimeStep
+from impala_jax.environments import base, observations
+from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec, StepInfo, TimeStep
 
 _logger = logging.getLogger(__name__)
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class SerialVectorEnvironment:
     """A `VectorEnvironment` of dm_env environments, in this process.
 
+    Everything that an environment returns is checked here. An exception, an observation that its spec does not
+    describe, a number that is not finite and a step type out of turn are failures of that environment: it is rebuilt,
+    and the run ends after `max_failures` without a finished episode in between.
+
     Args:
       factory: Builds an environment from a seed.
       first_index: Number of the first environment in the whole vector, of which this may be a part; seeds and messages
         depend on it.
-      generation: Another number gives other seeds; for a part that is built anew.
+      generation: Another number gives other seeds; for a part that is rebuilt.
+      max_episode_steps: Steps after which an episode is truncated; None for no limit.
     Raises:
-      ConfigError: an environment cannot be built, has no discrete actions, or differs from the first one.
+      ConfigError: An environment cannot be built, has no discrete actions, or differs from the first one.
     """
 
     def __init__(
@@ -40,15 +47,18 @@ class SerialVectorEnvironment:
         max_failures: int = 3,
         first_index: int = 0,
         generation: int = 0,
+        max_episode_steps: int | None = None,
     ):
         self.num_envs = num_envs
         self._factory = factory
         self._name = name
         self._max_failures = max_failures
+        self._max_episode_steps = math.inf if max_episode_steps is None else max_episode_steps
         self._entropy = [(seed, first_index + i, generation) for i in range(num_envs)]
         self._environments: list[dm_env.Environment] = []
         self._over = [True] * num_envs  # The next step starts an episode.
         self._returns = [0.0] * num_envs
+        self._num_steps = [0] * num_envs  # in the episode
         self._builds = [1] * num_envs
         self._failures = [0] * num_envs  # since an episode was last finished
         self._observation: Any = None  # of environment 0, for a picture
@@ -63,10 +73,12 @@ class SerialVectorEnvironment:
         except ConfigError:
             self.close()
             raise
-        except Exception as error:
+        except base.RAISED_BY_ENVIRONMENTS as error:
             self.close()
             raise ConfigError(f'environment {name!r} cannot be built: {base.one_line(error)}') from error
-        self._leaf_specs = list(base.leaves(self.spec.observation))
+        declared = base.map_leaves(lambda leaf: leaf.dtype, self._environments[0].observation_spec())
+        self._leaves = observations.leaves(self.spec.observation, declared)
+        self._is_array = isinstance(self.spec.observation, ArraySpec)
 
     def reset(self) -> TimeStep:
         return self.restart()[0]
@@ -79,38 +91,39 @@ class SerialVectorEnvironment:
     def step(self, actions: np.ndarray) -> tuple[TimeStep, StepInfo]:
         actions = base.check_actions(actions, self.num_envs, self.spec.num_actions)
         n = self.num_envs
-        arrays = [np.empty((n, *leaf.shape), leaf.dtype) for leaf in self._leaf_specs]
+        arrays = [np.empty((n, *leaf.spec.shape), leaf.spec.dtype) for leaf in self._leaves]
         step_types = np.empty(n, np.int32)
         rewards = np.zeros(n, np.float32)
         discounts = np.ones(n, np.float32)
-        episode_returns = np.full(n, np.nan, np.float32)
         restarts = np.zeros(n, np.int32)
         for i, action in enumerate(actions.tolist()):
+            starts = self._over[i]
             try:
-                timestep = self._environments[i].reset() if self._over[i] else self._environments[i].step(action)
-                self._write_observation(i, timestep.observation, arrays)
-            except Exception as error:
-                timestep = self._restart(i, error, arrays)
-                restarts[i] = 1
-            step_type = step_types[i] = int(timestep.step_type)
-            if step_type == FIRST:
-                self._over[i] = False
-                self._returns[i] = 0.0
-                continue
-            rewards[i] = timestep.reward
-            discounts[i] = timestep.discount
-            self._returns[i] += float(timestep.reward)
-            if step_type == LAST:
-                self._over[i] = True
-                self._failures[i] = 0
-                episode_returns[i] = self._returns[i]
+                if starts:
+                    self._begin(i, arrays)
+                    step_types[i] = FIRST
+                else:
+                    step_types[i], rewards[i], discounts[i] = self._advance(i, action, arrays)
+            except base.RAISED_BY_ENVIRONMENTS as error:
+                self._rebuild(i, error, 'in reset' if starts else f'at step {self._num_steps[i] + 1}', arrays)
+                step_types[i], restarts[i] = FIRST, 1
+        for i, error in observations.not_finite(self._leaves, arrays).items():
+            starts = step_types[i] == FIRST
+            self._rebuild(i, error, 'in reset' if starts else f'at step {self._num_steps[i]}', arrays)
+            step_types[i], rewards[i], discounts[i], restarts[i] = FIRST, 0, 1, 1
+        episode_ended = step_types == LAST
+        episode_returns = np.zeros(n, np.float32)
+        for i in np.flatnonzero(episode_ended).tolist():
+            self._over[i] = True
+            self._failures[i] = 0
+            episode_returns[i] = self._returns[i]
         iterator = iter(arrays)
         observation = base.map_leaves(lambda _: next(iterator), self.spec.observation)
         self._observation = observation
         previous_actions = np.where(step_types == FIRST, 0, actions).astype(np.int32)
         return (
             TimeStep(step_types, rewards, discounts, observation, previous_actions),
-            StepInfo(episode_returns, restarts),
+            StepInfo(episode_returns, episode_ended, restarts),
         )
 
     def get_states(self) -> list[bytes]:
@@ -122,6 +135,7 @@ class SerialVectorEnvironment:
                     self._environments,
                     self._over,
                     self._returns,
+                    self._num_steps,
                     self._builds,
                     self._failures,
                     self._entropy,
@@ -142,7 +156,14 @@ class SerialVectorEnvironment:
         for i, state in enumerate(states):
             environment, *parts = pickle.loads(state)
             self._environments.append(environment)
-            self._over[i], self._returns[i], self._builds[i], self._failures[i], self._entropy[i] = parts
+            (
+                self._over[i],
+                self._returns[i],
+                self._num_steps[i],
+                self._builds[i],
+                self._failures[i],
+                self._entropy[i],
+            ) = parts
 
     def get_state(self) -> bytes:
         return pickle.dumps(self.get_states())
@@ -166,8 +187,43 @@ class SerialVectorEnvironment:
     def _build(self, i: int) -> dm_env.Environment:
         return self._factory(base.derived_seed(*self._entropy[i], self._builds[i] - 1))
 
-    def _restart(self, i: int, error: Exception, arrays: list[np.ndarray]) -> dm_env.TimeStep:
-        """Builds environment i anew, as often as allowed, until one gives its first timestep."""
+    def _begin(self, i: int, arrays: list[np.ndarray]) -> None:
+        """Resets environment i, and writes its observation."""
+        timestep = self._environments[i].reset()
+        if timestep.step_type != FIRST:
+            raise ValueError(f'reset() returned step type {timestep.step_type!r}; it must be FIRST')
+        self._write_observation(i, timestep.observation, arrays)
+        self._over[i] = False
+        self._returns[i] = 0.0
+        self._num_steps[i] = 0
+
+    def _advance(self, i: int, action: int, arrays: list[np.ndarray]) -> tuple[int, float, float]:
+        """Steps environment i, and writes its observation; returns step type, reward and discount."""
+        timestep = self._environments[i].step(action)
+        step_type, reward, discount = timestep.step_type, timestep.reward, timestep.discount
+        self._write_observation(i, timestep.observation, arrays)
+        if step_type not in (MID, LAST):
+            raise ValueError(
+                f'step() returned step type {step_type!r} within an episode; an episode ends with a LAST timestep'
+            )
+        if type(reward) is not float:
+            reward = _number(reward, 'reward')
+        if type(discount) is not float:
+            discount = _number(discount, 'discount')
+        episode_return = self._returns[i] + reward
+        # The comparisons are false for NaN.
+        if not (-_LARGEST <= reward <= _LARGEST and -_LARGEST <= episode_return <= _LARGEST):
+            raise ValueError(f'the reward is {reward}, after a return of {self._returns[i]}; both must be finite')
+        if not 0 <= discount <= 1:
+            raise ValueError(f'the discount is {discount}; it must lie in [0, 1]')
+        self._returns[i] = episode_return
+        self._num_steps[i] += 1
+        if self._num_steps[i] >= self._max_episode_steps:
+            step_type = LAST  # A truncation: the discount stays.
+        return step_type, reward, discount
+
+    def _rebuild(self, i: int, error: BaseException, where: str, arrays: list[np.ndarray]) -> None:
+        """Rebuilds environment i, as often as allowed, until one gives its first timestep."""
         index = self._entropy[i][1]
         while True:
             self._failures[i] += 1
@@ -175,34 +231,54 @@ class SerialVectorEnvironment:
             if self._failures[i] >= self._max_failures:
                 raise base.EnvironmentFailure(
                     f'environment {index} of {self._name!r} failed {self._failures[i]} times without finishing an '
-                    f'episode in between; the last time: {cause}'
+                    f'episode in between; the last time {where}: {cause}'
                 ) from error
-            _logger.warning('environment %d of %r failed and is rebuilt: %s', index, self._name, cause)
-            with contextlib.suppress(Exception):
-                self._environments[i].close()
+            _logger.warning('environment %d of %r failed %s and is rebuilt: %s', index, self._name, where, cause)
+            self._close(self._environments[i])
             self._builds[i] += 1
+            where = 'in its first reset'
             try:
                 environment = self._build(i)
                 base.require_same_spec(self._name, self.spec, index, base.environment_spec(environment, self._name))
                 self._environments[i] = environment
-                timestep = environment.reset()
-                self._write_observation(i, timestep.observation, arrays)
-                return timestep
+                self._begin(i, arrays)
+                not_finite = observations.not_finite(self._leaves, [array[i : i + 1] for array in arrays])
+                if not not_finite:
+                    return
+                error = not_finite[0]
             except ConfigError:
                 raise
-            except Exception as next_error:
+            except base.RAISED_BY_ENVIRONMENTS as next_error:
                 error = next_error
 
     def _write_observation(self, i: int, observation: Any, arrays: list[np.ndarray]) -> None:
-        for leaf, spec, array in zip(base.leaves(observation), self._leaf_specs, arrays, strict=True):
-            if np.shape(leaf) != spec.shape:
-                raise ValueError(f'an observation has shape {np.shape(leaf)}, but its spec says {spec.shape}')
-            array[i] = leaf
+        if self._is_array:
+            observations.write(self._leaves[0], observation, arrays[0], i)
+            return
+        values = observations.values(self.spec.observation, observation)
+        for leaf, value, array in zip(self._leaves, values, arrays, strict=True):
+            observations.write(leaf, value, array, i)
 
     def _close_environments(self) -> None:
         for environment in self._environments:
-            try:
-                environment.close()
-            except Exception as error:
-                _logger.warning('closing an environment of %r failed: %s', self._name, base.one_line(error))
+            self._close(environment)
         self._environments = []
+
+    def _close(self, environment: dm_env.Environment) -> None:
+        try:
+            environment.close()
+        except base.RAISED_BY_ENVIRONMENTS as error:
+            _logger.warning('closing an environment of %r failed: %s', self._name, base.one_line(error))
+
+
+def _number(value: Any, what: str) -> float:
+    """A reward or a discount as a float; an array of one element is one, too."""
+    if type(value) is float:
+        return value
+    try:
+        array = np.asarray(value)
+        if array.size == 1 and array.dtype.kind in 'biuf':
+            return float(array.item())
+    except ValueError:  # Lists of different lengths.
+        pass
+    raise ValueError(f'the {what} is {value!r}; it must be one number')

@@ -166,6 +166,8 @@ def make_evaluator(config: Config, agent: Agent) -> Evaluator:
         num_envs=config.evaluator.num_envs,
         seed=node_seed(config, 1),
         greedy=config.evaluator.greedy,
+        max_episode_steps=config.evaluator.max_episode_steps,
+        timeout_s=config.timeout_s,
     )
 
 
@@ -178,6 +180,7 @@ def record_evaluation(config: Config, workdir: Path, version: int, evaluation: E
         'mean_return': evaluation.mean,
         'median_return': evaluation.median,
         'stderr': evaluation.stderr,
+        'truncated_episodes': evaluation.num_truncated,
         **{f'mean_return/{task}': scores.mean for task, scores in evaluation.tasks.items()},
     }
     with open(workdir / 'evaluations.jsonl', 'a') as file:

@@ -132,7 +132,7 @@ def _join(session: Session, address: str, num_actors: int, adapt: Callable[[Conf
     changed = differences(session.config, config, 'at the learner')
     if changed:
         raise ConfigError(f'what is learned is set at the learner alone: {"; ".join(changed)}')
-    spec = environments.spec(config.environment)
+    spec = environments.spec(config.environment, config.timeout_s)
     if str(spec) != session.spec:
         raise ConfigError(
             f'environment {config.environment.name!r} is not the one of the learner at {address}, which has '

@@ -85,7 +85,7 @@ def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunR
     if config.actor.num_actors:
         suites.assign(config.environment, config.actor.num_actors, config.actor.num_envs)  # Refused before any work.
     share = nodes.share(config)
-    agent = Agent(config.network, environments.spec(config.environment), config.popart.enabled)
+    agent = Agent(config.network, environments.spec(config.environment, config.timeout_s), config.popart.enabled)
     write_run_config(workdir, config)
     compilation_cache.keep_programs()
 

@@ -57,7 +57,8 @@ def test_a_lost_life_ends_an_episode_but_not_the_game(create):
 
         # Scores: of games, over all their lives.
         scores += whole.reward
-        np.testing.assert_array_equal(info.episode_return, np.where(over, scores, np.nan).astype(np.float32))
+        np.testing.assert_array_equal(info.episode_return, np.where(over, scores, 0).astype(np.float32))
+        np.testing.assert_array_equal(info.episode_ended, over)
         scores[over] = 0
         episodes += timestep.step_type == LAST
         assert (episodes[over] == 5).all()
@@ -79,7 +80,7 @@ def test_a_game_scores_with_several_lives(create):
         last = timestep.step_type == LAST
         lives_with_points += last & (points > 0)
         points[last] = 0
-        for i in np.flatnonzero(~np.isnan(info.episode_return)):
+        for i in np.flatnonzero(info.episode_ended):
             assert info.episode_return[i] == returns[i]
             seen += lives_with_points[i] > 1
             lives_with_points[i], returns[i] = 0, 0
@@ -131,7 +132,7 @@ def test_pong(create):
     for actions in random_actions(environment, 1100):
         timestep, info = environment.step(actions)
         rewards += timestep.reward.tolist()
-        returns += info.episode_return[~np.isnan(info.episode_return)].tolist()
+        returns += info.episode_return[info.episode_ended].tolist()
         assert (timestep.discount[timestep.step_type == LAST] == 0).all()
     assert set(rewards) == {-1, 0, 1}
     assert returns
@@ -165,7 +166,7 @@ def test_machado(create):
     for actions in random_actions(environment, 150):
         timestep, info = environment.step(actions)
         lives |= set(environment._lives[timestep.step_type == MID].tolist())
-        assert ((timestep.step_type == LAST) == ~np.isnan(info.episode_return)).all()
+        assert ((timestep.step_type == LAST) == info.episode_ended).all()
     assert len(lives) > 1
 
 
@@ -188,7 +189,7 @@ def test_a_truncated_game_has_discount_one(create, monkeypatch):
         expected = FIRST if step % 11 == 0 else LAST if step % 11 == 10 else MID
         np.testing.assert_array_equal(timestep.step_type, expected)
         np.testing.assert_array_equal(timestep.discount, 1)
-        assert np.isnan(info.episode_return).all() == (expected != LAST)
+        assert info.episode_ended.all() == (expected == LAST)
 
 
 class FakeEmulator:
@@ -221,7 +222,8 @@ def test_points_and_ends_in_the_no_op_after_a_lost_life(create):
     assert [float(timestep.reward[0]) for timestep, _ in rows] == [1, 2, 0, 8, 0, 0, 32]
     assert [float(timestep.discount[0]) for timestep, _ in rows] == [1, 0, 1, 0, 1, 1, 0]
     returns = [float(info.episode_return[0]) for _, info in rows]
-    np.testing.assert_array_equal(returns, [np.nan] * 4 + [1 + 2 + 4 + 8 + 16, np.nan, 32])
+    np.testing.assert_array_equal(returns, [0] * 4 + [1 + 2 + 4 + 8 + 16, 0, 32])
+    assert [bool(info.episode_ended[0]) for _, info in rows] == [False] * 4 + [True, False, True]
     assert emulator.actions == [3, 3, 0, 3, 0, 3, 3]
     stacks = [timestep.observation[0, 0, 0].tolist() for timestep, _ in rows]
     assert stacks[4:] == [[2, 3, 4, 5], [0, 0, 0, 6], [0, 0, 6, 7]]

@@ -4,10 +4,8 @@ import contextlib
 import glob
 import importlib
 import logging
-import multiprocessing
 import os
 import pickle
-import re
 import signal
 import subprocess
 import sys
@@ -17,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import children, wait_for
 
 from impala_jax import data, environments
 from impala_jax.config import ConfigError, EnvironmentConfig
@@ -69,7 +68,7 @@ def test_spec(engine, tmp_path):
     spec = environments.spec(EnvironmentConfig(name=PLAIN, level_cache=str(tmp_path)))
     rgb, words = ArraySpec((72, 96, 3), np.dtype(np.uint8)), ArraySpec((16,), np.dtype(np.int32))
     assert spec == EnvironmentSpec({'rgb': rgb, 'instruction': words}, 9)
-    assert not multiprocessing.active_children()
+    assert not children()
 
 
 def test_an_episode_of_the_engine(engine, make):
@@ -191,7 +190,7 @@ def refusal(name=PLAIN, **options):
     """The one line that refuses an environment, and no process is left."""
     with pytest.raises(ConfigError) as error:
         environments.make(EnvironmentConfig(name=name, **{'level_cache': '', **options}), 1, 0, timeout_s=60)
-    assert not multiprocessing.active_children()
+    assert not children()
     assert '\n' not in str(error.value)
     return str(error.value)
 
@@ -220,9 +219,7 @@ def test_without_the_module_the_error_says_what_to_do():
 
 
 def workers():
-    return {
-        int(re.findall(r'environments (\d+) to', child.name)[0]): child for child in multiprocessing.active_children()
-    }
+    return {i: children(f'environments {i} to')[0] for i in range(3)}
 
 
 def folders():
@@ -233,8 +230,8 @@ def folders():
 def test_each_environment_has_a_process_and_a_temporary_folder(stand_in, make):
     vector = make(num_envs=3)
     vector.reset()
-    assert {int((folder / 'engine').read_text()) for folder in folders()} == {p.pid for p in workers().values()}
-    assert len(workers()) == 3
+    assert {int((folder / 'engine').read_text()) for folder in folders()} == set(workers().values())
+    assert len(children()) == 3
     vector.close()
     assert not os.listdir(tempfile.gettempdir())
 
@@ -244,14 +241,13 @@ def test_a_killed_process_is_replaced_and_its_folder_removed(stand_in, make, cap
     vector.reset()
     vector.step([FORWARD] * 3)
     before = {folder.parent for folder in folders()}
-    victim = workers()[1]
-    os.kill(victim.pid, signal.SIGKILL)
-    victim.join(10)
+    os.kill(workers()[1], signal.SIGKILL)
+    wait_for(lambda: not children('environments 1 to'))
     with caplog.at_level(logging.WARNING):
         timestep, info = vector.step([FORWARD] * 3)
     np.testing.assert_array_equal(timestep.step_type, [MID, FIRST, MID])
     np.testing.assert_array_equal(info.restarts, [0, 1, 0])
-    assert 'exit code -9; it is replaced' in caplog.text
+    assert 'exit code -9 (SIGKILL); it is replaced' in caplog.text
     after = {folder.parent for folder in folders()}
     assert len(after) == 3 and len(before & after) == 2
     assert {path.name for path in Path(tempfile.gettempdir()).iterdir()} == {path.name for path in after}
@@ -358,7 +354,7 @@ class TestLevelCache:
             cache.write('key', str(tmp_path / 'map'))
         assert cache.fetch('key', str(tmp_path / 'fetched')) is False
 
-    def test_a_full_disk_is_reported_once_and_trained_through(self, stand_in, make, tmp_path, capfd):
+    def test_a_full_disk_is_reported_once_and_trained_through(self, stand_in, make, tmp_path, caplog):
         disk = tmp_path / 'disk'
         disk.mkdir()
         if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=16k', 'tmpfs', disk], capture_output=True).returncode:
@@ -373,7 +369,7 @@ class TestLevelCache:
             assert not list((disk / 'cache').iterdir())
         finally:
             subprocess.run(['umount', disk], check=True)
-        reports = [line for line in capfd.readouterr().err.splitlines() if 'level cache' in line]
+        reports = [message for message in caplog.messages if 'level cache' in message]
         assert len(reports) == 1 and 'No space left on device' in reports[0]
 
     def test_of_processes_that_share_a_full_disk_one_reports(self, tmp_path, caplog, monkeypatch):

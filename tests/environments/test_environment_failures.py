@@ -1,7 +1,6 @@
 """Environments that fail, worker processes that die, and what is left of them."""
 
 import logging
-import multiprocessing
 import os
 import re
 import signal
@@ -14,6 +13,7 @@ import factories
 import numpy as np
 import pytest
 from factories import DIE, GO_ON, HANG, RAISE, TERMINATE
+from programs import children, wait_for
 
 from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import EnvironmentFailure, make
@@ -54,7 +54,7 @@ def test_a_failure_rebuilds_one_environment(environment, caplog):
     np.testing.assert_array_equal(timestep.discount, 1)
     np.testing.assert_array_equal(timestep.previous_action, 0)
     np.testing.assert_array_equal(info.restarts, [0, 1, 0, 0])
-    assert np.isnan(info.episode_return).all()
+    assert not info.episode_ended.any()
     np.testing.assert_array_equal(seeds(timestep) == seeds(before), [True, False, True, True])
     if isinstance(environment, SerialVectorEnvironment):
         assert 'environment 1' in caplog.text
@@ -135,15 +135,13 @@ def test_a_dead_worker_is_replaced(caplog):
         np.testing.assert_array_equal(timestep.step_type, [MID, MID, FIRST, FIRST])
         np.testing.assert_array_equal(timestep.observation['count'], [2, 2, 0, 0])
         np.testing.assert_array_equal(info.restarts, [0, 0, 1, 1])
-        assert np.isnan(info.episode_return).all()
+        assert not info.episode_ended.any()
         np.testing.assert_array_equal(seeds(timestep) == seeds(before), [True, True, False, False])
         assert 'worker process of environments 2 to 3' in caplog.text
         assert 'exit code 7' in caplog.text
 
-        victim = next(p for p in multiprocessing.active_children() if 'environments 0 to 1' in p.name)
-        assert victim.pid is not None
-        os.kill(victim.pid, signal.SIGKILL)
-        victim.join(10)
+        os.kill(children('environments 0 to 1')[0], signal.SIGKILL)
+        wait_for(lambda: not children('environments 0 to 1'))
         timestep, info = environment.step([GO_ON] * N)
         np.testing.assert_array_equal(timestep.step_type, [FIRST, FIRST, MID, MID])
         np.testing.assert_array_equal(info.restarts, [1, 1, 0, 0])
@@ -177,33 +175,33 @@ def test_a_silent_worker_is_an_error_that_says_who_waits_for_whom():
         environment.step([GO_ON, HANG, GO_ON, GO_ON])
     environment.close()
     assert time.monotonic() - start < 15
-    assert not multiprocessing.active_children()
+    assert not children()
 
 
 def test_close_leaves_no_process_and_does_no_harm_twice():
     environment = make(CONFIG, N, 0)
     environment.reset()
-    assert len(multiprocessing.active_children()) == 2
+    assert len(children()) == 2
     environment.close()
     environment.close()
-    assert not multiprocessing.active_children()
+    assert not children()
 
 
 def test_a_failed_start_leaves_no_process():
     with pytest.raises(ConfigError, match='no such level'):
         make(EnvironmentConfig('factories:raises_when_built', processes=2), N, 0)
-    assert not multiprocessing.active_children()
+    assert not children()
 
 
 PARENT = """
-import multiprocessing, signal, sys, time
+import signal, sys, time
 # A shell that runs the tests in the background has SIGINT ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from impala_jax.config import EnvironmentConfig
 from impala_jax.environments import make
 if __name__ == '__main__':
     environment = make(EnvironmentConfig('catch', processes=2), 2, 0)
-    print(*(p.pid for p in multiprocessing.active_children()), flush=True)
+    print(*(worker.pid for worker in environment._workers), flush=True)
     time.sleep(60)
 """
 

@@ -106,7 +106,9 @@ def test_contract(make, implementation):
         assert np.isin(timestep.discount[last], [0, 1]).all()
         returns = np.where(first, 0, returns) + timestep.reward
         assert info.episode_return.dtype == np.float32
-        np.testing.assert_array_equal(info.episode_return, np.where(last, returns, np.nan).astype(np.float32))
+        np.testing.assert_array_equal(info.episode_return, np.where(last, returns, 0).astype(np.float32))
+        assert info.episode_ended.dtype == bool
+        np.testing.assert_array_equal(info.episode_ended, last)
         assert info.restarts.dtype == np.int32
         assert info.restarts.sum() == 0
         episodes += last.sum()
@@ -189,7 +191,7 @@ def test_a_restored_state_remembers_that_an_episode_is_over():
     other.set_state(environment.get_state())
     timestep, info = other.step([factories.TERMINATE] * N)
     np.testing.assert_array_equal(timestep.step_type, [LAST, FIRST, LAST])
-    np.testing.assert_array_equal(info.episode_return, [1 + 2, np.nan, 1 + 2])
+    np.testing.assert_array_equal(info.episode_return, [1 + 2, 0, 1 + 2])
 
 
 def test_a_state_of_another_number_of_environments_is_an_error(make):
@@ -231,11 +233,12 @@ def test_nested_observations_and_both_kinds_of_end():
         np.testing.assert_array_equal(timestep.step_type, [MID, LAST, LAST])
         np.testing.assert_array_equal(timestep.discount, [1, 0, 1])
         np.testing.assert_array_equal(timestep.observation['count'], [2, 2, 2])
-        np.testing.assert_array_equal(info.episode_return, [np.nan, 1 + 2, 1 + 2])
+        np.testing.assert_array_equal(info.episode_return, [0, 1 + 2, 1 + 2])
+        np.testing.assert_array_equal(info.episode_ended, [False, True, True])
         timestep, info = environment.step(go_on)
         np.testing.assert_array_equal(timestep.step_type, [MID, FIRST, FIRST])
         np.testing.assert_array_equal(timestep.observation['count'], [3, 0, 0])
-        assert np.isnan(info.episode_return).all()
+        assert not info.episode_ended.any()
     finally:
         environment.close()
 

@@ -1,0 +1,148 @@
+"""The worker process of `ProcessVectorEnvironment`: builds environments, and answers requests until its pipe ends.
+
+It has a session of its own, so that signals to the run's process group do not reach it, and it may start children. It
+ends with the process that started it, however that ends, and takes its children along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+from impala_jax.config import ConfigError, EnvironmentConfig
+from impala_jax.environments import base
+from impala_jax.environments.factories import environment_factory
+from impala_jax.environments.serial import SerialVectorEnvironment
+
+_LOOK_S = 1.0
+_CLOSE_TIMEOUT_S = 5.0
+LOG, ANSWER, ERROR = 'log', 'answer', 'error'
+"""Kinds of messages from a worker, each with its content: (logger's name, level, text); any object; (type, text)."""
+
+
+class Arguments(NamedTuple):
+    """What a worker builds."""
+
+    config: EnvironmentConfig
+    num_envs: int
+    seed: int
+    evaluation: bool
+    max_episode_steps: int | None
+    first_index: int  # of its environments in the whole vector
+    generation: int  # how often the worker was replaced
+
+
+def main(pipe: int, lifeline: int, folder: str) -> None:
+    """Runs the worker.
+
+    Args:
+      pipe: File descriptor of requests and answers.
+      lifeline: File descriptor that ends when the parent process does.
+      folder: For temporary files; removed at the end.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Stopping is the parent's business. A handler, because programs that are started here would inherit SIG_IGN.
+        signal.signal(number, lambda *_: None)
+        signal.siginterrupt(number, False)
+    parent = os.getppid()
+    threading.Thread(target=_end_with_parent, args=(parent, lifeline, folder), name='lifeline', daemon=True).start()
+    connection = Connection(pipe)
+    lock = threading.Lock()
+
+    def send(kind: str, content: Any) -> None:
+        with lock:
+            connection.send((kind, content))
+
+    logging.getLogger().addHandler(_ToParent(send))
+    # The other side may end while this one writes or reads.
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        _answer_requests(connection, send)
+    shutil.rmtree(folder, ignore_errors=True)  # The parent, if it still lives, tries too, and reports what stays.
+    if os.getppid() != parent:
+        os.killpg(0, signal.SIGKILL)
+
+
+def _answer_requests(connection: Connection, send: Any) -> None:
+    arguments = Arguments(*connection.recv())
+    environment: SerialVectorEnvironment | None = None
+    failure: tuple[type[Exception], str] | None = None
+    try:
+        environment = SerialVectorEnvironment(
+            environment_factory(arguments.config, arguments.evaluation),
+            arguments.num_envs,
+            arguments.seed,
+            name=arguments.config.name,
+            max_failures=arguments.config.max_failures,
+            first_index=arguments.first_index,
+            generation=arguments.generation,
+            max_episode_steps=arguments.max_episode_steps,
+        )
+    except base.RAISED_BY_ENVIRONMENTS as error:
+        failure = _portable(error)
+    try:
+        while True:
+            request, argument = connection.recv()
+            answer: Any = None
+            if environment is not None:
+                try:
+                    answer = _answer(environment, request, argument)
+                    failure = None
+                except base.RAISED_BY_ENVIRONMENTS as error:
+                    failure = _portable(error)
+            if failure is None:
+                send(ANSWER, answer)
+            else:
+                send(ERROR, failure)
+    finally:
+        if environment is not None:
+            environment.close()
+
+
+def _answer(environment: SerialVectorEnvironment, request: str, argument: Any) -> Any:
+    if request == 'spec':
+        return environment.spec
+    if request == 'reset':
+        return environment.restart()
+    return getattr(environment, request)(*(() if argument is None else (argument,)))
+
+
+def _portable(error: BaseException) -> tuple[type[Exception], str]:
+    """An error's type, of those that callers know, and its message, with the traceback where that is the message."""
+    if isinstance(error, (ConfigError, NotImplementedError)):
+        return type(error), str(error)
+    text = ''.join(traceback.format_exception(error))
+    return base.EnvironmentFailure, f'{error}\n\nIn the worker process:\n{text}'
+
+
+def _end_with_parent(parent: int, lifeline: int, folder: str) -> None:
+    """Kills this process and its children some seconds after the parent is gone, whatever they are doing."""
+    # A process that the parent has forked may hold the other end open.
+    while os.getppid() == parent and not select.select([lifeline], [], [], _LOOK_S)[0]:
+        pass
+    time.sleep(_CLOSE_TIMEOUT_S)  # The pipe has ended, too: by now the environments should be closed.
+    shutil.rmtree(folder, ignore_errors=True)
+    os.killpg(0, signal.SIGKILL)
+
+
+class _ToParent(logging.Handler):
+    """Hands warnings to the parent, which knows where a person sees them."""
+
+    def __init__(self, send: Any):
+        super().__init__(logging.WARNING)
+        self._send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._send(LOG, (record.name, record.levelno, self.format(record)))
+        except (BrokenPipeError, ConnectionResetError):
+            print(self.format(record), file=sys.stderr)
