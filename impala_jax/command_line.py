@@ -166,6 +166,7 @@ def override(config: Config, arguments: Sequence[str]) -> Config:
 def main(body: Callable[[], None]) -> NoReturn:
     """Runs a script's body; ends with status 0, or non-zero with the reason, in one line or as a traceback, last."""
     from impala_jax.checkpoint import CheckpointError
+    from impala_jax.environments import EnvironmentFailure
     from impala_jax.learner import HostLost
     from impala_jax.runtimes.run import Interrupted, NodeFailure
 
@@ -174,6 +175,9 @@ def main(body: Callable[[], None]) -> NoReturn:
         body()
     except (ConfigError, CheckpointError, HostLost) as error:
         sys.exit(f'error: {error}')
+    except EnvironmentFailure as error:
+        *traceback, reason = str(error).splitlines()
+        sys.exit('\n'.join([*traceback, f'error: {reason}']))
     except NodeFailure as error:
         sys.exit(str(error))
     except Interrupted as error:

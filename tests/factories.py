@@ -151,3 +151,48 @@ def rewards_nan(seed: int) -> dm_env.Environment:
             return super().step(action)._replace(reward=float('nan'))
 
     return NaN(seed=seed)
+
+
+def rewards_huge(seed: int) -> dm_env.Environment:
+    """Catch whose rewards are finite, and whose squares are not."""
+    from impala_jax.environments.catch import Catch
+
+    class Huge(Catch):
+        def step(self, action):
+            return super().step(action)._replace(reward=1e30)
+
+    return Huge(seed=seed)
+
+
+class Shuffled(dm_env.Environment):
+    """The right action is the position; the observation's dict has another order at each step."""
+
+    def __init__(self, seed: int):
+        self.rng = np.random.RandomState(seed)
+        self.num_steps = self.position = 0
+
+    def observe(self):
+        self.position = self.rng.randint(2)
+        values = {'position': self.position, 'velocity': self.rng.randint(2)}
+        keys = sorted(values, reverse=bool(self.num_steps % 2))
+        return {key: np.array([values[key]], np.float32) for key in keys}
+
+    def reset(self):
+        self.num_steps = 0
+        return dm_env.restart(self.observe())
+
+    def step(self, action):
+        reward = float(action == self.position)
+        self.num_steps += 1
+        end = dm_env.termination if self.num_steps == 10 else dm_env.transition
+        return end(reward, self.observe())
+
+    def observation_spec(self):
+        return {'position': specs.Array((1,), np.float32), 'velocity': specs.Array((1,), np.float32)}
+
+    def action_spec(self):
+        return specs.DiscreteArray(2)
+
+
+def shuffled(seed: int) -> dm_env.Environment:
+    return Shuffled(seed)

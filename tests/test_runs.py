@@ -1,5 +1,6 @@
 """Whole runs through the real command line: they repeat, resume, fail and end as promised."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from programs import finish, marked_processes, wait_for
 
 import impala_jax
 from impala_jax import checkpoint
+from impala_jax.environments import EnvironmentFailure
 
 TIMES = ('wall_time_s', 'frames_per_second', 'learner_wait_fraction')
 # 40 updates of 4 trajectories of 10 steps; a row after each fourth.
@@ -224,9 +226,16 @@ def test_a_run_in_this_process_ends_its_threads(tmp_path):
 
 @pytest.mark.parametrize('runtime', ['threads', 'lockstep'])
 def test_gradients_that_are_never_finite_end_the_run(runtime, tmp_path):
-    config = small_config('factories:rewards_nan', max_nonfinite_updates=5)
+    config = small_config('factories:rewards_huge', max_nonfinite_updates=5)
+    config = dataclasses.replace(config, loss=impala_jax.LossConfig(reward_clip='none'))
     with pytest.raises(RuntimeError, match='learner.max_nonfinite_updates'):
         impala_jax.run(config, tmp_path, runtime=runtime)
     parameters = checkpoint.restore(tmp_path, {'learner': {'params': None, 'skipped': np.int32(0)}}).state['learner']
     assert parameters['skipped'] >= 5
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(parameters['params']))
+
+
+@pytest.mark.parametrize('runtime', ['threads', 'lockstep'])
+def test_rewards_that_are_not_finite_end_the_run(runtime, tmp_path):
+    with pytest.raises(EnvironmentFailure, match='failed 3 times .*: the reward is nan'):
+        impala_jax.run(small_config('factories:rewards_nan'), tmp_path, runtime=runtime)

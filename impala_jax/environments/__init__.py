@@ -127,5 +127,5 @@ def spec(config: EnvironmentConfig, timeout_s: float = 300.0) -> EnvironmentSpec
                 environment.reset()  # DeepMind Lab's takes a minute, and its observations are ours.
             return environment.spec
         except (EnvironmentFailure, TimeoutError) as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).splitlines()[-1]
             raise ConfigError(f'environment {config.name!r} cannot be used: {reason}') from error

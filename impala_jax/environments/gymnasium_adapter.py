@@ -95,7 +95,11 @@ class GymnasiumAdapter(dm_env.Environment):
 
 def _convert(space: spaces.Space, observation: Any) -> Any:
     if isinstance(space, spaces.Dict):
-        return {key: _convert(value, observation[key]) for key, value in space.spaces.items()}
+        # Keys are compared with the spec where the observation is checked.
+        return {
+            key: _convert(space.spaces[key], value) if key in space.spaces else value
+            for key, value in observation.items()
+        }
     if isinstance(space, spaces.Tuple):
         return tuple(_convert(value, part) for value, part in zip(space.spaces, observation, strict=True))
     if isinstance(space, spaces.Discrete):

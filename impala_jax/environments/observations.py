@@ -129,12 +129,14 @@ def _converted(leaf: Leaf, value: Any) -> np.ndarray:
         raise _not_finite(leaf, array)
     changed = array[~np.asarray(same)].ravel()[0]
     kind, used = array.dtype, leaf.spec.dtype
-    if array.dtype != leaf.declared:
-        remedy = f'let the spec declare {array.dtype}, or return {leaf.declared}'
+    if kind.kind == used.kind == 'f':
+        remedy = 'scale the values'
+    elif kind != leaf.declared:
+        remedy = f'let the spec declare {kind}, or return {leaf.declared}'
     else:
-        remedy = 'scale the values' if kind.kind == 'f' else 'let the environment declare and return float32, or scale'
+        remedy = 'let the environment declare and return float32, or scale the values'
     raise ObservationError(
-        f'{leaf.path} is {kind}, its spec declares {leaf.declared}, and the value {changed} does not survive as the '
+        f'{leaf.path} is {kind}, its spec declares {leaf.declared}, and the value {changed!s} does not survive as the '
         f"agent's {used}; {remedy}"
     )
 
@@ -152,4 +154,4 @@ def _exact_as_float32(integers: np.ndarray) -> np.ndarray:
 def _not_finite(leaf: Leaf, value: np.ndarray) -> ObservationError:
     where = tuple(np.argwhere(~np.isfinite(value))[0].tolist())
     place = f' at index {where}' if where else ''
-    return ObservationError(f'{leaf.path} is {value[where]}{place}; observations must be finite')
+    return ObservationError(f'{leaf.path} is {value[where]!s}{place}; observations must be finite')

@@ -117,11 +117,15 @@ def _answer(environment: SerialVectorEnvironment, request: str, argument: Any) -
 
 
 def _portable(error: BaseException) -> tuple[type[Exception], str]:
-    """An error's type, of those that callers know, and its message, with the traceback where that is the message."""
+    """An error's type, of those that callers know, and its message: the environment's traceback, and a last line."""
     if isinstance(error, (ConfigError, NotImplementedError)):
         return type(error), str(error)
+    if isinstance(error, base.EnvironmentFailure):
+        reason, error = str(error), error.__cause__ or error
+    else:
+        reason = base.one_line(error)
     text = ''.join(traceback.format_exception(error))
-    return base.EnvironmentFailure, f'{error}\n\nIn the worker process:\n{text}'
+    return base.EnvironmentFailure, f'in the worker process:\n{text}{reason}'
 
 
 def _end_with_parent(parent: int, lifeline: int, folder: str) -> None:
