@@ -68,8 +68,9 @@ def main(pipe: int, lifeline: int, folder: str) -> None:
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         _answer_requests(connection, send)
     shutil.rmtree(folder, ignore_errors=True)  # The parent, if it still lives, tries too, and reports what stays.
-    if os.getppid() != parent:
-        os.killpg(0, signal.SIGKILL)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.killpg(0, signal.SIGKILL)  # With what the environments have left running; the parent may be gone.
 
 
 def _answer_requests(connection: Connection, send: Any) -> None:
@@ -87,8 +88,10 @@ def _answer_requests(connection: Connection, send: Any) -> None:
             generation=arguments.generation,
             max_episode_steps=arguments.max_episode_steps,
         )
-    except base.RAISED_BY_ENVIRONMENTS as error:
+    except ConfigError as error:
         failure = _portable(error)
+    except base.RAISED_BY_ENVIRONMENTS as error:  # Its module cannot be imported.
+        failure = ConfigError, f'environment {arguments.config.name!r} cannot be built: {base.one_line(error)}'
     try:
         while True:
             request, argument = connection.recv()
