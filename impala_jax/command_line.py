@@ -179,7 +179,7 @@ def main(body: Callable[[], None]) -> NoReturn:
         *traceback, reason = str(error).splitlines()
         sys.exit('\n'.join([*traceback, f'error: {reason}']))
     except NodeFailure as error:
-        sys.exit(str(error))
+        sys.exit(str(error).rstrip())
     except Interrupted as error:
         print(error, file=sys.stderr)
         sys.exit(128 + error.signal_number)

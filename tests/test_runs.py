@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -239,3 +240,16 @@ def test_gradients_that_are_never_finite_end_the_run(runtime, tmp_path):
 def test_rewards_that_are_not_finite_end_the_run(runtime, tmp_path):
     with pytest.raises(EnvironmentFailure, match='failed 3 times .*: the reward is nan'):
         impala_jax.run(small_config('factories:rewards_nan'), tmp_path, runtime=runtime)
+
+
+@pytest.mark.parametrize('runtime', RUNTIMES[:2], ids=IDS[:2])
+def test_an_environment_that_keeps_failing_is_reported_and_ends_the_run(runtime, tmp_path):
+    arguments = [*ENDLESS, '--environment.name', 'hostile:exits_later', '--network.torso', 'mlp', *runtime]
+    code, _, stderr = finish(start(tmp_path / 'run', *arguments))
+    assert code == 1
+    lines = stderr.rstrip('\n').splitlines()
+    assert "of 'hostile:exits_later' failed at step 3 and is rebuilt: SystemExit: 0" in stderr
+    assert re.fullmatch(
+        r"(error: )?environment \d+ of 'hostile:exits_later' failed 3 times .*at step 3: SystemExit: 0", lines[-1]
+    )
+    assert not marked_processes(tmp_path / 'run')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import io
+import logging
 import os
 import secrets
 import socket
@@ -13,8 +14,9 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
+import absl.logging
 import jax
 import launchpad as lp
 import reverb
@@ -300,10 +302,19 @@ def _native_messages_to(path: Path) -> Iterator[None]:
     previous = sys.stderr
     with open(path, 'ab') as file, open(os.dup(terminal), 'w', buffering=1) as stderr:
         os.dup2(file.fileno(), 2)
-        sys.stderr = stderr
+        _write_to(stderr)
         try:
             yield
         finally:
-            sys.stderr = previous
+            _write_to(previous)
             os.dup2(terminal, 2)
             os.close(terminal)
+
+
+def _write_to(stderr: TextIO) -> None:
+    """Makes `stderr` the standard error, also of log handlers, which keep the one that they began with."""
+    handlers = [*logging.getLogger().handlers, absl.logging.get_absl_handler().python_handler]
+    for handler in handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr:
+            handler.setStream(stderr)
+    sys.stderr = stderr
