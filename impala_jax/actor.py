@@ -67,12 +67,16 @@ class Actor:
 
         Returns:
           Trajectory [T + 1, N], numpy; its first timestep is the last one of the trajectory before.
+
+        Raises:
+          ConfigError: as `Agent.check_observation`.
         """
         if self._params is None or self._params[0] != version:
             self._params = (version, jax.device_put(params, self._device))
         params = self._params[1]
         if self._timestep is None:
             self._timestep = self.environment.reset()
+            self._agent.check_observation(self._timestep.observation)
 
         initial_state = jax.tree.map(np.asarray, self._state)
         timestep, state = self._timestep, self._state
@@ -81,6 +85,7 @@ class Actor:
             for t in range(self._unroll_length):
                 acted = self._step(params, self._key, np.int32(self._num_steps), timestep, state)
                 timestep, info = self.environment.step(np.asarray(acted.action))
+                self._agent.check_observation(timestep.observation)
                 buffer.add(t, timestep, np.asarray(acted.logits), info)
                 state = acted.state
                 self._num_steps += 1

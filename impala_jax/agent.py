@@ -38,6 +38,10 @@ class Agent:
         self.spec = spec
         self._config = config
         self._network = networks.build(config, spec, popart)
+        readings = self._network.readings
+        self.reads = networks.describe(readings, spec.observation)
+        """One line that says how each leaf of an observation is read."""
+        self._embedded = [(i, reading) for i, reading in enumerate(readings) if reading.num_values]
 
     def init(self, key: Array) -> PyTree:
         """Parameters, float32."""
@@ -47,6 +51,20 @@ class Agent:
     def initial_state(self, batch_size: int) -> PyTree:
         """The core's state before an episode, [B, ...]; `()` without a recurrent core."""
         return networks.initial_state(self._config, batch_size)
+
+    def check_observation(self, observation: PyTree) -> None:
+        """Checks what only the values tell: a word id or category without an embedding would make the output NaN.
+
+        Args:
+          observation: [N, ...], numpy.
+
+        Raises:
+          ConfigError: there is one.
+        """
+        if self._embedded:
+            leaves = jax.tree.leaves(observation)
+            for i, reading in self._embedded:
+                reading.check(leaves[i])
 
     def unroll(self, params: PyTree, timesteps: TimeStep, state: PyTree) -> tuple[NetworkOutput, PyTree]:
         """Logits [T, B, A] and values [T, B] (with PopArt [T, B, K]) of timesteps [T, B, ...], and the state after the

@@ -120,7 +120,7 @@ class Checkpointer:
         return self._directory / f'{step:09d}'
 
     def _check_config(self, path: Path, manifest: dict[str, Any]) -> None:
-        fields = config_lib.differences(_config_of(path, manifest), self._config)
+        fields = config_lib.differences(_config_of(path, manifest, self._config), self._config)
         if fields:
             raise CheckpointMismatch(
                 f'cannot resume from {path}: the configuration differs in {"; ".join(fields)}; '
@@ -258,9 +258,9 @@ def _newest(
     )
 
 
-def _config_of(path: Path, manifest: dict[str, Any]) -> Config:
+def _config_of(path: Path, manifest: dict[str, Any], resumed_by: Config | None = None) -> Config:
     try:
-        return config_lib.from_dict(manifest['config'])
+        return config_lib.from_dict(config_lib.upgraded(manifest['config'], resumed_by))
     except ConfigError as error:
         raise CheckpointMismatch(f'checkpoint {path} was written by another version of impala_jax: {error}') from error
 

@@ -21,8 +21,9 @@ class ConfigError(Exception):
 
 
 def closest(name: str, known: Any) -> str:
-    """'did you mean ...?' with the names in `known` nearest to `name`."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4) or sorted(known)
+    """'did you mean ...?' with the names in `known` nearest to `name`, at most three."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, cutoff=0.4) or difflib.get_close_matches(name, known, cutoff=0.0)
     return f'did you mean {" or ".join(map(repr, close))}?'
 
 
@@ -91,9 +92,10 @@ class EnvironmentConfig:
 class NetworkConfig:
     """The torso that every observation passes, and the core behind it (paper, figure 3)."""
 
-    torso: str = 'shallow'
-    """`shallow` (2 convolutions, figure 3 left), `shallow_atari` (3 convolutions), `deep` (15 convolutions, figure 3
-    right), `mlp`, or a flax module `module:Class` of your own."""
+    torso: str = 'auto'
+    """`auto` (`shallow` for images, `mlp` for all else), `shallow` (2 convolutions, figure 3 left), `shallow_atari` (3
+    convolutions), `deep` (15 convolutions, figure 3 right), `mlp`, or a flax module `module:Class` of your own. A torso
+    for images refuses an environment without any; beside an image, vectors pass an MLP."""
     centre_filters: bool = False
     """Of the shallow torsos: take the mean out of each of the first convolution's filters, at every use. What is the
     same all over an image, mostly its background, then excites none of them, and cannot push their ReLUs out of
@@ -106,18 +108,23 @@ class NetworkConfig:
     """Read the instruction of an observation that has one; without, it is left out."""
     num_word_ids: int = 1001
     """Word ids of instructions, from 0 for no word; the paper's environment hashes words into 1000."""
+    uint8_scale: float | None = None
+    """Observations of bytes are divided by this. None: by the greatest value that the environment states, else by 255.
+    Set it where the values stay far below the bound, as in MiniGrid (10)."""
     compute_dtype: Literal['float32', 'bfloat16'] = 'float32'
     """Of the layers before the heads, in actors and learner alike, for what acts must be what is learned from.
     Parameters, the core's state, heads, V-trace, loss and optimiser are float32 with either. A torso of your own
     decides for itself."""
 
     def __post_init__(self):
-        known = ('shallow', 'shallow_atari', 'deep', 'mlp')
+        known = ('auto', 'shallow', 'shallow_atari', 'deep', 'mlp')
         _require(
             self.torso in known or ':' in self.torso,
             f'unknown network.torso {self.torso!r}; {closest(self.torso, known)}, or a class of yours as module:Class',
         )
         _require_positive('network', lstm_size=self.lstm_size, num_word_ids=self.num_word_ids)
+        if self.uint8_scale is not None:
+            _require_positive('network', uint8_scale=self.uint8_scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -585,6 +592,24 @@ def from_dict(values: dict[str, Any], cls: type = Config, owner: str = '') -> An
             value = float(value)
         kwargs[name] = value
     return cls(**kwargs)
+
+
+def upgraded(values: dict[str, Any], resumed_by: Config | None = None) -> dict[str, Any]:
+    """A `to_dict` that an older version may have written, as this version means it.
+
+    Args:
+      values: as `to_dict` gives them.
+      resumed_by: Where both make the same network of images, the values of this configuration are preferred.
+    """
+    network = values.get('network', {})
+    if 'torso' not in network or 'uint8_scale' in network:
+        return values
+    torso = 'auto' if network['torso'] == 'shallow' else network['torso']  # Once all but images passed an MLP.
+    scale = 255.0
+    if resumed_by is not None:
+        torso = 'shallow' if (torso, resumed_by.network.torso) == ('auto', 'shallow') else torso
+        scale = None if resumed_by.network.uint8_scale is None else scale
+    return values | {'network': network | {'torso': torso, 'uint8_scale': scale}}
 
 
 def differences(old: Config, new: Config, where: str = 'in the checkpoint') -> list[str]:

@@ -2,6 +2,9 @@
 
 Everything takes time-major input [T, B, ...]. The torso runs on time x batch folded into one axis; only the LSTM runs
 step by step. Torsos, instruction encoder and core compute in `NetworkConfig.compute_dtype`, the heads in float32.
+
+How each leaf of an observation is read is decided once, from its `ArraySpec`, by `read`; docs/environments.md has the
+rules.
 """
 
 from __future__ import annotations
@@ -18,6 +21,32 @@ from impala_jax import frame_stacks, layers
 from impala_jax.config import ConfigError, NetworkConfig
 from impala_jax.layers import Conv
 from impala_jax.types import FIRST, INSTRUCTION, Array, ArraySpec, EnvironmentSpec, FrameStacks, PyTree, TimeStep
+
+MAX_CATEGORIES = 2**20
+"""Values of a category, and word ids, at most: each has a row of an embedding, and so of the optimiser's state."""
+
+# The smallest image side each torso can take.
+_IMAGE_TORSOS = {'shallow': 20, 'shallow_atari': 36, 'deep': 8}
+# Two neighbouring axes at least this long, all others at most that, are height, width and channels in any order.
+_MIN_SIDE, _MAX_CHANNELS = 20, 16
+
+
+class Reading(NamedTuple):
+    """How the network reads one leaf of an observation."""
+
+    name: str  # the leaf's path, as `observation['rgb']`
+    torso: str  # 'words', 'category', 'mlp', an image torso, or 'module:Class'
+    axes: tuple[int, ...] = ()  # of an image: height, width and the axes of its channels, which are joined
+    scale: float = 1.0  # uint8 values are divided by it.
+    num_values: int = 0  # of a category, or word ids
+
+    def check(self, leaf: np.ndarray) -> None:
+        """Raises ConfigError if a category or word, [N, ...] integers, has no row in the embedding."""
+        if not self.num_values or not leaf.size:
+            return
+        low, high = int(leaf.min()), int(leaf.max())
+        if low < 0 or high >= self.num_values:
+            raise ConfigError(_outside(self, low if low < 0 else high))
 
 
 class NetworkOutput(NamedTuple):
@@ -111,6 +140,21 @@ class MLPTorso(nn.Module):
         return x
 
 
+class CategoryTorso(nn.Module):
+    """The MLP over a one-hot vector, whose first layer is a table, so that no such vector is made."""
+
+    num_values: int
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, categories: Array) -> Array:
+        """[N] integers from 0 to num_values - 1 -> [N, hidden_sizes[-1]]; NaN for others."""
+        first, *rest = self.hidden_sizes or (64,)
+        x = nn.relu(nn.Embed(self.num_values, first, dtype=self.dtype)(categories))
+        return MLPTorso(tuple(rest), self.dtype)(x) if rest else x
+
+
 class InstructionEncoder(nn.Module):
     """Words of an instruction, embedded and read by an LSTM (figure 3); no words give zeros."""
 
@@ -163,12 +207,13 @@ class ResettingLSTM(nn.Module):
 class ImpalaNetwork(nn.Module):
     """Torso, core and heads.
 
-    An observation may be nested; what its leaves' torsos yield is joined. A leaf under the key `instruction` that is
-    int32 [words] is read by the `InstructionEncoder` instead.
+    An observation may be nested: each leaf is read as its `Reading` says, and what the leaves yield is joined. So in a
+    dict of an image and a vector the image passes the torso of `NetworkConfig.torso`, and the vector an MLP.
     """
 
     num_actions: int
     config: NetworkConfig
+    readings: tuple[Reading, ...]  # of the observation's leaves, in the order of `jax.tree.leaves`
     num_normalised_values: int | None = None  # K with PopArt, else None
 
     @nn.compact
@@ -184,15 +229,13 @@ class ImpalaNetwork(nn.Module):
         """
         num_steps, batch = timesteps.step_type.shape
         first = timesteps.step_type == FIRST
+        observation = jax.tree.leaves(timesteps.observation, is_leaf=lambda x: isinstance(x, FrameStacks))
         leaves = []
-        observation = timesteps.observation
-        for path, leaf in jax.tree_util.tree_leaves_with_path(
-            observation, is_leaf=lambda x: isinstance(x, FrameStacks)
-        ):
+        for reading, leaf in zip(self.readings, observation, strict=True):
             leaf = frame_stacks.stacked(leaf) if isinstance(leaf, FrameStacks) else leaf
             leaf = leaf.reshape(num_steps * batch, *leaf.shape[2:])
-            if not _is_instruction(path, leaf):
-                leaves.append(_torso(self.config, leaf.ndim - 1)(_to_float(leaf)))
+            if reading.torso != 'words':
+                leaves.append(_torso(self.config, reading)(_input(reading, leaf)))
             elif self.config.instructions:
                 leaves.append(InstructionEncoder(self.config.num_word_ids, dtype=_compute_dtype(self.config))(leaf))
         x = leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=-1)
@@ -215,17 +258,116 @@ def build(config: NetworkConfig, spec: EnvironmentSpec, popart: bool = False) ->
     """The network for an environment; with `popart` it has a value for each task.
 
     Raises:
-      ConfigError: a torso that cannot take the environment's observations, or a class that cannot be found.
+      ConfigError: as `read`, or a class that cannot be found.
     """
-    for leaf in jax.tree.leaves(spec.observation, is_leaf=lambda x: isinstance(x, ArraySpec)):
-        if config.torso in _IMAGE_TORSOS and len(leaf.shape) == 3 and min(leaf.shape[:2]) < _IMAGE_TORSOS[config.torso]:
-            raise ConfigError(
-                f'network.torso {config.torso!r} needs images of at least {_IMAGE_TORSOS[config.torso]} pixels a '
-                f'side, the environment has {leaf.shape}; try --network.torso mlp'
-            )
     if ':' in config.torso:
         _custom_torso(config.torso)
-    return ImpalaNetwork(spec.num_actions, config, spec.num_tasks if popart else None)
+    return ImpalaNetwork(spec.num_actions, config, read(config, spec.observation), spec.num_tasks if popart else None)
+
+
+def read(config: NetworkConfig, observation: PyTree) -> tuple[Reading, ...]:
+    """How each leaf of an observation is read, in the order of `jax.tree.leaves`.
+
+    Args:
+      observation: of ArraySpec.
+
+    Raises:
+      ConfigError: leaves that the torso cannot take, word ids or categories that have no embedding.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(observation, is_leaf=lambda x: isinstance(x, ArraySpec))
+    readings = tuple(_read_leaf(config, path, leaf) for path, leaf in leaves)
+    if not config.instructions and all(reading.torso == 'words' for reading in readings):
+        raise ConfigError(
+            '--network.no-instructions leaves nothing to read: the environment shows instructions only; leave it away'
+        )
+    if config.torso in _IMAGE_TORSOS and not any(reading.axes for reading in readings):
+        shapes = ', '.join(f'{reading.name} {leaf.shape}' for reading, (_, leaf) in zip(readings, leaves, strict=True))
+        raise ConfigError(
+            f'network.torso {config.torso!r} takes images, and the environment has none ({shapes}); '
+            'try --network.torso auto, or mlp'
+        )
+    return readings
+
+
+def describe(readings: tuple[Reading, ...], observation: PyTree) -> str:
+    """One line that says how each leaf of an observation (of ArraySpec) is read."""
+    leaves = jax.tree.leaves(observation, is_leaf=lambda x: isinstance(x, ArraySpec))
+    return '; '.join(_describe_leaf(*pair) for pair in zip(readings, leaves, strict=True))
+
+
+def _read_leaf(config: NetworkConfig, path: tuple[Any, ...], leaf: ArraySpec) -> Reading:
+    name = 'observation' + jax.tree_util.keystr(path)
+    key = getattr(path[-1], 'key', None) if path else None
+    if key == INSTRUCTION and len(leaf.shape) == 1 and leaf.dtype == np.int32:
+        reading = Reading(name, 'words', num_values=config.num_word_ids if config.instructions else 0)
+        for value in leaf.bounds or ():
+            reading.check(np.array([value]))
+        return reading
+    if leaf.num_values is not None:
+        if leaf.num_values > MAX_CATEGORIES:
+            raise ConfigError(
+                f'{name} has {leaf.num_values:,} values, and at most {MAX_CATEGORIES:,} can be embedded; '
+                'describe them by a vector in the environment'
+            )
+        return Reading(name, 'category', num_values=leaf.num_values)
+    scale = _scale(config, name, leaf)
+    if config.torso not in (*_IMAGE_TORSOS, 'auto'):
+        return Reading(name, config.torso, scale=scale)
+    axes = image_axes(leaf.shape)
+    torso = 'shallow' if config.torso == 'auto' else config.torso
+    if axes is not None and min(leaf.shape[axis] for axis in axes[:2]) >= _IMAGE_TORSOS[torso]:
+        return Reading(name, torso, axes, scale)
+    if config.torso != 'auto' and len(leaf.shape) >= 3:
+        raise ConfigError(
+            f'network.torso {torso!r} needs images of at least {_IMAGE_TORSOS[torso]} pixels a side, and {name} has '
+            f'shape {leaf.shape}; give [height, width, channels], or try --network.torso mlp'
+        )
+    return Reading(name, 'mlp', scale=scale)
+
+
+def image_axes(shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The axes of height, width and channels of what looks like an image; None for what does not.
+
+    Two neighbouring axes of at least 20 are height and width if no other axis is longer than 16: in [84, 84], as in
+    [4, 84, 84], [84, 84, 3] and [4, 84, 84, 3]. Otherwise the last of three axes is that of the channels.
+    """
+    for i in range(len(shape) - 1):
+        others = (*range(i), *range(i + 2, len(shape)))
+        if min(shape[i : i + 2]) >= _MIN_SIDE and all(shape[axis] <= _MAX_CHANNELS for axis in others):
+            return (i, i + 1, *others)
+    return (0, 1, 2) if len(shape) == 3 else None
+
+
+def _scale(config: NetworkConfig, name: str, leaf: ArraySpec) -> float:
+    """What the values of a leaf are divided by: only bytes are scaled."""
+    if leaf.dtype != np.uint8:
+        return 1.0
+    if config.uint8_scale is not None:
+        return config.uint8_scale
+    return float(max(1, leaf.bounds[1])) if leaf.bounds else 255.0
+
+
+def _describe_leaf(reading: Reading, leaf: ArraySpec) -> str:
+    what = f'{reading.name} {list(leaf.shape)} {leaf.dtype}'
+    if reading.torso == 'words':
+        return f'{what}: ' + (f'word ids below {reading.num_values}' if reading.num_values else 'left out')
+    if reading.torso == 'category':
+        return f'{what}: one of {reading.num_values} values, embedded'
+    scaled = f', divided by {reading.scale:g}' if reading.scale != 1 else ''
+    if not reading.axes:
+        return f'{what}: {"an " if reading.torso == "mlp" else ""}{reading.torso}{scaled}'
+    height, width, *channels = (leaf.shape[axis] for axis in reading.axes)
+    return f'{what}: image of {height} x {width}, {int(np.prod(channels))} channels, {reading.torso}{scaled}'
+
+
+def _outside(reading: Reading, value: int) -> str:
+    if reading.torso == 'words' and 0 <= value < MAX_CATEGORIES:
+        return (
+            f'{reading.name} has word id {value}, and network.num_word_ids is {reading.num_values}; '
+            f'set --network.num-word-ids {value + 1}, or --network.no-instructions'
+        )
+    kind = 'word id' if reading.torso == 'words' else 'category'
+    return f'{reading.name} has {kind} {value}, outside 0 to {reading.num_values - 1}; mend it in the environment'
 
 
 def initial_state(config: NetworkConfig, batch_size: int) -> PyTree:
@@ -235,22 +377,29 @@ def initial_state(config: NetworkConfig, batch_size: int) -> PyTree:
     return (np.zeros([batch_size, config.lstm_size], np.float32), np.zeros([batch_size, config.lstm_size], np.float32))
 
 
-# The smallest image side each torso can take.
-_IMAGE_TORSOS = {'shallow': 20, 'shallow_atari': 36, 'deep': 8}
-
-
-def _torso(config: NetworkConfig, rank: int) -> nn.Module:
-    """The torso for observations of this rank; what is not an image goes through the MLP."""
-    if ':' in config.torso:
-        return _custom_torso(config.torso)()
+def _torso(config: NetworkConfig, reading: Reading) -> nn.Module:
+    if ':' in reading.torso:
+        return _custom_torso(reading.torso)()
     dtype = _compute_dtype(config)
-    if rank != 3 or config.torso == 'mlp':
+    if reading.torso == 'category':
+        return CategoryTorso(reading.num_values, config.mlp_sizes, dtype)
+    if reading.torso == 'mlp':
         return MLPTorso(config.mlp_sizes, dtype)
-    if config.torso == 'deep':
+    if reading.torso == 'deep':
         return DeepTorso(dtype=dtype)
-    if config.torso == 'shallow_atari':
+    if reading.torso == 'shallow_atari':
         return ShallowTorso((32, 64, 64), (8, 4, 3), (4, 2, 1), 512, config.centre_filters, dtype)
     return ShallowTorso(centre_filters=config.centre_filters, dtype=dtype)
+
+
+def _input(reading: Reading, leaf: Array) -> Array:
+    """What the torso takes of a leaf, [N, ...]: categories, images [N, H, W, C], or numbers as they are."""
+    if reading.torso == 'category':
+        return leaf
+    if reading.axes:
+        leaf = jnp.transpose(leaf, (0, *(axis + 1 for axis in reading.axes)))
+        leaf = leaf.reshape(*leaf.shape[:3], -1)
+    return leaf.astype(jnp.float32) / reading.scale if leaf.dtype == jnp.uint8 else leaf.astype(jnp.float32)
 
 
 def _compute_dtype(config: NetworkConfig) -> Any:
@@ -266,13 +415,3 @@ def _custom_torso(path: str) -> type[nn.Module]:
     if not (isinstance(torso, type) and issubclass(torso, nn.Module)):
         raise ConfigError(f'network.torso {path!r} is not a flax.linen.Module')
     return torso
-
-
-def _is_instruction(path: tuple[Any, ...], leaf: Array) -> bool:
-    """Whether a leaf, [N, ...], of an observation is word ids."""
-    key = getattr(path[-1], 'key', None) if path else None
-    return key == INSTRUCTION and leaf.ndim == 2 and leaf.dtype == jnp.int32
-
-
-def _to_float(x: Array) -> Array:
-    return x.astype(jnp.float32) / 255.0 if x.dtype == jnp.uint8 else x.astype(jnp.float32)

@@ -122,7 +122,7 @@ def join(population: Path, config: Config) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             write_atomically(path, json.dumps(config_lib.to_dict(config), indent=2) + '\n')
-        known = config_lib.from_dict(json.loads(path.read_text(encoding='utf-8')))
+        known = config_lib.from_dict(config_lib.upgraded(json.loads(path.read_text(encoding='utf-8')), config))
     except OSError as error:
         raise ConfigError(f'cannot write to --workdir {population}: {error.strerror}; give another folder') from error
     except ValueError as error:

@@ -32,6 +32,10 @@ class ArraySpec(NamedTuple):
     stacked: bool = False
     """Whether the last axis holds successive frames, the newest last: at a timestep the newest of the timestep before
     and one more, or, at some FIRST ones, zeros and one frame."""
+    bounds: tuple[int, int] | None = None
+    """Smallest and greatest value of integers; None where the environment states only what the dtype does."""
+    num_values: int | None = None
+    """Of a category, a scalar int32 from 0 to `num_values` - 1 whose order means nothing; None for numbers."""
 
 
 class EnvironmentSpec(NamedTuple):
@@ -40,6 +44,7 @@ class EnvironmentSpec(NamedTuple):
     observation: PyTree  # of ArraySpec
     num_actions: int
     tasks: tuple[str, ...] = ()  # the names of a suite's tasks, by their ids; () for a single environment
+    render_fps: float | None = None  # pictures per second of a video that plays at the right speed; None: unknown
 
     @property
     def num_tasks(self) -> int:

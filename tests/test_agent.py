@@ -281,6 +281,109 @@ def test_an_image_too_small_for_the_torso():
         Agent(NetworkConfig('shallow'), spec)
 
 
+def bytes_spec(shape, **fields):
+    return EnvironmentSpec(ArraySpec(shape, np.dtype(np.uint8), **fields), A)
+
+
+@pytest.mark.parametrize(
+    'shape, axes',
+    [
+        ((24, 28), (0, 1)),
+        ((24, 28, 3), (0, 1, 2)),
+        ((4, 24, 28), (1, 2, 0)),
+        ((3, 24, 28, 4), (1, 2, 0, 3)),
+        ((3, 4, 24, 28), (2, 3, 0, 1)),
+        ((24, 28, 20), (0, 1, 2)),  # More channels than could come first
+    ],
+)
+def test_images_are_read_with_their_channels_wherever_they_are(shape, axes):
+    """The same picture, channels last, gives the same numbers; the order of joined channels is that of their axes."""
+    for torso in ('auto', 'shallow', 'deep'):
+        agent = Agent(NetworkConfig(torso), bytes_spec(shape))
+        assert f'observation {list(shape)} uint8: image of 24 x 28' in agent.reads
+    agent = Agent(NetworkConfig(), bytes_spec(shape))
+    timesteps = random_timesteps(agent.spec, np.full([1, 2], MID, np.int32))
+    params = agent.init(jax.random.PRNGKey(0))
+    assert any(leaf.ndim == 4 for leaf in jax.tree.leaves(params))
+    last = np.transpose(timesteps.observation, [0, 1, *(2 + axis for axis in axes)]).reshape([1, 2, 24, 28, -1])
+    plain = Agent(NetworkConfig(), bytes_spec(last.shape[2:]))
+    expected = plain.unroll(params, timesteps._replace(observation=last), ())[0].logits
+    np.testing.assert_array_equal(agent.unroll(params, timesteps, ())[0].logits, expected)
+
+
+@pytest.mark.parametrize('shape', [(), (4,), (10, 5), (7, 7, 3), (3, 10, 10), (6, 10, 10, 10)])
+def test_auto_reads_all_else_by_an_mlp_and_the_other_torsos_refuse_it(shape):
+    agent = Agent(NetworkConfig(), bytes_spec(shape))
+    assert agent.reads == f'observation {list(shape)} uint8: an mlp, divided by 255'
+    assert not any(leaf.ndim == 4 for leaf in jax.tree.leaves(agent.init(jax.random.PRNGKey(0))))
+    for torso in ('shallow', 'shallow_atari', 'deep'):
+        with pytest.raises(ConfigError, match=rf"network.torso '{torso}' (needs|takes) images.*try --network.torso"):
+            Agent(NetworkConfig(torso), bytes_spec(shape))
+
+
+def test_beside_an_image_vectors_pass_an_mlp():
+    agent = Agent(NetworkConfig('shallow'), DICT)
+    assert agent.reads == (
+        "observation['count'] [] int32: an mlp; "
+        "observation['image'] [20, 24, 3] uint8: image of 20 x 24, 3 channels, shallow, divided by 255; "
+        "observation['vector'] [5] float32: an mlp"
+    )
+
+
+@pytest.mark.parametrize(
+    'config, bounds, scale',
+    [({}, None, 255), ({}, (0, 10), 10), ({}, (0, 0), 1), ({'uint8_scale': 7.0}, (0, 10), 7), ({}, (5, 200), 200)],
+)
+def test_bytes_are_divided_by_their_bound(config, bounds, scale):
+    step_types = np.full([1, 2], MID, np.int32)
+    agent = Agent(NetworkConfig('mlp', mlp_sizes=(8,), **config), bytes_spec((6,), bounds=bounds))
+    params, timesteps = agent.init(jax.random.PRNGKey(0)), random_timesteps(agent.spec, step_types)
+    scaled = timesteps._replace(observation=(timesteps.observation / np.float32(scale)).astype(np.float32))
+    expected = agent.unroll(params, scaled, ())[0].logits
+    np.testing.assert_allclose(agent.unroll(params, timesteps, ())[0].logits, expected, rtol=1e-4, atol=1e-5)
+    assert scale == 1 or f'divided by {scale}' in agent.reads
+
+
+def category(num_values):
+    return EnvironmentSpec({'room': ArraySpec((), np.dtype(np.int32), num_values=num_values)}, A)
+
+
+@pytest.mark.parametrize('mlp_sizes', [(8, 4), (8,), ()])
+def test_a_category_is_read_as_the_mlp_reads_its_one_hot_vector(mlp_sizes):
+    agent = Agent(NetworkConfig(mlp_sizes=mlp_sizes), category(10))
+    params = agent.init(jax.random.PRNGKey(0))['params']
+    rooms = np.arange(10, dtype=np.int32)[None]
+    timesteps = random_timesteps(agent.spec, np.full([1, 10], MID, np.int32))._replace(observation={'room': rooms})
+    logits = agent.unroll({'params': params}, timesteps, ())[0].logits
+    torso = params['CategoryTorso_0']
+    x = np.maximum(np.eye(10) @ np.asarray(torso['Embed_0']['embedding']), 0)
+    for layer in torso.get('MLPTorso_0', {}).values():
+        x = np.maximum(x @ np.asarray(layer['kernel']) + np.asarray(layer['bias']), 0)
+    expected = x @ np.asarray(params['policy']['kernel']) + np.asarray(params['policy']['bias'])
+    np.testing.assert_allclose(logits[0], expected, rtol=1e-4, atol=1e-6)
+    assert len({row.tobytes() for row in np.asarray(logits[0])}) == 10
+
+
+def test_a_category_of_too_many_values_is_refused():
+    assert jax.eval_shape(Agent(NetworkConfig(), category(2**20)).init, jax.random.PRNGKey(0))
+    with pytest.raises(ConfigError, match=r"observation\['room'\] has 1,048,577 values.*vector"):
+        Agent(NetworkConfig(), category(2**20 + 1))
+
+
+@pytest.mark.parametrize(
+    'spec, value, message',
+    [
+        (category(10), 10, r"observation\['room'\] has category 10, outside 0 to 9"),
+        (category(10), -1, r"observation\['room'\] has category -1, outside 0 to 9"),
+    ],
+)
+def test_a_category_without_an_embedding_is_an_error(spec, value, message):
+    agent = Agent(NetworkConfig(), spec)
+    agent.check_observation({'room': np.array([0, 9, 5], np.int32)})
+    with pytest.raises(ConfigError, match=message):
+        agent.check_observation({'room': np.array([0, value, 5], np.int32)})
+
+
 @pytest.mark.parametrize('torso', ['shallow', 'shallow_atari'])
 def test_a_constant_background_excites_no_filter_and_what_moves_on_it_does(torso):
     """Otherwise half of the filters answer to grey with a large negative constant, and their ReLUs are dead."""
@@ -375,6 +478,34 @@ class TestInstructions:
     def test_an_unknown_id_is_not_taken_for_another(self):
         assert np.isnan(self.logits([1, 1001, 0, 0])).all()
         assert np.isfinite(self.logits([1, 1001, 0, 0], num_word_ids=1002)).all()
+
+    def test_an_id_without_an_embedding_is_an_error(self):
+        agent = Agent(NetworkConfig('mlp'), self.SPEC)
+        for words, message in (
+            ([1, 4000, 0, 0], 'word id 4000, and network.num_word_ids is 1001; set --network.num-word-ids 4001'),
+            ([1, -3, 0, 0], 'word id -3, outside 0 to 1000'),
+        ):
+            observation = {'instruction': np.array([[1000, 0, 0, 0], words]), 'vector': np.ones([2, 3])}
+            with pytest.raises(ConfigError, match=message) as error:
+                agent.check_observation(observation)
+            assert "observation['instruction']" in str(error.value)
+            Agent(NetworkConfig('mlp', instructions=False), self.SPEC).check_observation(observation)
+
+    def test_bounds_beyond_the_embedding_are_refused(self):
+        words = self.SPEC.observation['instruction']
+        for bounds, message in (
+            ((0, 5000), 'word id 5000, and network.num_word_ids is 1001; set --network.num-word-ids 5001'),
+            ((-1, 9), 'word id -1, outside'),
+        ):
+            spec = self.SPEC._replace(observation={'instruction': words._replace(bounds=bounds)})
+            with pytest.raises(ConfigError, match=message):
+                Agent(NetworkConfig('mlp'), spec)
+            beside = spec._replace(observation=self.SPEC.observation | spec.observation)
+            Agent(NetworkConfig('mlp', instructions=False), beside)
+            with pytest.raises(ConfigError, match='--network.no-instructions leaves nothing'):
+                Agent(NetworkConfig('mlp', instructions=False), spec)
+        spec = self.SPEC._replace(observation={'instruction': words._replace(bounds=(0, 5000))})
+        Agent(NetworkConfig('mlp', num_word_ids=5001), spec)
 
     def test_they_can_be_left_out(self):
         same = [self.logits(words, instructions=False) for words in ([1, 2, 0, 0], [3, 4, 5, 0])]

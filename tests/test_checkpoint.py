@@ -20,7 +20,7 @@ import pytest
 
 from impala_jax import checkpoint
 from impala_jax.checkpoint import Checkpointer, CheckpointError, CheckpointMismatch
-from impala_jax.config import Config, ConfigError, LossConfig
+from impala_jax.config import Config, ConfigError, LossConfig, NetworkConfig
 
 CONFIG = Config(timeout_s=60.0)
 
@@ -214,6 +214,25 @@ def test_a_field_of_another_version_is_named(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(CheckpointMismatch, match='another version of impala_jax.*novelty'):
         make(tmp_path).restore_latest(make_state())
+
+
+def test_a_run_of_the_version_before_auto_resumes(tmp_path, monkeypatch):
+    to_dict = checkpoint.config_lib.to_dict
+
+    def old_dict(config):
+        values = to_dict(config)
+        if isinstance(config, NetworkConfig):
+            del values['uint8_scale']
+        return values
+
+    monkeypatch.setattr(checkpoint.config_lib, 'to_dict', old_dict)
+    make(tmp_path, dataclasses.replace(CONFIG, network=NetworkConfig('shallow'))).save(1, make_state(), {})
+    monkeypatch.undo()
+    assert checkpoint.load_config(tmp_path).network == NetworkConfig('auto', uint8_scale=255.0)
+    for torso in ('auto', 'shallow'):
+        assert restored(make(tmp_path, dataclasses.replace(CONFIG, network=NetworkConfig(torso)))).step == 1
+    with pytest.raises(CheckpointMismatch, match="network.torso: 'auto' in the checkpoint, 'mlp' now"):
+        make(tmp_path, dataclasses.replace(CONFIG, network=NetworkConfig('mlp'))).restore_latest(make_state())
 
 
 def test_reading_a_part_of_another_run(tmp_path):

@@ -171,6 +171,38 @@ def test_differences_name_only_what_changes_learning():
     ]
 
 
+def test_a_configuration_of_an_older_version_is_read_as_it_was_meant():
+    """There, 'shallow' was replaced by an MLP where an observation was not an image, and bytes were divided by 255."""
+
+    def old(torso):
+        values = config_lib.to_dict(Config(network=NetworkConfig(torso)))
+        del values['network']['uint8_scale']
+        return values
+
+    assert config_lib.from_dict(config_lib.upgraded(old('shallow'))).network == NetworkConfig('auto', uint8_scale=255.0)
+    assert config_lib.from_dict(config_lib.upgraded(old('deep'))).network == NetworkConfig('deep', uint8_scale=255.0)
+    new = config_lib.to_dict(Config(network=NetworkConfig('shallow')))
+    assert config_lib.upgraded(new) == new and config_lib.upgraded({'seed': 1}) == {'seed': 1}
+    for torso, resumed_by in (('shallow', 'shallow'), ('shallow', 'auto'), ('deep', 'deep'), ('mlp', 'mlp')):
+        config = Config(network=NetworkConfig(resumed_by))
+        known = config_lib.from_dict(config_lib.upgraded(old(torso), config))
+        assert config_lib.differences(known, config) == []
+    for torso, network, message in (
+        ('shallow', NetworkConfig('deep'), "network.torso: 'auto' in the checkpoint, 'deep' now"),
+        ('shallow', NetworkConfig(uint8_scale=10.0), 'network.uint8_scale: 255.0 in the checkpoint, 10.0 now'),
+    ):
+        config = Config(network=network)
+        known = config_lib.from_dict(config_lib.upgraded(old(torso), config))
+        assert config_lib.differences(known, config) == [message]
+
+
+def test_at_most_three_names_are_suggested():
+    names = [f'environment_{i}' for i in range(20)]
+    for name in ('environment', 'xyzzy'):
+        text = config_lib.closest(name, names)
+        assert text.startswith('did you mean') and text.count("'environment_") == 3
+
+
 def test_a_configuration_is_never_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().seed = 3  # pyright: ignore[reportAttributeAccessIssue]

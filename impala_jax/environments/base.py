@@ -82,8 +82,21 @@ def environment_spec(environment: dm_env.Environment, name: str) -> EnvironmentS
         raise ConfigError(f'environment {name!r} has no plain discrete actions (0 to n - 1) but {actions}')
     declared = environment.observation_spec()
     _check_observation_spec(declared, name)
-    observation = map_leaves(lambda leaf: ArraySpec(tuple(leaf.shape), canonical_dtype(leaf.dtype)), declared)
-    return EnvironmentSpec(observation, int(actions.maximum) + 1)
+    observation = map_leaves(leaf_spec, declared)
+    render_fps = getattr(environment, 'render_fps', None)
+    return EnvironmentSpec(observation, int(actions.maximum) + 1, render_fps=render_fps)
+
+
+def leaf_spec(leaf: specs.Array) -> ArraySpec:
+    """The spec of one leaf of an observation."""
+    spec = ArraySpec(tuple(leaf.shape), canonical_dtype(leaf.dtype))
+    if isinstance(leaf, specs.DiscreteArray):
+        return spec._replace(num_values=int(leaf.num_values))
+    if not isinstance(leaf, specs.BoundedArray) or np.dtype(leaf.dtype).kind not in 'iu' or not leaf.minimum.size:
+        return spec
+    bounds = int(leaf.minimum.min()), int(leaf.maximum.max())
+    widest = np.iinfo(leaf.dtype)
+    return spec if bounds == (widest.min, widest.max) else spec._replace(bounds=bounds)
 
 
 def _check_observation_spec(spec: Any, name: str, path: str = 'observation') -> None:

@@ -86,6 +86,8 @@ def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunR
         suites.assign(config.environment, config.actor.num_actors, config.actor.num_envs)  # Refused before any work.
     share = nodes.share(config)
     agent = Agent(config.network, environments.spec(config.environment, config.timeout_s), config.popart.enabled)
+    if nodes.host()[0] == 0:
+        print(f'the network reads {agent.reads}', flush=True)
     write_run_config(workdir, config)
     compilation_cache.keep_programs()
 
