@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
@@ -20,11 +21,20 @@ class ConfigError(Exception):
     """A value that cannot work: the message names the field, the value and the remedy, in one line."""
 
 
-def closest(name: str, known: Any) -> str:
-    """'did you mean ...?' with the names in `known` nearest to `name`, at most three."""
+def closest(name: str, known: Iterable[str], prefix: str = '', usable: Callable[[str], bool] = lambda _: True) -> str:
+    """'did you mean ...?' with the names in `known` nearest to `name`, at most three; '' where there are none.
+
+    Args:
+      prefix: What stands before a name in the message.
+      usable: Whether a name is worth suggesting; asked of the nearest ten only.
+    """
     known = list(known)
-    close = difflib.get_close_matches(name, known, cutoff=0.4) or difflib.get_close_matches(name, known, cutoff=0.0)
-    return f'did you mean {" or ".join(map(repr, close))}?'
+    for cutoff in (0.4, 0.0):
+        near = filter(usable, difflib.get_close_matches(name, known, n=10, cutoff=cutoff))
+        close = [repr(prefix + other) for other in itertools.islice(near, 3)]
+        if close:
+            return f'did you mean {" or ".join(close)}?'
+    return ''
 
 
 def _require(condition: bool, message: str) -> None:
@@ -43,9 +53,9 @@ class EnvironmentConfig:
 
     name: str = 'catch'
     """`catch`, `catch_memory`, `delayed_bandit`, `bsuite/catch/0`, `atari/pong`, `dmlab/rooms_watermaze`,
-    `gymnasium/CartPole-v1`, or a factory `module:function` that is called as `function(seed=...)` and returns a
-    dm_env.Environment or a gymnasium.Env; or one of the suites `atari57`, `dmlab30` and `minisuite`, whose tasks are
-    spread evenly over all actors' environments."""
+    `gymnasium/CartPole-v1`, `gymnasium/minigrid:MiniGrid-Empty-5x5-v0` (after importing `minigrid`), or a factory
+    `module:function` that is called as `function(seed=...)` and returns a dm_env.Environment or a gymnasium.Env; or one
+    of the suites `atari57`, `dmlab30` and `minisuite`, whose tasks are spread evenly over all actors' environments."""
     preset: Literal['paper', 'machado'] = 'paper'
     """Atari only. `paper`: no-op starts, the minimal action set, episodes end at life loss in training. `machado`
     (Machado et al., 2018): sticky actions with probability .25, all 18 actions, episodes are games."""

@@ -68,7 +68,7 @@ def write(path, text):
         (['--learner.num-devices', '1000', '--learner.batch-size', '1000'], ['num_devices is 1000', 'has 8']),
         (['--environment.name', 'cach'], ["'cach'", "'catch'"]),
         (['--environment.name', 'no_such_module:make'], ['no_such_module']),
-        pytest.param(['--environment.name', 'atari/pnog'], ["'pnog'", "'pong'"], marks=pytest.mark.atari),
+        pytest.param(['--environment.name', 'atari/pnog'], ["'pnog'", "'atari/pong'"], marks=pytest.mark.atari),
         (['--network.torso', 'shalow'], ["'shalow'", "'shallow'"]),
         (['--network.torso', 'flax.linen:NoTorso'], ['flax.linen:NoTorso']),
         (['--vtrace.c-bar', '2'], ['vtrace.c_bar 2', 'outside-theory']),

@@ -14,6 +14,8 @@ from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec, StepI
 _MAX_FRAMES = 108_000  # half an hour of play, after which a game is truncated
 _STACK = 4
 _NOOP = 0
+# Games of two players: ale-py has the ROMs, but ends the process that opens one.
+_NOT_EMULATED = {'combat', 'joust', 'maze_craze', 'warlords'}
 _FULL_ACTION_SPACE = (
     'NOOP FIRE UP RIGHT LEFT DOWN UPRIGHT UPLEFT DOWNRIGHT DOWNLEFT UPFIRE RIGHTFIRE LEFTFIRE DOWNFIRE UPRIGHTFIRE '
     'UPLEFTFIRE DOWNRIGHTFIRE DOWNLEFTFIRE'
@@ -21,7 +23,7 @@ _FULL_ACTION_SPACE = (
 
 
 def games() -> list[str]:
-    """The games that ale-py has, as `space_invaders`.
+    """The games that ale-py plays, as `space_invaders`.
 
     Raises:
       ConfigError: ale-py is not installed.
@@ -31,7 +33,7 @@ def games() -> list[str]:
         from ale_py import roms
     except ImportError as error:
         raise ConfigError(f"Atari needs ale-py and gymnasium: pip install 'impala_jax[atari]' ({error})") from error
-    return sorted(roms.get_all_rom_ids())
+    return sorted(set(roms.get_all_rom_ids()) - _NOT_EMULATED)
 
 
 def game_name(name: str) -> str:
@@ -43,7 +45,7 @@ def game_name(name: str) -> str:
     known = {game.replace('_', ''): game for game in games()}
     plain = re.sub('[^a-z0-9]', '', name.lower())
     if plain not in known:
-        raise ConfigError(f'unknown Atari game {name!r}; {closest(plain, known)}')
+        raise ConfigError(f'unknown Atari game {name!r}; {closest(plain, known, "atari/")}')
     return known[plain]
 
 

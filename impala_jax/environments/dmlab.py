@@ -143,7 +143,8 @@ class DeepMindLab(dm_env.Environment):
         except RuntimeError as error:
             shutil.rmtree(self._folder)
             known = level.removeprefix(_DMLAB30) in {name for pair in data.dmlab30_levels().items() for name in pair}
-            remedy = 'is the build complete?' if known else closest(level.removeprefix(_DMLAB30), data.dmlab30_levels())
+            suggestion = closest(level.removeprefix(_DMLAB30), data.dmlab30_levels(), 'dmlab/')
+            remedy = 'is the build complete?' if known else suggestion
             reason = ' '.join(str(error).split())
             raise ConfigError(f'DeepMind Lab cannot build {config.name!r}: {reason}; {remedy}') from error
 

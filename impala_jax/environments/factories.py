@@ -6,13 +6,14 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import dm_env
 
 from impala_jax.config import ConfigError, EnvironmentConfig, closest
-from impala_jax.environments import minisuite, suites
+from impala_jax.environments import base, minisuite, suites
 from impala_jax.environments.catch import Catch
 from impala_jax.environments.delayed_bandit import DelayedBandit
 
@@ -47,18 +48,39 @@ def environment_factory(config: EnvironmentConfig, evaluation: bool = False) -> 
     if ':' in name:
         return _from_module(name)
     raise ConfigError(
-        f'unknown environment.name {name!r}; {closest(name, _names())} '
+        f'unknown environment.name {name!r}; {closest(name, _names(), usable=_is_usable)} '
         '(or dmlab/<level>, bsuite/<id>, gymnasium/<id>, or a factory module:function)'
     )
 
 
 def _names() -> list[str]:
     names = [*BUILT_IN, *suites.SUITES]
-    if importlib.util.find_spec('ale_py') and importlib.util.find_spec('gymnasium'):
-        from impala_jax.environments.atari import games
+    if importlib.util.find_spec('gymnasium'):
+        import gymnasium
 
-        names += [f'atari/{game}' for game in games()]
+        names += [f'gymnasium/{gymnasium_id}' for gymnasium_id in gymnasium.registry]
+        if importlib.util.find_spec('ale_py'):
+            from impala_jax.environments.atari import games
+
+            names += [f'atari/{game}' for game in games()]
     return names
+
+
+def _is_usable(name: str) -> bool:
+    """Whether a name of `_names` is of an environment that can be built here."""
+    if not name.startswith('gymnasium/'):
+        return True
+    import gymnasium
+
+    from impala_jax.environments.gymnasium_adapter import GymnasiumAdapter
+
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            GymnasiumAdapter(gymnasium.make(name.removeprefix('gymnasium/')), 0, name).close()
+        except Exception:  # Whatever it lacks, it is not suggested.
+            return False
+    return True
 
 
 def _from_module(name: str) -> Factory:
@@ -85,8 +107,8 @@ def _from_module(name: str) -> Factory:
     return build
 
 
-def as_dm_env(environment: Any, seed: int, name: str) -> dm_env.Environment:
-    """`environment` itself, or a gymnasium.Env adapted.
+def as_dm_env(environment: Any, seed: int, name: str, no_pictures: str = '') -> dm_env.Environment:
+    """`environment` itself, or a gymnasium.Env adapted; the arguments are `GymnasiumAdapter`'s.
 
     Raises:
       ConfigError: it is neither.
@@ -99,36 +121,58 @@ def as_dm_env(environment: Any, seed: int, name: str) -> dm_env.Environment:
         from impala_jax.environments.gymnasium_adapter import GymnasiumAdapter
 
         if isinstance(environment, gymnasium.Env):
-            return GymnasiumAdapter(environment, seed, name)
+            return GymnasiumAdapter(environment, seed, name, no_pictures)
     raise ConfigError(
         f'environment {name!r} is a {type(environment).__name__}, neither a dm_env.Environment nor a gymnasium.Env'
     )
 
 
 def _gymnasium(gymnasium_id: str, evaluation: bool) -> Factory:
+    name = f'gymnasium/{gymnasium_id}'
     try:
         import gymnasium
     except ImportError as error:
-        raise ConfigError(f'gymnasium/{gymnasium_id} needs gymnasium: pip install gymnasium ({error})') from error
-    try:
-        gymnasium.spec(gymnasium_id)
-    except gymnasium.error.Error as error:
-        raise ConfigError(
-            f'unknown gymnasium environment {gymnasium_id!r}; {closest(gymnasium_id, gymnasium.registry)}'
-        ) from error
+        raise ConfigError(f'{name} needs gymnasium: pip install gymnasium ({error})') from error
+    module, _, short = gymnasium_id.rpartition(':')
+    if module:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # Any can come from another package's code.
+            raise ConfigError(
+                f'environment.name {name!r}: cannot import {module!r} ({base.one_line(error)}); install its package, '
+                'or add its folder to PYTHONPATH'
+            ) from error
+    if not _is_registered(short):
+        prefix = f'gymnasium/{module}:' if module else 'gymnasium/'
+        suggestion = closest(short, gymnasium.registry, prefix, lambda other: _is_usable(f'gymnasium/{other}'))
+        hint = '' if module else '(an id that another package registers is gymnasium/<module>:<id>)'
+        reason = f'unknown gymnasium environment {name!r}'
+        raise ConfigError(' '.join(filter(None, [f'{reason};' if suggestion else reason, suggestion, hint])))
 
     def build(seed: int) -> dm_env.Environment:
-        environment = None
+        no_pictures = ''
         if evaluation:  # Only videos need pictures, and an environment may pay for them at every step.
             try:
-                environment = gymnasium.make(gymnasium_id, render_mode='rgb_array')
-            except Exception:
-                environment = None  # It has no pictures; whether it works at all shows in the next line.
-        if environment is None:
-            environment = gymnasium.make(gymnasium_id)
-        return as_dm_env(environment, seed, f'gymnasium/{gymnasium_id}')
+                return as_dm_env(gymnasium.make(gymnasium_id, render_mode='rgb_array'), seed, name)
+            except Exception as error:  # It has no pictures; whether it works at all shows in the next line.
+                no_pictures = base.one_line(error)
+        return as_dm_env(gymnasium.make(gymnasium_id), seed, name, no_pictures)
 
     return build
+
+
+def _is_registered(gymnasium_id: str) -> bool:
+    """Whether `gymnasium.make` knows an id; one without a version means the latest."""
+    import gymnasium
+    from gymnasium.envs.registration import find_highest_version, parse_env_id
+
+    if gymnasium_id in gymnasium.registry:
+        return True
+    try:
+        namespace, name, version = parse_env_id(gymnasium_id)
+    except gymnasium.error.Error:
+        return False
+    return version is None and find_highest_version(namespace, name) is not None
 
 
 def _bsuite(bsuite_id: str) -> Factory:
@@ -137,7 +181,7 @@ def _bsuite(bsuite_id: str) -> Factory:
     except ImportError as error:
         raise ConfigError(f'bsuite/{bsuite_id} needs bsuite: pip install bsuite ({error})') from error
     if bsuite_id not in sweep.SWEEP:
-        raise ConfigError(f'unknown bsuite id {bsuite_id!r}; {closest(bsuite_id, sweep.SWEEP)}')
+        raise ConfigError(f'unknown bsuite id {bsuite_id!r}; {closest(bsuite_id, sweep.SWEEP, "bsuite/")}')
     load = bsuite.EXPERIMENT_NAME_TO_ENVIRONMENT[bsuite.unpack_bsuite_id(bsuite_id)[0]]
     settings = dict(sweep.SETTINGS[bsuite_id])
     # The id fixes the task (`mapping_seed`), but environments of one task must not all draw the same numbers.

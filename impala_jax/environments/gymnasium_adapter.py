@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import dm_env
@@ -11,48 +12,64 @@ from dm_env import specs
 from gymnasium import spaces
 
 from impala_jax.config import ConfigError
+from impala_jax.environments.dmlab import INSTRUCTION_LENGTH, NUM_WORD_IDS, word_ids
+from impala_jax.environments.observations import ObservationError
+from impala_jax.types import INSTRUCTION
+
+MAX_ONE_HOT = 1024
+"""A Discrete observation of at most this many values is a one-hot vector, of more a number that the network embeds."""
 
 
 class GymnasiumAdapter(dm_env.Environment):
-    """Discrete actions; Box, Discrete (one-hot), MultiBinary, MultiDiscrete, Dict and Tuple observations.
+    """Discrete actions; observations of the spaces in docs/environments.md, nested in any way.
+
+    | space | observation |
+    |---|---|
+    | Box | its array, as it is |
+    | Discrete | one-hot [n] float32; of more than `MAX_ONE_HOT` values a scalar int32 from 0 to n - 1 |
+    | MultiBinary, MultiDiscrete | its array, as it is |
+    | Text, and others of strings | {'instruction': [16] int32}, word ids as DeepMind Lab's |
+    | Dict, Tuple | dicts and tuples of these |
 
     A termination has discount 0, a truncation discount 1 and its own last observation.
 
     Args:
       seed: For the first reset; later ones go on with the environment's own generator.
+      no_pictures: Why the environment could not be made with pictures.
     Raises:
       ConfigError: a space that no agent here can deal with.
     """
 
-    def __init__(self, environment: gymnasium.Env, seed: int, name: str):
+    def __init__(self, environment: gymnasium.Env, seed: int, name: str, no_pictures: str = ''):
         self._environment = environment
         self._seed: int | None = seed
         self._name = name
+        self._no_pictures = no_pictures
         self._ended = True
         actions = environment.action_space
         if not isinstance(actions, spaces.Discrete):
             raise ConfigError(f'environment {name!r} has actions {actions}; only Discrete ones are supported')
         self._first_action = int(actions.start)
         self._action_spec = specs.DiscreteArray(int(actions.n), name='action')
-        self._observation_spec = self._spec_of(environment.observation_space)
+        self._observation_spec = self._spec_of(environment.observation_space, 'observation')
 
     def reset(self) -> dm_env.TimeStep:
         observation, _ = self._environment.reset(seed=self._seed)
         self._seed = None
         self._ended = False
-        return dm_env.restart(_convert(self._environment.observation_space, observation))
+        return dm_env.restart(self._convert(observation))
 
     def step(self, action: int) -> dm_env.TimeStep:
         if self._ended:
             return self.reset()
         observation, reward, terminated, truncated, _ = self._environment.step(self._first_action + int(action))
-        observation = _convert(self._environment.observation_space, observation)
+        observation = self._convert(observation)
         self._ended = bool(terminated or truncated)
         if terminated:
-            return dm_env.termination(float(reward), observation)
+            return dm_env.termination(reward, observation)
         if truncated:
-            return dm_env.truncation(float(reward), observation)
-        return dm_env.transition(float(reward), observation)
+            return dm_env.truncation(reward, observation)
+        return dm_env.transition(reward, observation)
 
     def observation_spec(self) -> Any:
         return self._observation_spec
@@ -60,14 +77,28 @@ class GymnasiumAdapter(dm_env.Environment):
     def action_spec(self) -> specs.DiscreteArray:
         return self._action_spec
 
-    def render(self) -> np.ndarray:
+    @property
+    def render_fps(self) -> float | None:
+        """Pictures per second at which a video plays at the right speed; None where the environment does not say."""
+        fps = self._environment.metadata.get('render_fps')
+        return float(fps) if isinstance(fps, (int, float)) and 0 < fps < float('inf') else None
+
+    def render(self) -> Any:
+        """What the environment renders, unchecked.
+
+        Raises:
+          NotImplementedError: it does not render pictures.
+        """
+        mode = self._environment.render_mode
+        if mode != 'rgb_array':
+            reason = f' ({self._no_pictures})' if self._no_pictures else ''
+            raise NotImplementedError(
+                f'environment {self._name!r} has render_mode {mode!r}, and pictures need rgb_array{reason}'
+            )
         try:
-            picture: Any = self._environment.render() if self._environment.render_mode == 'rgb_array' else None
+            return self._environment.render()
         except gymnasium.error.DependencyNotInstalled as error:
             raise NotImplementedError(f'environment {self._name!r} cannot be drawn: {error}') from error
-        if picture is None:
-            raise NotImplementedError(f'environment {self._name!r} was not made with render_mode rgb_array')
-        return np.asarray(picture)
 
     def close(self) -> None:
         self._environment.close()
@@ -81,27 +112,81 @@ class GymnasiumAdapter(dm_env.Environment):
             environment = getattr(environment, 'env', None)
         return self.__dict__.copy()
 
-    def _spec_of(self, space: spaces.Space) -> Any:
+    def _spec_of(self, space: spaces.Space, path: str) -> Any:
         if isinstance(space, spaces.Dict):
-            return {key: self._spec_of(value) for key, value in space.spaces.items()}
+            return {key: self._spec_of(value, f'{path}[{key!r}]') for key, value in space.spaces.items()}
         if isinstance(space, spaces.Tuple):
-            return tuple(self._spec_of(value) for value in space.spaces)
+            return tuple(self._spec_of(value, f'{path}[{i}]') for i, value in enumerate(space.spaces))
         if isinstance(space, spaces.Discrete):
-            return specs.Array((int(space.n),), np.float32)
-        if isinstance(space, (spaces.Box, spaces.MultiBinary, spaces.MultiDiscrete)):
-            return specs.Array(space.shape, space.dtype)
-        raise ConfigError(f'environment {self._name!r} has observations {space}, which are not supported')
+            n = int(space.n)
+            if n > np.iinfo(np.int32).max:
+                raise ConfigError(
+                    f'environment {self._name!r}: {path} is {space}, of more values than int32 has; describe them by a '
+                    'vector in the environment'
+                )
+            one_hot = specs.BoundedArray((n,), np.float32, 0, 1)
+            return one_hot if n <= MAX_ONE_HOT else specs.DiscreteArray(n)
+        if isinstance(space, spaces.Box):
+            return specs.BoundedArray(space.shape, space.dtype, space.low, space.high)
+        if isinstance(space, spaces.MultiBinary):
+            return specs.BoundedArray(space.shape, space.dtype, 0, 1)
+        if isinstance(space, spaces.MultiDiscrete):
+            return specs.BoundedArray(space.shape, space.dtype, space.start, space.start + space.nvec - 1)
+        if _is_text(space):
+            return {INSTRUCTION: specs.BoundedArray((INSTRUCTION_LENGTH,), np.int32, 0, NUM_WORD_IDS - 1)}
+        raise ConfigError(
+            f'environment {self._name!r} has observations {space} ({path}), which are not supported; convert or leave '
+            'them out with a gymnasium.ObservationWrapper'
+        )
+
+    def _convert(self, observation: Any) -> Any:
+        return self._convert_leaf(self._environment.observation_space, observation, 'observation')
+
+    def _convert_leaf(self, space: spaces.Space, value: Any, path: str) -> Any:
+        # Keys and lengths are compared with the spec where the whole observation is checked.
+        if isinstance(space, spaces.Dict) and isinstance(value, Mapping):
+            return {
+                key: self._convert_leaf(space.spaces[key], part, f'{path}[{key!r}]') if key in space.spaces else part
+                for key, part in value.items()
+            }
+        if isinstance(space, spaces.Tuple) and isinstance(value, (tuple, list)):
+            parts = enumerate(zip(space.spaces, value, strict=False))
+            converted = tuple(self._convert_leaf(part, leaf, f'{path}[{i}]') for i, (part, leaf) in parts)
+            return (*converted, *value[len(converted) :])
+        if isinstance(space, spaces.Discrete):
+            index = self._whole(space, value, path, (), space.start, space.start + space.n - 1) - space.start
+            if space.n > MAX_ONE_HOT:
+                return np.int32(index)
+            one_hot = np.zeros(int(space.n), np.float32)
+            one_hot[index] = 1
+            return one_hot
+        if isinstance(space, spaces.MultiBinary):
+            return self._whole(space, value, path, space.shape, 0, 1)
+        if isinstance(space, spaces.MultiDiscrete):
+            return self._whole(space, value, path, space.shape, space.start, space.start + space.nvec - 1)
+        if _is_text(space):
+            if not isinstance(value, str):
+                raise self._unlike_space(path, f'a {type(value).__name__}', 'a string')
+            return {INSTRUCTION: word_ids(value)}
+        return value
+
+    def _whole(self, space: spaces.Space, value: Any, path: str, shape: tuple[int, ...], low: Any, high: Any) -> Any:
+        """`value` as integers of the space's dtype.
+
+        Raises:
+          ObservationError: its shape is another, or a value is not whole or not from `low` to `high`.
+        """
+        array = np.asarray(value)
+        if array.shape != shape or array.dtype.kind not in 'biuf':
+            raise self._unlike_space(path, f'shape {array.shape} and dtype {array.dtype}', space)
+        outside = ~((array >= low) & (array <= high) & (array == np.floor(array)))
+        if outside.any():
+            raise self._unlike_space(path, array[outside][0].item(), space)
+        return array.astype(space.dtype)
+
+    def _unlike_space(self, path: str, value: Any, space: Any) -> ObservationError:
+        return ObservationError(f'{path} has {value}, and its space is {space}')
 
 
-def _convert(space: spaces.Space, observation: Any) -> Any:
-    if isinstance(space, spaces.Dict):
-        # Keys are compared with the spec where the observation is checked.
-        return {
-            key: _convert(space.spaces[key], value) if key in space.spaces else value
-            for key, value in observation.items()
-        }
-    if isinstance(space, spaces.Tuple):
-        return tuple(_convert(value, part) for value, part in zip(space.spaces, observation, strict=True))
-    if isinstance(space, spaces.Discrete):
-        return np.eye(int(space.n), dtype=np.float32)[int(observation) - int(space.start)]
-    return observation
+def _is_text(space: spaces.Space) -> bool:
+    return space.dtype is not None and np.dtype(space.dtype).kind == 'U'

@@ -197,7 +197,7 @@ def refusal(name=PLAIN, **options):
 
 def test_refusals(stand_in, tmp_path):
     text = refusal('dmlab/rooms_watermase')
-    assert 'dmlab/rooms_watermase' in text and "did you mean 'rooms_watermaze'" in text
+    assert 'dmlab/rooms_watermase' in text and "did you mean 'dmlab/rooms_watermaze'" in text
     with pytest.raises(ConfigError, match='rooms_watermaze'):
         dmlab.factory(EnvironmentConfig(name='dmlab/rooms_watermase', level_cache=''))(0)
     assert not os.listdir(tempfile.gettempdir())

@@ -9,9 +9,13 @@ import pytest
 gymnasium = pytest.importorskip('gymnasium')
 spaces = gymnasium.spaces
 
-from impala_jax.config import ConfigError  # noqa: E402
+from impala_jax.agent import Agent  # noqa: E402
+from impala_jax.config import ConfigError, NetworkConfig  # noqa: E402
+from impala_jax.environments.base import environment_spec  # noqa: E402
+from impala_jax.environments.dmlab import word_ids  # noqa: E402
 from impala_jax.environments.factories import as_dm_env  # noqa: E402
 from impala_jax.environments.gymnasium_adapter import GymnasiumAdapter  # noqa: E402
+from impala_jax.types import ArraySpec  # noqa: E402
 
 
 class Rooms(gymnasium.Env):
@@ -77,11 +81,93 @@ def test_spaces():
         part_spec.validate(part)
 
 
-def test_unsupported_observations():
+def adapted(space, observation):
+    """An environment that always shows `observation`."""
     environment = Rooms()
-    environment.observation_space = spaces.Text(5)
-    with pytest.raises(ConfigError, match="'rooms' has observations Text"):
-        GymnasiumAdapter(environment, 0, 'rooms')
+    environment.observation_space = space
+    environment.observe = lambda: observation
+    return GymnasiumAdapter(environment, 0, 'rooms')
+
+
+@pytest.mark.parametrize(
+    'space', [spaces.Sequence(spaces.Discrete(2)), spaces.Dict({'a': spaces.Sequence(spaces.Discrete(2))})]
+)
+def test_unsupported_observations(space):
+    with pytest.raises(ConfigError, match="'rooms' has observations Sequence.*ObservationWrapper"):
+        adapted(space, ())
+
+
+def test_a_discrete_observation_of_many_values_is_a_number():
+    environment = adapted(spaces.Discrete(100_000, start=-7), 99_992)
+    observation = environment.reset().observation
+    assert observation == 99_999 and observation.nbytes == 4
+    assert environment_spec(environment, 'rooms').observation == ArraySpec((), np.dtype(np.int32), num_values=100_000)
+    for n, shape in ((1024, (1024,)), (1025, ())):
+        assert environment_spec(adapted(spaces.Discrete(n), 0), 'rooms').observation.shape == shape
+    with pytest.raises(ConfigError, match=r'observation is Discrete\(3000000000\), of more values than int32'):
+        adapted(spaces.Discrete(3_000_000_000), 0)
+
+
+@pytest.mark.parametrize('value', [3, np.int64(3), np.array(3, np.uint8), 3.0])
+def test_whole_values_of_a_discrete_space(value):
+    np.testing.assert_array_equal(adapted(spaces.Discrete(4, start=1), value).reset().observation, [0, 0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    'space, value, message',
+    [
+        (spaces.Discrete(4, start=1), 2.7, 'has 2.7'),
+        (spaces.Discrete(4, start=1), float('nan'), 'has nan'),
+        (spaces.Discrete(4, start=1), 0, 'has 0'),
+        (spaces.Discrete(4, start=1), 5, 'has 5'),
+        (spaces.Discrete(4, start=1), np.array([3]), r'has shape \(1,\)'),
+        (spaces.Discrete(4, start=1), '3', 'has shape .* dtype <U1'),
+        (spaces.Discrete(5000), 5000, 'has 5000'),
+        (spaces.MultiBinary(2), [0, 2], 'has 2'),
+        (spaces.MultiDiscrete([3, 2]), [0.5, 1], 'has 0.5'),
+        (spaces.MultiDiscrete([3, 2]), [2, 2], 'has 2'),
+        (spaces.MultiDiscrete([3, 2]), [2], r'has shape \(1,\)'),
+        (spaces.Text(9), 3, 'has a int, and its space is a string'),
+        (spaces.Tuple([spaces.Discrete(2)]), (1, 1), 'has a tuple of 2, and its space is a tuple of 1'),
+        (spaces.Dict({'a': spaces.Discrete(2)}), {'b': 1}, "has the keys .'b'., and its space is of the keys .'a'."),
+    ],
+)
+def test_values_outside_their_space_are_errors(space, value, message):
+    environment = adapted(spaces.Dict({'leaf': space}), {'leaf': value})
+    with pytest.raises(ValueError, match=rf"environment 'rooms': observation\['leaf'\] {message}") as error:
+        environment.reset()
+    assert '\n' not in str(error.value)
+
+
+def test_text_is_an_instruction():
+    environment = adapted(spaces.Dict({'mission': spaces.Text(30)}), {'mission': 'go to the red ball'})
+    observation = environment.reset().observation
+    np.testing.assert_array_equal(observation['mission']['instruction'], word_ids('go to the red ball'))
+    agent = Agent(NetworkConfig(), environment_spec(environment, 'rooms'))
+    assert agent.reads == "observation['mission']['instruction'] [16] int32: word ids below 1001"
+
+
+def test_bounds_of_integers_are_known():
+    space = spaces.Dict(
+        {
+            'board': spaces.Box(0, 10, (7, 7), np.uint8),
+            'picture': spaces.Box(0, 255, (7, 7), np.uint8),
+            'words': spaces.Box(np.array([0, -1]), np.array([3, 9]), dtype=np.int64),
+            'vector': spaces.Box(-1, 1, (2,), np.float32),
+        }
+    )
+    spec = environment_spec(adapted(space, None), 'rooms').observation
+    assert {name: leaf.bounds for name, leaf in spec.items()} == {
+        'board': (0, 10),
+        'picture': None,
+        'words': (-1, 9),
+        'vector': None,
+    }
+
+
+def test_a_list_is_an_array():
+    environment = adapted(spaces.Box(-1, 1, (3,), np.float32), [0.5, 0.25, 1])
+    np.testing.assert_array_equal(environment.reset().observation, [0.5, 0.25, 1])
 
 
 def test_an_ezpickle_is_not_saved_as_what_it_is_not():
