@@ -128,13 +128,11 @@ def test_whole_values_of_a_discrete_space(value):
         (spaces.MultiDiscrete([3, 2]), [2, 2], 'has 2'),
         (spaces.MultiDiscrete([3, 2]), [2], r'has shape \(1,\)'),
         (spaces.Text(9), 3, 'has a int, and its space is a string'),
-        (spaces.Tuple([spaces.Discrete(2)]), (1, 1), 'has a tuple of 2, and its space is a tuple of 1'),
-        (spaces.Dict({'a': spaces.Discrete(2)}), {'b': 1}, "has the keys .'b'., and its space is of the keys .'a'."),
     ],
 )
 def test_values_outside_their_space_are_errors(space, value, message):
     environment = adapted(spaces.Dict({'leaf': space}), {'leaf': value})
-    with pytest.raises(ValueError, match=rf"environment 'rooms': observation\['leaf'\] {message}") as error:
+    with pytest.raises(ValueError, match=rf"observation\['leaf'\] {message}") as error:
         environment.reset()
     assert '\n' not in str(error.value)
 

@@ -102,22 +102,36 @@ class TestKeys:
         assert refusal(spec, {'a': np.zeros(2)}).startswith("observation['a'] is a ndarray, but its spec is a tuple")
         assert refusal(spec, np.zeros(2)).startswith("observation is a ndarray, but its spec is a dict of ['a']")
 
-    def test_a_gymnasium_environment_with_an_unknown_key(self):
-        class Extra(gymnasium.Env):
-            observation_space = spaces.Dict({'x': spaces.Box(-1, 1, (1,), np.float32)})
+    @pytest.mark.parametrize(
+        'observation, message',
+        [
+            ({'x': 1, 'y': (0, 0)}, None),
+            ({'y': [0, 0], 'x': 1}, None),
+            ({'x': 1, 'y': (0, 0), 'z': 0}, r"observation has unknown keys \['z'\]"),
+            ({'y': (0, 0)}, r"observation lacks \['x'\]"),
+            ({'x': 1, 'y': (0,)}, r"observation\['y'\] is a tuple of 1, but its spec is a tuple of 2"),
+            ({'x': 1, 'y': (0, 0, 0)}, r"observation\['y'\] is a tuple of 3, but its spec is a tuple of 2"),
+            ({'x': 1, 'y': 0}, r"observation\['y'\] is a int, but its spec is a tuple of 2"),
+            (0, r'observation is a int, but its spec is a dict'),
+        ],
+    )
+    def test_a_gymnasium_environment(self, observation, message):
+        class Returns(gymnasium.Env):
+            two = spaces.Discrete(2)
+            observation_space = spaces.Dict({'x': two, 'y': spaces.Tuple([two, two])})
             action_space = spaces.Discrete(2)
-            keys = ('x', 'y')
 
             def reset(self, *, seed=None, options=None):
-                return {key: np.zeros(1, np.float32) for key in self.keys}, {}
+                return observation, {}
 
-        class Lacking(Extra):
-            keys = ('y',)
-
-        for cls, message in ((Extra, r"has unknown keys \['y'\]"), (Lacking, r"lacks \['x'\]")):
-            environment = SerialVectorEnvironment(lambda seed, cls=cls: GymnasiumAdapter(cls(), seed, 'e'), 1, 0)
-            with pytest.raises(EnvironmentFailure, match=message):
-                environment.reset()
+        environment = SerialVectorEnvironment(lambda seed: GymnasiumAdapter(Returns(), seed, 'e'), 1, 0)
+        if message is None:
+            found = environment.reset().observation
+            np.testing.assert_array_equal(found['x'], [[0, 1]])
+            np.testing.assert_array_equal(found['y'][1], [[1, 0]])
+            return
+        with pytest.raises(EnvironmentFailure, match=message):
+            environment.reset()
 
 
 F32_ABOVE = 2**24 + 1  # The first integer that float32 lacks.
@@ -311,6 +325,10 @@ class TestRandomEnvironments:
         dtype = np.dtype(space.dtype)
         wanted = np.uint8 if dtype == np.uint8 else np.int32 if dtype.kind in 'iu' else np.float32
         numbers = array.ravel().tolist()
+        if isinstance(space, (spaces.MultiBinary, spaces.MultiDiscrete)):
+            limits = np.broadcast_to(getattr(space, 'nvec', 2), space.shape).ravel().tolist()
+            if not all(0 <= number < limit for number, limit in zip(numbers, limits, strict=True)):
+                return None
         for number in numbers:
             if isinstance(number, float) and not math.isfinite(number):
                 return None
