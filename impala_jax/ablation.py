@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from impala_jax.config import Config, ConfigError, closest, get, replace, to_dict
 from impala_jax.environments import suites
+from impala_jax.lock import only_process
 from impala_jax.metrics import METRICS, quiet_libraries, read_rows, write_atomically
 
 RESULTS = 'results.csv'
@@ -155,13 +156,17 @@ def run_sweep(
       a suite also `final_return/<task>`.
 
     Raises:
-      ConfigError: the folder cannot be written.
+      ConfigError: the folder cannot be written, or another process runs a sweep in it.
       CellFailed: a cell raised. What others did until then is kept.
     """
-    try:
-        (folder / _CELLS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f'cannot write to --output {folder}: {error.strerror}; give another folder') from error
+    with only_process(folder, '--output'):
+        (folder / _CELLS).mkdir(exist_ok=True)
+        return _run_sweep(cells, folder, processes, on_done, runtime)
+
+
+def _run_sweep(
+    cells: Sequence[Cell], folder: Path, processes: int, on_done: Callable[[Cell], None], runtime: str
+) -> Path:
     todo = [cell for cell in cells if not is_finished(cell, folder)]
     # Not forked: JAX has threads.
     context = multiprocessing.get_context('spawn')

@@ -8,6 +8,7 @@ behind. Of several hosts the first one saves, for all, and hands on what it rest
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -53,6 +54,7 @@ class Checkpoint(NamedTuple):
     step: int
     state: PyTree  # of numpy arrays
     metadata: dict[str, Any]
+    config: Config
 
 
 class _Damaged(Exception):
@@ -77,8 +79,11 @@ class Checkpointer:
         self._keep = keep
         self._damaged: set[int] = set()  # steps found to be damaged, which do not count as kept
         with _one_line_errors(f'cannot write checkpoints to {self._directory}'):
-            self._directory.mkdir(parents=True, exist_ok=True)
-            self._remove_temporaries()
+            existing = next(path for path in (self._directory, *self._directory.parents) if path.exists())
+            if not existing.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            if not os.access(existing, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     def save(self, step: int, state: PyTree, metadata: dict[str, Any]) -> None:
         """Writes a checkpoint; returns when it is on the disk. A step that is there already is left alone.
@@ -109,23 +114,19 @@ class Checkpointer:
           CheckpointMismatch: it was written by another configuration, or the state has another structure.
           CheckpointError: there are checkpoints, but none is good.
         """
-        saved, damaged = _newest(self._directory, self._config.timeout_s, check=self._check_config)
+        saved, damaged = _newest(
+            self._directory,
+            self._config.timeout_s,
+            check=lambda path, manifest: _require_same_config(path, manifest, self._config),
+        )
         self._damaged |= damaged
         if saved is None:
             return None
         state = _fit(template, saved, strict=True)
-        return Checkpoint(saved.step, state, saved.manifest['metadata'])
+        return Checkpoint(saved.step, state, saved.manifest['metadata'], _config_of(saved.path, saved.manifest))
 
     def _path(self, step: int) -> Path:
         return self._directory / f'{step:09d}'
-
-    def _check_config(self, path: Path, manifest: dict[str, Any]) -> None:
-        fields = config_lib.differences(_config_of(path, manifest, self._config), self._config)
-        if fields:
-            raise CheckpointMismatch(
-                f'cannot resume from {path}: the configuration differs in {"; ".join(fields)}; '
-                'use the same configuration, or another --workdir'
-            )
 
     def _save(self, step: int, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
         final = self._path(step)
@@ -194,6 +195,22 @@ def steps(directory: Path) -> list[int]:
         raise CheckpointError(f'cannot read {directory}: {_first_line(error)}') from error
 
 
+def check_config(workdir: Path, config: Config) -> None:
+    """Compares `config` with the newest checkpoint that has a manifest, if any; reads nothing else.
+
+    Raises:
+      CheckpointMismatch: it was written by another configuration.
+    """
+    directory = Path(workdir).absolute() / DIRECTORY
+    for step in reversed(steps(directory)):
+        path = directory / f'{step:09d}'
+        try:
+            manifest = _read_manifest(path)
+        except _Damaged:
+            continue
+        return _require_same_config(path, manifest, config)
+
+
 def load_config(workdir: Path) -> Config:
     """The configuration of the newest good checkpoint of a run.
 
@@ -212,7 +229,8 @@ def restore(workdir: Path, template: PyTree) -> Checkpoint:
       CheckpointError: there is no good checkpoint.
     """
     saved = _newest_of(workdir)
-    return Checkpoint(saved.step, _fit(template, saved, strict=False), saved.manifest['metadata'])
+    state = _fit(template, saved, strict=False)
+    return Checkpoint(saved.step, state, saved.manifest['metadata'], _config_of(saved.path, saved.manifest))
 
 
 def _newest_of(workdir: Path, arrays: bool = True) -> _Saved:
@@ -258,6 +276,15 @@ def _newest(
     )
 
 
+def _require_same_config(path: Path, manifest: dict[str, Any], config: Config) -> None:
+    fields = config_lib.differences(_config_of(path, manifest, config), config)
+    if fields:
+        raise CheckpointMismatch(
+            f'cannot resume from {path}: the configuration differs in {"; ".join(fields)}; '
+            'use the same configuration, or another --workdir'
+        )
+
+
 def _config_of(path: Path, manifest: dict[str, Any], resumed_by: Config | None = None) -> Config:
     try:
         return config_lib.from_dict(config_lib.upgraded(manifest['config'], resumed_by))
@@ -271,6 +298,21 @@ def _verify(path: Path) -> dict[str, Any]:
     Raises:
       _Damaged: with the cause.
     """
+    manifest = _read_manifest(path)
+    for name, (size, sha256) in manifest['files'].items():
+        try:
+            content = (path / name).read_bytes()
+        except OSError as error:
+            raise _Damaged(f'{name}: {error.strerror}') from error
+        if len(content) != size:
+            raise _Damaged(f'{name} has {len(content)} bytes instead of {size}')
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise _Damaged(f'{name} has another checksum')
+    return manifest
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """Raises: _Damaged, with the cause."""
     try:
         manifest = json.loads((path / _MANIFEST).read_bytes())
         digest = manifest.pop('sha256')
@@ -282,15 +324,6 @@ def _verify(path: Path) -> dict[str, Any]:
         raise _Damaged(f'{_MANIFEST} has another checksum')
     if manifest['format'] != _FORMAT:
         raise _Damaged(f'format {manifest["format"]}, but this version reads {_FORMAT}')
-    for name, (size, sha256) in manifest['files'].items():
-        try:
-            content = (path / name).read_bytes()
-        except OSError as error:
-            raise _Damaged(f'{name}: {error.strerror}') from error
-        if len(content) != size:
-            raise _Damaged(f'{name} has {len(content)} bytes instead of {size}')
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise _Damaged(f'{name} has another checksum')
     return manifest
 
 

@@ -198,7 +198,7 @@ class LossConfig:
     baseline_cost: float = 0.5
     entropy_cost: float = 0.01
     entropy_schedule: Literal['linear', 'constant'] = 'constant'
-    """`linear`: the entropy cost falls to 0 at `total_frames`. The paper's is constant."""
+    """`linear`: the entropy cost falls to 0 over `optimizer.schedule_frames`. The paper's is constant."""
     reward_clip: Literal['unit', 'asymmetric', 'asymmetric_paper', 'none'] = 'unit'
     """In the learner; the reported returns stay raw. `unit`: to [-1, 1]. `asymmetric`, for DMLab-30: 5 tanh(r / 5), and
     0.3 times that where r is negative, as in the released code. `asymmetric_paper`: 0.3 min(tanh r, 0) +
@@ -238,7 +238,10 @@ class OptimizerConfig:
     name: Literal['rmsprop', 'adam'] = 'rmsprop'
     learning_rate: float = 6e-4
     schedule: Literal['linear', 'constant'] = 'linear'
-    """`linear`: to 0 over `total_frames`."""
+    """`linear`: to 0 over `schedule_frames`."""
+    schedule_frames: int | None = None
+    """Environment frames over which linear schedules, also that of the entropy cost, fall to 0; None: `total_frames`.
+    Set it where `total_frames` will be raised later: otherwise the schedules jump back at that resume."""
     epsilon: float = 0.01
     """RMSProp's stands inside the square root, as TensorFlow's does; Adam's outside."""
     decay: float = 0.99
@@ -255,6 +258,8 @@ class OptimizerConfig:
         _require_positive(
             'optimizer', learning_rate=self.learning_rate, epsilon=self.epsilon, max_grad_norm=self.max_grad_norm
         )
+        if self.schedule_frames is not None:
+            _require_positive('optimizer', schedule_frames=self.schedule_frames)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -467,6 +472,11 @@ class Config:
             'actor.num_actors is 0, and nobody else acts: give it some, or let actors of other machines join with '
             '--serve-actors PORT',
         )
+        _require(
+            self.optimizer.schedule == 'constant' or self.schedule_updates >= self.total_updates,
+            f'optimizer.schedule_frames {self.optimizer.schedule_frames} is below total_frames {self.total_frames}: '
+            'the learning rate would be 0 from there on, and nothing learned; raise it',
+        )
         replayed = self.replay.fraction * self.learner.batch_size
         _require(
             replayed == int(replayed),
@@ -499,6 +509,12 @@ class Config:
     def total_updates(self) -> int:
         """Updates in the whole run."""
         return -(-self.total_frames // self.frames_per_update)
+
+    @property
+    def schedule_updates(self) -> int:
+        """Updates over which linear schedules fall to 0."""
+        frames = self.optimizer.schedule_frames
+        return self.total_updates if frames is None else -(-frames // self.frames_per_update)
 
     @property
     def queue_capacity(self) -> int:
@@ -560,6 +576,7 @@ _RESUMABLE = (
     'learner.num_devices',
     'learner.queue_capacity',
     'logging',
+    'optimizer.schedule_frames',
     'serve_actors',
     'timeout_s',
     'total_frames',

@@ -27,7 +27,7 @@ from impala_jax.agent import Agent
 from impala_jax.checkpoint import Checkpointer
 from impala_jax.config import Config, ConfigError, OptimizerConfig
 from impala_jax.loss import LOG_RHO_EDGES, impala_loss
-from impala_jax.metrics import Histogram, LearnerStats, MetricsLogger
+from impala_jax.metrics import Histogram, LearnerStats, MetricsLogger, write_run_config
 from impala_jax.parameter_store import ParameterStore
 from impala_jax.pbt import Hyperparameters, Member
 from impala_jax.types import Array, Closed, PyTree, StepInfo, Trajectory
@@ -70,9 +70,16 @@ class HostLost(RuntimeError):
     """An update over several hosts failed: most likely one of them is gone."""
 
 
-def make_schedule(kind: Literal['linear', 'constant'], start: Array | float, total_updates: int) -> optax.Schedule:
-    """Updates applied -> `start`, a scalar; if `linear`, less and less of it, and nothing after the last."""
-    return optax.linear_schedule(start, 0.0 if kind == 'linear' else start, total_updates)
+def make_schedule(kind: Literal['linear', 'constant'], start: Array | float, num_updates: int) -> optax.Schedule:
+    """Updates applied -> `start`, a scalar; if `linear`, less and less of it, and 0 from `num_updates` on."""
+    return optax.linear_schedule(start, 0.0 if kind == 'linear' else start, num_updates)
+
+
+def scheduled(config: Config, hyperparameters: Hyperparameters, applied: Array | int) -> tuple[Array, Array]:
+    """Learning rate and entropy cost after so many updates, scalars."""
+    learning_rate = make_schedule(config.optimizer.schedule, hyperparameters.learning_rate, config.schedule_updates)
+    entropy_cost = make_schedule(config.loss.entropy_schedule, hyperparameters.entropy_cost, config.schedule_updates)
+    return jnp.asarray(learning_rate(applied)), jnp.asarray(entropy_cost(applied))
 
 
 def make_optimizer(
@@ -199,9 +206,7 @@ class Learner:
         config = self._config
         # By this state's count, not the optimiser's own: a state copied from another run has that one's.
         applied = state.num_updates - state.skipped
-        total = config.total_updates
-        learning_rate = make_schedule(config.optimizer.schedule, hyperparameters.learning_rate, total)(applied)
-        entropy_cost = make_schedule(config.loss.entropy_schedule, hyperparameters.entropy_cost, total)(applied)
+        learning_rate, entropy_cost = scheduled(config, hyperparameters, applied)
 
         def loss_fn(params):
             output, _ = self._unroll(params, batch.timesteps, batch.initial_state)
@@ -305,7 +310,8 @@ class Prefetcher:
 class LearnerLoop:
     """The learner's life: resume, update, publish, count, log, checkpoint. Every runtime drives this one.
 
-    On several hosts each drives its own, in step; the first one reads and writes the files of the run, for all.
+    On several hosts each drives its own, in step; the first one reads and writes the files of the run, for all. Nothing
+    is written before `begin`, so a runtime that refuses to resume leaves the workdir as it was.
 
     Args:
       config: the experiment.
@@ -340,9 +346,11 @@ class LearnerLoop:
             )
         state = self._learner.init(jax.random.PRNGKey(config.seed))
         self._runtime_state: Callable[[], dict[str, Any]] = dict
-        self._runtime_metrics: Callable[[], dict[str, Any]] = dict
+        self._runtime_metrics: list[Callable[[], dict[str, Any]]] = []
         self.restored_runtime_state: dict[str, Any] = {}
         """What the runtime had saved with the checkpoint that this run resumes; empty in a new run."""
+        self.restored_config: Config | None = None
+        """The configuration of that checkpoint; None in a new run, and on other hosts than the first."""
 
         self._stats = LearnerStats(agent.spec.tasks)
         self._tasks = agent.spec.tasks or (config.environment.name,)
@@ -355,14 +363,15 @@ class LearnerLoop:
         if checkpoint is not None:
             state = checkpoint.state['learner']
             self.restored_runtime_state = checkpoint.state['runtime'] or {}
+            self.restored_config = checkpoint.config
             self._stats.restore(self.restored_runtime_state['stats'])
         self._state = self._learner.restore(state)
         self.num_updates = int(self._state.num_updates)
-        if self._member is not None:
-            self._member.resume(self.frames, None if checkpoint is None else checkpoint.metadata['pbt'])
+        self._workdir = workdir
+        self._metadata = None if checkpoint is None else checkpoint.metadata
+        self._has_begun = False
         if self._keeps_files:
             self._logger = MetricsLogger(workdir, config)
-            self._logger.resume(self.frames, checkpoint.metadata['wall_time_s'] if checkpoint is not None else None)
         self._prefetcher: Prefetcher | None = None
         self._last_skipped: Array | None = None
         self._logs: dict[str, Array] = {}
@@ -382,13 +391,43 @@ class LearnerLoop:
         """Whether the run's budget is spent."""
         return self.num_updates >= self._config.total_updates
 
+    def begin(self) -> None:
+        """Makes the workdir that of this start: `config.json`, and no rows beyond the checkpoint; once."""
+        if self._has_begun:
+            return
+        self._has_begun = True
+        write_run_config(self._workdir, self._config)
+        if self._member is not None:
+            self._member.resume(self.frames, None if self._metadata is None else self._metadata['pbt'])
+        self._report_jumps()
+        if self._keeps_files:
+            self._logger.resume(self.frames, None if self._metadata is None else self._metadata['wall_time_s'])
+
+    def _report_jumps(self) -> None:
+        """Says where another length of the run makes a schedule go on from another value."""
+        if self.restored_config is None:
+            return
+        hyperparameters = Hyperparameters.of(self._config) if self._member is None else self._member.hyperparameters
+        applied = self.num_updates - int(self._state.skipped)
+        before, now = (scheduled(config, hyperparameters, applied) for config in (self.restored_config, self._config))
+        for name, old, new in zip(('learning rate', 'entropy cost'), map(float, before), map(float, now), strict=True):
+            if not np.isclose(old, new, rtol=1e-3, atol=0):
+                _logger.warning(
+                    'the %s jumps from %.3g to %.3g at %d frames, because its linear schedule ends elsewhere now; '
+                    'optimizer.schedule_frames, given from the start, keeps a schedule when total_frames is raised',
+                    name,
+                    old,
+                    new,
+                    self.frames,
+                )
+
     def save_with(self, runtime_state: Callable[[], dict[str, Any]]) -> None:
         """Lets every checkpoint hold what this returns (arrays by name), beside the learner's own state."""
         self._runtime_state = runtime_state
 
     def log_with(self, runtime_metrics: Callable[[], dict[str, Any]]) -> None:
         """Lets every row of metrics hold what this returns, beside the learner's own."""
-        self._runtime_metrics = runtime_metrics
+        self._runtime_metrics.append(runtime_metrics)
 
     def publish(self) -> None:
         """Publishes the current parameters."""
@@ -408,6 +447,7 @@ class LearnerLoop:
           NonFiniteGradients: too many updates in a row were skipped.
           HostLost: the update failed, and had to be made by several hosts.
         """
+        self.begin()
         if not self._update(batch, stop=False, waited_s=waited_s):
             return False
         if self._member is not None and self._member.is_due(self.num_updates):
@@ -424,6 +464,7 @@ class LearnerLoop:
           fetch: gives this host's next trajectories [T + 1, B]; called from the prefetch thread.
           stop: ends the run after the update in flight.
         """
+        self.begin()
         self._prefetcher = prefetcher = Prefetcher(lambda: self.batch(fetch()))
         try:
             self.publish()
@@ -447,6 +488,7 @@ class LearnerLoop:
 
     def log(self) -> None:
         """Writes a row of metrics."""
+        self.begin()
         self._last_row, self._last_row_frames = time.monotonic(), self.frames
         if not self._keeps_files:
             return
@@ -454,7 +496,7 @@ class LearnerLoop:
             'frames': self.frames,
             'learner_steps': self.num_updates,
             **self._stats.row(),
-            **self._runtime_metrics(),
+            **{name: value for metrics in self._runtime_metrics for name, value in metrics().items()},
             **{name: _to_metric(name, value) for name, value in self._logs.items()},
         }
         for name in ('skipped_updates', 'skipped_in_a_row'):
@@ -468,6 +510,7 @@ class LearnerLoop:
 
     def save(self) -> None:
         """Writes a checkpoint; not after an update that failed, which took the state with it: the last one stands."""
+        self.begin()
         self._last_save, self._evolved = time.monotonic(), False
         if not (self._keeps_files and self._state_is_whole):
             return

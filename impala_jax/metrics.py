@@ -421,8 +421,9 @@ def read_rows(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]]
 def drop_rows(path: Path, frames: int) -> list[dict[str, Any]]:
     """Rewrites `path` without the rows beyond `frames` and without torn lines, atomically; returns what is left."""
     rows = [row for row in read_rows(path) if row.get('frames', 0) <= frames]
-    if path.exists():
-        write_atomically(path, ''.join(json.dumps(row) + '\n' for row in rows))
+    content = ''.join(json.dumps(row) + '\n' for row in rows)
+    if path.exists() and path.read_bytes() != content.encode():
+        write_atomically(path, content)
     return rows
 
 

@@ -12,13 +12,11 @@ The hyperparameters are inputs of the compiled update, so that nothing is compil
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import logging
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,24 +131,6 @@ def join(population: Path, config: Config) -> None:
             f'cannot join the population in {population}: the configuration differs in {"; ".join(fields)}; '
             'use the same configuration, or another --workdir'
         )
-
-
-@contextlib.contextmanager
-def only_process(workdir: Path) -> Iterator[None]:
-    """Holds a member's folder, from its process's start to its end, however that comes.
-
-    Raises:
-      ConfigError: another process has it.
-    """
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / '.lock').open('w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f'another process trains {workdir}; wait for its end, or train another --member'
-            ) from None
-        yield
 
 
 def summary(population: Path) -> str:

@@ -130,27 +130,39 @@ class Replay:
         """Adds what is fresh, [T + 1, N], and returns it with samples behind it, [T + 1, N + num_samples]."""
         if not self._num_samples:
             return fresh
-        for i in range(batch_size(fresh)):
-            self._add(columns(fresh, i, i + 1))
+        for item in _split(fresh):
+            self._add(item)
         random = np.random.default_rng([self._seed, self._num_batches])
         self._num_batches += 1
         indices = random.integers(len(self._items), size=self._num_samples)
         return concatenate([fresh, *(self._items[i] for i in indices)])
 
+    def __len__(self) -> int:
+        return len(self._items)
+
     def state(self) -> dict[str, Any]:
         """All of it, as arrays by name, for a checkpoint."""
-        leaves = jax.tree.leaves(concatenate(self._items)) if self._items else []
+        oldest = self._num_added % self._capacity if len(self._items) == self._capacity else 0
+        items = self._items[oldest:] + self._items[:oldest]
         counts = np.array([self._num_added, self._num_batches], np.int64)
-        return {'counts': counts, 'leaves': {str(i): leaf for i, leaf in enumerate(leaves)}}
+        return {'counts': counts, **to_arrays(concatenate(items) if items else None)}
 
     def restore(self, state: dict[str, Any], structure: PyTree) -> None:
-        """Goes on from `state`; `structure` is that of a Trajectory."""
-        self._num_added, self._num_batches = (int(count) for count in state['counts'])
-        saved = state.get('leaves', {})  # A checkpoint keeps no empty dict.
-        if saved:
-            leaves = [np.asarray(saved[str(i)]) for i in range(len(saved))]
-            items = jax.tree.unflatten(structure, leaves)
-            self._items = [columns(items, i, i + 1) for i in range(batch_size(items))]
+        """Goes on from `state`, whose oldest trajectories are left out where they are more than the capacity.
+
+        Args:
+          state: Of `state`, or of any trajectories, `to_arrays`.
+          structure: That of a Trajectory.
+        """
+        trajectories = from_arrays(state, structure)
+        saved = [] if trajectories is None else _split(trajectories)
+        num_added, self._num_batches = (int(count) for count in state.get('counts', (len(saved), 0)))
+        kept = saved[-self._capacity :]
+        is_full = len(kept) == self._capacity
+        self._num_added = num_added if is_full else len(kept)
+        # The next one added replaces the oldest.
+        oldest = num_added % self._capacity if is_full else 0
+        self._items = kept[len(kept) - oldest :] + kept[: len(kept) - oldest]
 
     def _add(self, item: Trajectory) -> None:
         if len(self._items) < self._capacity:
@@ -158,6 +170,19 @@ class Replay:
         else:
             self._items[self._num_added % self._capacity] = item
         self._num_added += 1
+
+
+def to_arrays(trajectories: Trajectory | None) -> dict[str, Any]:
+    """Trajectories [T + 1, N], or none, as arrays by name, for a checkpoint."""
+    return {'leaves': {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(trajectories))}}
+
+
+def from_arrays(state: dict[str, Any], structure: PyTree) -> Trajectory | None:
+    """The inverse of `to_arrays`; `structure` is that of a Trajectory."""
+    leaves = state.get('leaves', {})  # A checkpoint keeps no empty dict.
+    if not leaves:
+        return None
+    return jax.tree.unflatten(structure, [np.asarray(leaves[str(i)]) for i in range(len(leaves))])
 
 
 def batch_size(trajectories: Trajectory) -> int:
@@ -168,6 +193,11 @@ def batch_size(trajectories: Trajectory) -> int:
 def columns(trajectories: Trajectory, start: int, stop: int) -> Trajectory:
     """The trajectories of environments `start` to `stop - 1`, as views."""
     return _with_batch_axis(lambda axis, x: x[start:stop] if axis == 0 else x[:, start:stop], trajectories)
+
+
+def _split(trajectories: Trajectory) -> list[Trajectory]:
+    """Each by itself, [T + 1, 1]."""
+    return [columns(trajectories, i, i + 1) for i in range(batch_size(trajectories))]
 
 
 def concatenate(parts: list[Trajectory]) -> Trajectory:

@@ -49,8 +49,7 @@ def train() -> None:
     if arguments.parent is not None:
         end_with(arguments.parent)
     workdir = pbt.member_folder(arguments.workdir, arguments.member)
-    with pbt.only_process(workdir):
-        run(pbt.member_config(config, arguments.member), workdir, arguments.runtime or default_runtime())
+    run(pbt.member_config(config, arguments.member), workdir, arguments.runtime or default_runtime())
     print_summary(workdir)
 
 

@@ -10,6 +10,8 @@ import dm_env
 import numpy as np
 from dm_env import specs
 
+from impala_jax.environments.catch import Catch
+
 GO_ON, TERMINATE, TRUNCATE, RAISE, DIE, HANG = range(6)
 
 
@@ -140,6 +142,20 @@ def fails_where_told(seed: int) -> dm_env.Environment:
 
 
 _steps: list[int] = []
+
+
+class Flaky(Catch):
+    """Catch, whose every step fails after the first FLAKY_AFTER of its process, where the environment has that."""
+
+    def step(self, action):
+        _steps.append(1)
+        if len(_steps) > float(os.environ.get('FLAKY_AFTER', 'inf')):
+            raise ZeroDivisionError('the emulator is on fire')
+        return super().step(action)
+
+
+def flaky(seed: int) -> dm_env.Environment:
+    return Flaky(seed=seed)
 
 
 def rewards_nan(seed: int) -> dm_env.Environment:

@@ -339,6 +339,7 @@ import numpy as np
 
 from impala_jax import checkpoint, pbt
 from impala_jax.checkpoint import Checkpointer
+from impala_jax.lock import only_process
 from test_pbt import SMALL, TEMPLATE
 
 EVENTS = {'open', 'os.mkdir', 'os.rename', 'os.remove', 'os.rmdir', 'os.listdir', 'os.scandir', 'shutil.rmtree'}
@@ -368,7 +369,7 @@ def live(kill_at):
     countdown = kill_at
     pbt.join(population, SMALL)
     config, folder = pbt.member_config(SMALL, 0), pbt.member_folder(population, 0)
-    with pbt.only_process(folder):
+    with only_process(folder):
         member = pbt.Member(config, folder)
         checkpointer = Checkpointer(folder / checkpoint.DIRECTORY, config, keep=2)
         saved = checkpointer.restore_latest(TEMPLATE)
@@ -430,15 +431,6 @@ def test_another_configuration_cannot_join(tmp_path):
     (tmp_path / 'population.json').write_text('{')
     with pytest.raises(ConfigError, match='is damaged; delete it'):
         pbt.join(tmp_path, SMALL)
-
-
-def test_a_member_is_one_process(tmp_path):
-    with pbt.only_process(tmp_path):
-        with pytest.raises(ConfigError, match='another process trains'):
-            with pbt.only_process(tmp_path):
-                pass
-    with pbt.only_process(tmp_path):
-        pass
 
 
 # The command line.

@@ -37,9 +37,9 @@ RUNTIMES = [
 IDS = ['threads', 'launchpad', 'launchpad_processes']
 
 
-def start(workdir, *arguments, config='configs/catch.py', environment=None):
+def start(workdir, *arguments, config='configs/catch.py', **kwargs):
     command = ['launch/local.py', '--config', config, '--workdir', str(workdir), *arguments]
-    return programs.start(workdir, *command, environment=environment)
+    return programs.start(workdir, *command, **kwargs)
 
 
 def train(workdir, *arguments, **kwargs):

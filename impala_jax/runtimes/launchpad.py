@@ -10,7 +10,9 @@ import os
 import secrets
 import socket
 import sys
+import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,13 +38,18 @@ from impala_jax.parameter_store import ParameterStores
 from impala_jax.runtimes import nodes, reverb_actors
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.runtimes.reverb_transport import PARAMETERS, ReverbParameterStore, ReverbTrajectoryQueue, tables
-from impala_jax.types import EnvironmentSpec
+from impala_jax.trajectory_queue import from_arrays, to_arrays
+from impala_jax.types import Closed, EnvironmentSpec
 
 # From the request to stop to SIGKILL, s: Launchpad's default of 10 could cut a checkpoint short.
 _TERMINATION_NOTICE_S = 30
-_FAILURE = '.failure.txt'
-_PROGRESS = '.num_updates'
+# Files by which nodes tell the launching process and each other of their end.
+_FAILURE = 'failure.txt'
+_PROGRESS = 'num_updates'
+_LEARNER_ENDED = 'learner_ended'
 _NATIVE_LOG = 'native.log'
+# A traceback may hold what the locale cannot encode, as the name of a folder.
+_TEXT: Any = {'encoding': 'utf-8', 'errors': 'backslashreplace'}
 
 
 class _Setup(NamedTuple):
@@ -52,6 +59,7 @@ class _Setup(NamedTuple):
     spec: EnvironmentSpec
     workdir: Path
     stop_program: Callable[[], None]
+    notes: Path  # a folder for the nodes' last words, outside the workdir
     suffix: str  # of the names of Reverb's tables, see `reverb_transport.tables`
     inference: InferenceServer | None  # of `local_mt`
 
@@ -97,12 +105,16 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(sys.argv[:1])
     flags.FLAGS.lp_termination_notice_secs = _TERMINATION_NOTICE_S
-    failure, progress = workdir / _FAILURE, workdir / _PROGRESS
-    failure.unlink(missing_ok=True)
-    progress.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix='impala_jax-') as notes:
+        return _run(config, agent, workdir, Path(notes), stop)
+
+
+def _run(config: Config, agent: Agent, workdir: Path, notes: Path, stop: threading.Event) -> int:
+    failure, progress = notes / _FAILURE, notes / _PROGRESS
     suffix = f'-{secrets.token_hex(8)}'
     stop_program = lp.make_program_stopper(config.launch_type)
-    setup = _Setup(config, agent.spec, workdir, stop_program, suffix, nodes.make_inference(nodes.share(config), agent))
+    inference = nodes.make_inference(nodes.share(config), agent)
+    setup = _Setup(config, agent.spec, workdir, stop_program, notes, suffix, inference)
     program = build_program(setup)
     on_cpu = PythonProcess(env={'JAX_PLATFORMS': 'cpu'})
     in_processes = config.launch_type == 'local_mp'
@@ -124,7 +136,7 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
             with contextlib.redirect_stdout(io.StringIO()), _stuck_threads_are_shown():
                 manager.stop_and_wait()
     if failure.exists():
-        raise NodeFailure(failure.read_text())
+        raise NodeFailure(failure.read_text(**_TEXT))
     num_updates = int(progress.read_text()) if progress.exists() else 0
     # Launchpad hears the signals that set `stop` too, and tells its nodes. Of several hosts another may have stopped.
     if num_updates < config.total_updates and not stop.is_set() and nodes.host() == (0, 1):
@@ -157,8 +169,16 @@ class _ReverbNode(lp.ReverbNode):
     def run(self) -> None:
         with _own_process(self._setup):
             super().run()
+            if self._setup.config.num_replayed:
+                self._outlive_learner()
             self._server.stop()
             del self._server  # Its finaliser needs modules that are gone when the interpreter ends.
+
+    def _outlive_learner(self) -> None:
+        """Waits while the learner reads replay from the server, to save it."""
+        deadline = time.monotonic() + _TERMINATION_NOTICE_S - 5
+        while not (self._setup.notes / _LEARNER_ENDED).exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
 
 
 class _LocalPort(AbstractAddressBuilder):
@@ -188,13 +208,21 @@ def _require_free(port: int) -> None:
 
 def _learner(setup: _Setup, client: reverb.Client) -> None:
     config = setup.config
-    with _node(setup, client) as connection:
+    with _ends_with_a_note(setup.notes / _LEARNER_ENDED), _node(setup, client) as connection:
         store = connection.store if setup.inference is None else ParameterStores(connection.store, setup.inference)
         loop = LearnerLoop(config, connection.agent, setup.workdir, store)
+        replay = nodes.restored_replay(config, setup.workdir, loop)
+        loop.begin()
+        if config.num_replayed:
+            loop.log_with(lambda: {'replay_size': connection.queue.replay_size})
         if setup.inference is not None:
             loop.log_with(setup.inference.metrics)
         fetch = connection.queue.get_batch
         try:
+            trajectories = from_arrays(replay, connection.agent.trajectory_structure())
+            if trajectories is not None:
+                with contextlib.suppress(Closed):  # `loop.run` finds the end, too.
+                    connection.queue.put_replay(trajectories)
             if config.serve_actors is not None:
                 reverb_actors.announce(client, config, setup.spec, setup.suffix)
                 # Those of other machines come and go; the program's own do not.
@@ -204,9 +232,19 @@ def _learner(setup: _Setup, client: reverb.Client) -> None:
             connection.queue.close()
             try:
                 loop.finish()
-                (setup.workdir / _PROGRESS).write_text(str(loop.num_updates))
+                (setup.notes / _PROGRESS).write_text(str(loop.num_updates))
             finally:
                 loop.close()
+        if config.num_replayed:
+            nodes.save_replay(config, setup.workdir, loop, to_arrays(connection.queue.take_replay()))
+
+
+@contextlib.contextmanager
+def _ends_with_a_note(path: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        path.touch()
 
 
 def _actor(setup: _Setup, client: reverb.Client, index: int) -> None:
@@ -260,7 +298,7 @@ def _failure_stops_program(setup: _Setup) -> Iterator[None]:
     try:
         yield
     except BaseException:  # noqa: BLE001
-        with contextlib.suppress(FileExistsError), open(setup.workdir / _FAILURE, 'x') as file:
+        with contextlib.suppress(FileExistsError), open(setup.notes / _FAILURE, 'x', **_TEXT) as file:
             file.write(traceback.format_exc())
         setup.stop_program()
 
@@ -297,10 +335,13 @@ def _native_messages_to(path: Path) -> Iterator[None]:
 
     Reverb reports every server and sampler there, and has no setting that stops it.
     """
-    sys.stderr.flush()
-    terminal = os.dup(2)
     previous = sys.stderr
-    with open(path, 'ab') as file, open(os.dup(terminal), 'w', buffering=1) as stderr:
+    previous.flush()
+    terminal = os.dup(2)
+    with (
+        open(path, 'ab') as file,
+        open(os.dup(terminal), 'w', buffering=1, encoding=previous.encoding, errors=previous.errors) as stderr,
+    ):
         os.dup2(file.fileno(), 2)
         _write_to(stderr)
         try:

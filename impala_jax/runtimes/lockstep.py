@@ -5,13 +5,15 @@ from __future__ import annotations
 import collections
 import logging
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from impala_jax.actor import Actor
 from impala_jax.agent import Agent
-from impala_jax.config import Config, ConfigError
+from impala_jax.config import Config, ConfigError, get
 from impala_jax.learner import LearnerLoop
 from impala_jax.parameter_store import LocalParameterStore
 from impala_jax.runtimes import nodes
@@ -38,49 +40,88 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
             f'{num_envs} environments (actor.num_actors x actor.num_envs)'
         )
     loop = LearnerLoop(config, agent, workdir, LocalParameterStore(config.timeout_s))
+    _require_same_environments(config, loop)
     actors = [nodes.make_actor(config, agent, i, loop.num_updates) for i in range(config.actor.num_actors)]
     replay = nodes.make_replay(config)
     history: collections.deque[tuple[int, PyTree]] = collections.deque(maxlen=config.policy_lag + 1)
-
-    def runtime_state() -> dict[str, Any]:
-        state: dict[str, Any] = {
-            'history': {str(version): params for version, params in history},
-            'replay': replay.state(),
-        }
-        try:
-            state['actors'] = {str(i): np.frombuffer(actor.get_state(), np.uint8) for i, actor in enumerate(actors)}
-        except NotImplementedError as reason:
-            _logger.warning('a resumed run will start its episodes anew: %s', reason)
-        return state
-
+    started = loop.num_updates
     try:
         restored = loop.restored_runtime_state
         for version in sorted(restored.get('history', {}), key=int):
             history.append((int(version), restored['history'][version]))
         for i, state in restored.get('actors', {}).items():
             actors[int(i)].set_state(np.asarray(state).tobytes())
-        if 'replay' in restored:
-            replay.restore(restored['replay'], agent.trajectory_structure())
+        replay.restore(nodes.restored_replay(config, workdir, loop), agent.trajectory_structure())
         if not history:
             history.append((loop.num_updates, loop.params))
+        if loop.num_updates and not restored.get('history'):
+            _logger.warning(
+                'the checkpoint is not of a lockstep run: episodes start anew, and the policy lag grows from 0 to %d',
+                config.policy_lag,
+            )
+        can_save_actors = _states(actors) is not None
+        loop.begin()
+        if config.num_replayed:
+            loop.log_with(lambda: {'replay_size': len(replay)})
+
+        def runtime_state() -> dict[str, Any]:
+            if history[-1][0] != loop.num_updates:  # The update raised after it was made.
+                history.append((loop.num_updates, loop.params))
+            state: dict[str, Any] = {
+                'history': {str(version): params for version, params in history},
+                'replay': replay.state(),
+            }
+            states = _states(actors) if can_save_actors else None
+            if states is not None:
+                state['actors'] = states
+            return state
+
         loop.save_with(runtime_state)
-        while not loop.done and not stop.is_set():
-            version, params = history[0]
-            unrolls = [actor.unroll(version, params) for _ in range(config.num_fresh // num_envs) for actor in actors]
-            loop.step(loop.batch(replay.mix(concatenate(unrolls))))
-            history.append((loop.num_updates, loop.params))
-            if loop.num_updates % config.logging.interval_updates == 0:
-                loop.log()
-            if loop.save_due:
+        try:
+            while not loop.done and not stop.is_set():
+                started = loop.num_updates
+                version, params = history[0]
+                unrolls = [
+                    actor.unroll(version, params) for _ in range(config.num_fresh // num_envs) for actor in actors
+                ]
+                loop.step(loop.batch(replay.mix(concatenate(unrolls))))
+                history.append((loop.num_updates, loop.params))
+                if loop.num_updates % config.logging.interval_updates == 0:
+                    loop.log()
+                if loop.save_due:
+                    loop.save()
+            loop.finish()
+        except BaseException:
+            if loop.num_updates > started or not can_save_actors:
                 loop.save()
-        loop.finish()
-    except BaseException:
-        # What was learned is kept; the environments may be what failed, and are not.
-        loop.save_with(dict)
-        loop.save()
-        raise
+            else:
+                # Actors have acted for an update that was not made: going on from here would be another run.
+                _logger.warning('the same command goes on from the last checkpoint, and repeats what came after it')
+            raise
     finally:
         loop.close()
         for actor in actors:
             actor.environment.close()
     return loop.num_updates
+
+
+def _states(actors: Sequence[Actor]) -> dict[str, np.ndarray] | None:
+    """The actors' states by index, as bytes; None, with a warning, if their environments cannot be saved."""
+    try:
+        return {str(i): np.frombuffer(actor.get_state(), np.uint8) for i, actor in enumerate(actors)}
+    except NotImplementedError as reason:
+        _logger.warning('a resumed run will start its episodes anew: %s', reason)
+        return None
+
+
+def _require_same_environments(config: Config, loop: LearnerLoop) -> None:
+    """Raises ConfigError where the checkpoint's environments do not fit the actors."""
+    old = loop.restored_config
+    if old is None or 'actors' not in loop.restored_runtime_state:
+        return
+    for name in ('actor.num_actors', 'actor.num_envs'):
+        if get(old, name) != get(config, name):
+            raise ConfigError(
+                f'lockstep: {name} is {get(old, name)} in the checkpoint, {get(config, name)} now, but a resumed run '
+                'goes on with the environments it had; use the same number, or another --workdir'
+            )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import signal
 import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,13 +18,19 @@ import numpy as np
 from impala_jax import environments
 from impala_jax.actor import Actor, run_actor
 from impala_jax.agent import Agent, AgentStep
+from impala_jax.checkpoint import Checkpointer, CheckpointError
 from impala_jax.config import Config, ConfigError
 from impala_jax.environments import suites
 from impala_jax.evaluation import Evaluation, Evaluator
 from impala_jax.inference import InferenceServer
+from impala_jax.learner import LearnerLoop
 from impala_jax.parameter_store import ParameterStore
 from impala_jax.trajectory_queue import Replay, TrajectoryQueue
 from impala_jax.types import Closed, PyTree, TimeStep
+
+REPLAY = 'replay'  # in the workdir
+
+_logger = logging.getLogger(__name__)
 
 Infer = Callable[[TimeStep, PyTree], AgentStep] | None  # None: each actor by itself.
 
@@ -114,6 +122,41 @@ def build_actor(config: Config, agent: Agent, seed: int, task_ids: np.ndarray, i
 def make_replay(config: Config, version: int = 0) -> Replay:
     """In-process replay; one of no samples where the configuration has none."""
     return Replay(config.replay.capacity, config.num_replayed, node_seed(config, 2, version))
+
+
+def restored_replay(config: Config, workdir: Path, loop: LearnerLoop) -> dict[str, Any]:
+    """The replay of the run that `loop` resumes, for `Replay.restore`; {} if there is none. Reads only.
+
+    Whatever of it is not that of the checkpoint is said.
+    """
+    if not config.num_replayed or not loop.num_updates:
+        return {}
+    if 'replay' in loop.restored_runtime_state:  # In lockstep every checkpoint has it.
+        return loop.restored_runtime_state['replay']
+    again = 'replay starts again with new trajectories'
+    try:
+        saved = Checkpointer(workdir / REPLAY, config, keep=1).restore_latest({'runtime': None})
+    except CheckpointError as error:
+        _logger.warning('%s: %s', again, error)
+        return {}
+    if saved is None or saved.step > loop.num_updates:
+        _logger.warning('%s: it is saved when a run stops, and this one was killed', again)
+        return {}
+    if saved.step < loop.num_updates:
+        _logger.warning(
+            'replay goes on from update %d of %d: it is saved when a run stops, and this one was killed since',
+            saved.step,
+            loop.num_updates,
+        )
+    return saved.state['runtime'] or {}
+
+
+def save_replay(config: Config, workdir: Path, loop: LearnerLoop, state: dict[str, Any]) -> None:
+    """Saves this host's replay, `Replay.state` or `to_arrays`, in place of the one before.
+
+    Apart from the checkpoints, of which there are several: 10,000 trajectories of Atari are 1.8 GB.
+    """
+    Checkpointer(workdir / REPLAY, config, keep=1).save(loop.num_updates, {'runtime': state}, {})
 
 
 def make_inference(config: Config, agent: Agent) -> InferenceServer | None:

@@ -25,9 +25,13 @@ _T = TypeVar('_T')
 
 TRAJECTORIES = 'trajectories'
 REPLAY = 'replay'
+REPLAY_IN_ORDER = 'replay_in_order'
+"""The items of the replay table once more, without copies, to be read out one by one: a table is only ever sampled."""
 PARAMETERS = 'parameters'
 SESSION = 'session'
 """What actors of other machines must know of a run, where they may join; see `reverb_actors`."""
+_ANSWER_TIMEOUT_S = 10
+_WRITTEN_TOGETHER = 64  # trajectories
 _STOP_NOTICE_S = 3.0
 _SLICE_MS = 200  # How long a wait goes on before it looks whether the run has ended.
 
@@ -58,9 +62,17 @@ def tables(config: Config, suffix: str = '') -> list[reverb.Table]:
         max_size=config.replay.capacity,
         rate_limiter=reverb.rate_limiters.MinSize(1),
     )
+    in_order = reverb.Table(
+        REPLAY_IN_ORDER + suffix,
+        sampler=reverb.selectors.Fifo(),
+        remover=reverb.selectors.Fifo(),
+        max_size=config.replay.capacity,
+        max_times_sampled=1,
+        rate_limiter=reverb.rate_limiters.MinSize(1),
+    )
     return [
         reverb.Table.queue(TRAJECTORIES + suffix, max_size=config.queue_capacity),
-        *([replay] if config.num_replayed else []),
+        *([replay, in_order] if config.num_replayed else []),
         _newest(PARAMETERS + suffix),
         *([_newest(SESSION)] if config.serve_actors is not None else []),
     ]
@@ -125,8 +137,9 @@ class ReverbTrajectoryQueue:
         self._closed = threading.Event()
         self._timeout_s = config.timeout_s
         self._writer: _Writer | None = None
-        self._tables = [TRAJECTORIES + suffix, *([REPLAY + suffix] if config.num_replayed else [])]
-        structure = agent.trajectory_structure()
+        self._replay_tables = [REPLAY + suffix, REPLAY_IN_ORDER + suffix] if config.num_replayed else []
+        self._tables = [TRAJECTORIES + suffix, *self._replay_tables]
+        self._structure = structure = agent.trajectory_structure()
         self._readers = [
             _Reader(client, table + suffix, num_trajectories, structure, self._closed, self._timeout_s)
             for table, num_trajectories in ((TRAJECTORIES, config.num_fresh), (REPLAY, config.num_replayed))
@@ -137,12 +150,36 @@ class ReverbTrajectoryQueue:
         if self._writer is None:
             waits_for = 'the learner to take trajectories from a full queue'
             self._writer = _Writer(self._client, self._tables, self._closed, self._timeout_s, waits_for)
-        self._writer.write(
-            [
-                [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(columns(trajectories, i, i + 1))]
-                for i in range(batch_size(trajectories))
-            ]
-        )
+        self._writer.write(_items(trajectories))
+
+    def put_replay(self, trajectories: Trajectory) -> None:
+        """Fills the replay tables with trajectories [T + 1, N], the oldest first; raises as `put`."""
+        writer = _Writer(self._client, self._replay_tables, self._closed, self._timeout_s, 'the replay tables')
+        for start in range(0, batch_size(trajectories), _WRITTEN_TOGETHER):
+            writer.write(_items(columns(trajectories, start, start + _WRITTEN_TOGETHER)))
+
+    def take_replay(self) -> Trajectory | None:
+        """Takes all that is replayed from its table, the oldest first; None if there is nothing. Works once `close`d.
+
+        Raises:
+          ServerLost, TimeoutError: the server is gone.
+        """
+        table = self._replay_tables[-1]
+        size = self.replay_size
+        if not size:
+            return None
+        closed = threading.Event()
+        reader = _Reader(self._client, table, size, self._structure, closed, self._timeout_s)
+        try:
+            return reader.get()
+        finally:
+            closed.set()
+            reader.close()
+
+    @property
+    def replay_size(self) -> int:
+        """How many trajectories there are to sample from."""
+        return self._client.server_info(timeout=_ANSWER_TIMEOUT_S)[self._replay_tables[0]].current_size
 
     def get_batch(self) -> Trajectory:
         return concatenate([reader.get() for reader in self._readers])
@@ -151,6 +188,14 @@ class ReverbTrajectoryQueue:
         self._closed.set()
         for reader in self._readers:
             reader.close()
+
+
+def _items(trajectories: Trajectory) -> list[list[np.ndarray]]:
+    """Trajectories [T + 1, N] as a list of arrays each."""
+    return [
+        [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(columns(trajectories, i, i + 1))]
+        for i in range(batch_size(trajectories))
+    ]
 
 
 class _Reader:

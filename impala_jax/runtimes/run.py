@@ -11,11 +11,12 @@ import jax
 
 from impala_jax import allocator, compilation_cache, environments
 from impala_jax.agent import Agent
-from impala_jax.checkpoint import restore
+from impala_jax.checkpoint import check_config, restore
 from impala_jax.config import Config, ConfigError, closest
 from impala_jax.environments import suites
 from impala_jax.evaluation import Evaluation
-from impala_jax.metrics import write_run_config
+from impala_jax.lock import only_process
+from impala_jax.metrics import EVALUATIONS, read_rows
 from impala_jax.runtimes import lockstep, nodes, threads
 from impala_jax.runtimes.nodes import NodeFailure
 
@@ -62,7 +63,8 @@ def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunR
       runtime: 'launchpad', 'threads' or 'lockstep'; None: `default_runtime()`.
 
     Raises:
-      ConfigError: something in the configuration cannot work; raised before any long work.
+      ConfigError: something in the configuration cannot work, or another process trains in `workdir`; raised before
+        any long work, and before anything in `workdir` is changed.
       Interrupted: SIGTERM or SIGINT; the checkpoint is written.
       Exception: whatever ended a node of the run.
     """
@@ -88,25 +90,26 @@ def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunR
     agent = Agent(config.network, environments.spec(config.environment, config.timeout_s), config.popart.enabled)
     if nodes.host()[0] == 0:
         print(f'the network reads {agent.reads}', flush=True)
-    write_run_config(workdir, config)
-    compilation_cache.keep_programs()
+    with only_process(workdir):
+        check_config(workdir, config)
+        compilation_cache.keep_programs()
 
-    stop = threading.Event()
-    with nodes.StopSignals(stop) as signals:
-        if runtime == 'launchpad':
-            from impala_jax.runtimes import launchpad
+        stop = threading.Event()
+        with nodes.StopSignals(stop) as signals:
+            if runtime == 'launchpad':
+                from impala_jax.runtimes import launchpad
 
-            num_updates = launchpad.run(config, agent, workdir, stop)
-        else:
-            train = threads.run if runtime == 'threads' else lockstep.run
-            num_updates = train(config, agent, workdir, stop)
-        if jax.distributed.is_initialized():
-            jax.distributed.shutdown()  # Waits for the others, who meet no more: the first evaluates for all.
-        frames = num_updates * config.frames_per_update
-        if num_updates < config.total_updates:
-            raise Interrupted(signals.received or 0, frames, workdir)
-        evaluation = _evaluate_last(config, agent, workdir, stop) if share.evaluator.episodes else None
-    return RunResult(workdir, frames, num_updates, evaluation)
+                num_updates = launchpad.run(config, agent, workdir, stop)
+            else:
+                train = threads.run if runtime == 'threads' else lockstep.run
+                num_updates = train(config, agent, workdir, stop)
+            if jax.distributed.is_initialized():
+                jax.distributed.shutdown()  # Waits for the others, who meet no more: the first evaluates for all.
+            frames = num_updates * config.frames_per_update
+            if num_updates < config.total_updates:
+                raise Interrupted(signals.received or 0, frames, workdir)
+            evaluation = _evaluate_last(config, agent, workdir, stop) if share.evaluator.episodes else None
+        return RunResult(workdir, frames, num_updates, evaluation)
 
 
 def _evaluate_last(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> Evaluation:
@@ -116,5 +119,8 @@ def _evaluate_last(config: Config, agent: Agent, workdir: Path, stop: threading.
         evaluation = evaluator.play(checkpoint.step, checkpoint.state['learner']['params'], stop)
     finally:
         evaluator.close()
-    nodes.record_evaluation(config, workdir, checkpoint.step, evaluation)
+    # A run that had ended before repeats its last evaluation for the caller.
+    recorded = {(row.get('learner_steps'), row.get('episodes')) for row in read_rows(workdir / EVALUATIONS)}
+    if (checkpoint.step, len(evaluation.returns)) not in recorded:
+        nodes.record_evaluation(config, workdir, checkpoint.step, evaluation)
     return evaluation

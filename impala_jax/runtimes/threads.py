@@ -62,6 +62,10 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     inference = nodes.make_inference(share, agent)
     loop = LearnerLoop(config, agent, workdir, store if inference is None else ParameterStores(store, inference))
     replay = nodes.make_replay(share)
+    replay.restore(nodes.restored_replay(config, workdir, loop), agent.trajectory_structure())
+    loop.begin()
+    if config.num_replayed:
+        loop.log_with(lambda: {'replay_size': len(replay)})
     node_stop = threading.Event()
 
     def stop_all():
@@ -87,5 +91,9 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
             loop.finish()
         finally:
             loop.close()
-            threads.join()
+            try:
+                if config.num_replayed:
+                    nodes.save_replay(config, workdir, loop, replay.state())
+            finally:
+                threads.join()
     return loop.num_updates

@@ -1,0 +1,174 @@
+"""A lock on a folder, so that two processes never write the same run.
+
+The lock is an flock on `.lock`, which the kernel releases when the process ends, however it ends. The file names the
+process that holds it, and goes away with a process that ends by itself. File systems shared by machines do not always
+pass flocks on, so the holder also touches the file every few seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import logging
+import os
+import shlex
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from impala_jax.config import ConfigError
+
+LOCK = '.lock'
+_HEARTBEAT_S = 5.0
+_SILENCE_S = 20.0  # A holder on another machine whose file has not changed for this long has ended.
+_UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+
+_logger = logging.getLogger(__name__)
+
+
+class _Holder(NamedTuple):
+    """The process that a lock file names."""
+
+    host: str
+    pid: int
+    since: str
+    command: str
+
+    def __str__(self) -> str:
+        return f'process {self.pid} on {self.host}, since {self.since}: {self.command}'
+
+
+@contextlib.contextmanager
+def only_process(folder: Path, option: str = '--workdir') -> Iterator[None]:
+    """Makes `folder` where it is missing, and holds its lock.
+
+    A lock left by a process that was killed is taken over: at once on the machine where that process ran, elsewhere
+    after 20 s without a sign of life.
+
+    Args:
+      folder: What is locked.
+      option: Its name on the command line, for messages.
+    Raises:
+      ConfigError: another process holds the lock, or the folder cannot be written.
+    """
+    path = Path(folder) / LOCK
+    is_new = not path.parent.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, has_flock = _open(path)
+    except OSError as error:
+        raise ConfigError(
+            f'cannot write to {option} {folder}: {error.strerror}; give a directory that can be written'
+        ) from error
+    with os.fdopen(descriptor, 'r+b', buffering=0) as file:
+        _require_free(path, has_flock)
+        now = datetime.datetime.now().astimezone().isoformat(' ', 'seconds')
+        holder = _Holder(socket.gethostname(), os.getpid(), now, shlex.join(sys.argv)[:200])
+        file.truncate()
+        file.write(json.dumps(holder._asdict()).encode())
+        released = threading.Event()
+        heartbeat = threading.Thread(target=_touch, args=(descriptor, released), name='folder lock', daemon=True)
+        heartbeat.start()
+        try:
+            yield
+        finally:
+            released.set()
+            heartbeat.join()
+            path.unlink(missing_ok=True)  # While it is locked: a process that waits to open it finds another file.
+            if is_new:
+                with contextlib.suppress(OSError):
+                    path.parent.rmdir()  # Empty after a start that was refused.
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """The lock file's descriptor, and whether the file system has flocks.
+
+    Raises:
+      ConfigError: another process has the flock.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(path, descriptor):
+                return descriptor, True
+            os.close(descriptor)  # The holder has removed it since.
+        except BlockingIOError:
+            os.close(descriptor)
+            raise _refusal(path) from None
+        except OSError as error:
+            if error.errno in _UNSUPPORTED:
+                return descriptor, False
+            os.close(descriptor)
+            raise
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _require_free(path: Path, has_flock: bool) -> None:
+    """Raises ConfigError if the process that the file names is alive, though nobody has the flock."""
+    holder = _read(path)
+    if holder is None or (holder.host == socket.gethostname() and (has_flock or not _is_alive(holder.pid))):
+        return
+    _logger.warning(
+        '%s names %s; waiting %g s for a sign of life, because locks may not cross machines', path, holder, _SILENCE_S
+    )
+    first = _last_touched(path)
+    deadline = time.monotonic() + _SILENCE_S
+    while time.monotonic() < deadline:
+        if _last_touched(path) != first:
+            raise _refusal(path)
+        time.sleep(0.1)
+
+
+def _refusal(path: Path) -> ConfigError:
+    holder = _read(path)
+    where = '' if holder is None or holder.host == socket.gethostname() else ' on another machine'
+    return ConfigError(
+        f'another process{where} trains in {path.parent} ({holder or "it has not written its name yet"}); '
+        'wait for its end, or give another folder'
+    )
+
+
+def _read(path: Path) -> _Holder | None:
+    """None: the file is empty or gone, or was torn by a kill."""
+    try:
+        return _Holder(**json.loads(path.read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _last_touched(path: Path) -> int:
+    """Of a file just opened: network file systems answer `stat` from memory."""
+    with path.open('rb') as file:
+        return os.fstat(file.fileno()).st_mtime_ns
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _touch(descriptor: int, released: threading.Event) -> None:
+    while not released.wait(_HEARTBEAT_S):
+        try:
+            os.utime(descriptor)
+        except OSError as error:
+            _logger.warning('cannot touch the lock, which other machines may take for abandoned: %s', error)
