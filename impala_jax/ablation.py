@@ -250,7 +250,8 @@ def _run_cell(cell: Cell, folder: Path, runtime: str) -> None:
         if _sweep_is_over.is_set():
             raise CellFailed(stopped)
         workdir.mkdir(exist_ok=True)
-        with open(workdir / 'log.txt', 'a') as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        log_file = open(workdir / 'log.txt', 'a', encoding='utf-8', errors='backslashreplace')
+        with log_file as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             try:
                 result = run(cell.config, workdir, runtime)
             except Interrupted:

@@ -12,6 +12,9 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from impala_jax.machine import expand_home
+
+_logger = logging.getLogger(__name__)
 _MAX_BYTES = 2**30  # The longest unused goes first.
 
 
@@ -27,15 +30,18 @@ def keep_programs() -> Path | None:
         return Path(config.jax_compilation_cache_dir)
     if not config.jax_enable_compilation_cache:
         return None
-    home = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-    folder = Path(home) / 'impala_jax' / f'jax-{jax.__version__}-{_processor()}'
+    caches = expand_home(os.environ.get('XDG_CACHE_HOME') or '~/.cache')
+    if caches is None:
+        _logger.info('this user has no home directory: every start compiles anew; XDG_CACHE_HOME gives a folder')
+        return None
+    folder = caches / 'impala_jax' / f'jax-{jax.__version__}-{_processor()}'
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK)
     except OSError:
         writable = False
     if not writable:
-        logging.getLogger(__name__).info('%s cannot be written: every start compiles anew', folder)
+        _logger.info('%s cannot be written: every start compiles anew', folder)
         return None
     jax.config.update('jax_compilation_cache_max_size', _MAX_BYTES)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)

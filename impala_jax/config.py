@@ -10,11 +10,12 @@ import dataclasses
 import difflib
 import itertools
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
+
+from impala_jax.machine import num_cores
 
 
 class ConfigError(Exception):
@@ -292,11 +293,6 @@ class LearnerConfig:
                 f'learner.batch_size {self.batch_size} does not divide over {self.num_devices} devices; '
                 f'try {math.ceil(self.batch_size / self.num_devices) * self.num_devices}',
             )
-
-
-def num_cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 _number_or_auto = tyro.constructors.PrimitiveConstructorSpec(

@@ -28,6 +28,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from impala_jax import config as config_lib
 from impala_jax.config import Config, ConfigError
+from impala_jax.machine import open_standard_streams
 from impala_jax.types import StepInfo
 
 Number = float | int | np.number
@@ -486,6 +487,7 @@ def print_summary(workdir: Path, console: Console | None = None) -> None:
 
 def quiet_libraries() -> None:
     """Silences the chatter of other libraries but none of their errors; call it before they are imported."""
+    open_standard_streams()
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # TensorFlow and XLA: errors only
     os.environ.setdefault('GRPC_VERBOSITY', 'ERROR')
     os.environ.setdefault('GLOG_minloglevel', '2')
@@ -583,7 +585,7 @@ def write_atomically(path: Path, content: str) -> None:
     """Writes a file whose readers see all of it or what was there before."""
     temporary = path.with_name(f'.{re.sub(r"[^a-z.]", "", path.name)}-{os.getpid()}')
     try:
-        with temporary.open('w') as file:
+        with temporary.open('w', encoding='utf-8', errors='backslashreplace') as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

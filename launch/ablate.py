@@ -4,11 +4,11 @@ from impala_jax.metrics import quiet_libraries
 
 quiet_libraries()  # Before they are imported.
 
-import os  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from impala_jax import command_line  # noqa: E402
 from impala_jax.ablation import Grid  # noqa: E402
+from impala_jax.config import num_cores  # noqa: E402
 
 
 def ablate() -> None:
@@ -18,7 +18,7 @@ def ablate() -> None:
     )
     parser.add_argument('--grid', required=True, help='a Python file with get_grid(), as in configs/ablations/')
     parser.add_argument('--output', required=True, type=Path, help='holds all of the sweep')
-    parser.add_argument('--processes', type=int, default=len(os.sched_getaffinity(0)), help='cells that run at once')
+    parser.add_argument('--processes', type=int, default=num_cores(), help='cells that run at once')
     parser.add_argument('--outside-theory', action='store_true', help='also run the cells with c_bar > rho_bar')
     parser.add_argument('--list', action='store_true', help='list the cells and exit')
     arguments, overrides = parser.parse_known_args()

@@ -4,12 +4,11 @@ from impala_jax.metrics import quiet_libraries
 
 quiet_libraries()  # Before they are imported.
 
-import os  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from impala_jax import command_line  # noqa: E402
 from impala_jax.ablation import RESULTS, experts  # noqa: E402
-from impala_jax.config import replace  # noqa: E402
+from impala_jax.config import num_cores, replace  # noqa: E402
 
 
 def train() -> None:
@@ -23,7 +22,7 @@ def train() -> None:
     parser.add_argument('--output', required=True, type=Path, help='holds all runs and their table')
     parser.add_argument('--seeds', type=int, default=1, help='runs of each, from seed 0 (default: %(default)s)')
     parser.add_argument('--experts-only', action='store_true', help='train no agent on all tasks')
-    parser.add_argument('--processes', type=int, default=len(os.sched_getaffinity(0)), help='runs at once')
+    parser.add_argument('--processes', type=int, default=num_cores(), help='runs at once')
     parser.add_argument('--runtime', default='lockstep', help='of each run (default: lockstep, on one core)')
     arguments, overrides = parser.parse_known_args()
     for name in ('seeds', 'processes'):

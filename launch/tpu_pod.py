@@ -5,11 +5,13 @@ import sys
 from impala_jax import command_line
 from impala_jax.command_line import PodArguments
 from impala_jax.config import ConfigError
+from impala_jax.machine import open_standard_streams
 from impala_jax.runtimes import supervisor
 
 
 def main() -> None:
     """What a person starts: one host, or several simulated ones; or, started by its supervisor, a host's program."""
+    open_standard_streams()
     try:
         arguments = command_line.pod_arguments()
     except ConfigError as error:

@@ -22,6 +22,7 @@ from dm_env import specs
 
 from impala_jax import data
 from impala_jax.config import ConfigError, EnvironmentConfig, closest
+from impala_jax.machine import expand_home
 from impala_jax.types import INSTRUCTION
 
 INSTRUCTION_LENGTH = 16
@@ -77,8 +78,18 @@ def factory(config: EnvironmentConfig, evaluation: bool = False) -> Callable[[in
     # A wrong one aborts the process.
     if config.dataset_path not in ('', 'dummy') and not os.path.isdir(config.dataset_path):
         raise ConfigError(f"environment.dataset_path {config.dataset_path!r} is no folder; give one, or 'dummy'")
-    cache = LevelCache(Path(config.level_cache).expanduser()) if config.level_cache else None
-    return functools.partial(DeepMindLab, config, level, evaluation, cache)
+    return functools.partial(DeepMindLab, config, level, evaluation, _level_cache(config.level_cache))
+
+
+def _level_cache(path: str) -> LevelCache | None:
+    folder = expand_home(path) if path else None
+    if path and folder is None:
+        _logger.warning(
+            'environment.level_cache %r: this user has no home directory, so every map is compiled when it is needed; '
+            'give another folder',
+            path,
+        )
+    return None if folder is None else LevelCache(folder)
 
 
 def _engine_level(config: EnvironmentConfig, evaluation: bool) -> str:

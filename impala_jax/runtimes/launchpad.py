@@ -33,6 +33,7 @@ from impala_jax.agent import Agent
 from impala_jax.config import Config, ConfigError
 from impala_jax.inference import InferenceServer
 from impala_jax.learner import LearnerLoop
+from impala_jax.machine import connect_without_proxy
 from impala_jax.metrics import quiet_libraries
 from impala_jax.parameter_store import ParameterStores
 from impala_jax.runtimes import nodes, reverb_actors
@@ -102,6 +103,7 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     """
     if config.serve_actors is not None:
         _require_free(config.serve_actors)
+    connect_without_proxy()
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(sys.argv[:1])
     flags.FLAGS.lp_termination_notice_secs = _TERMINATION_NOTICE_S
@@ -340,7 +342,7 @@ def _native_messages_to(path: Path) -> Iterator[None]:
     terminal = os.dup(2)
     with (
         open(path, 'ab') as file,
-        open(os.dup(terminal), 'w', buffering=1, encoding=previous.encoding, errors=previous.errors) as stderr,
+        open(os.dup(terminal), 'w', buffering=1, errors='backslashreplace') as stderr,
     ):
         os.dup2(file.fileno(), 2)
         _write_to(stderr)

@@ -28,6 +28,7 @@ from impala_jax import config as config_lib
 from impala_jax.code_version import code_version
 from impala_jax.config import Config, ConfigError
 from impala_jax.learner import HostLost, choose_devices
+from impala_jax.machine import connect_without_proxy
 from impala_jax.runtimes import nodes
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.runtimes.run import Interrupted
@@ -60,6 +61,7 @@ def join(coordinator: str | None, num_hosts: int | None, host_id: int | None, ti
     Raises:
       ConfigError: the hosts do not find each other.
     """
+    connect_without_proxy(*([coordinator.rpartition(':')[0]] if coordinator else []))
     try:
         jax.distributed.initialize(coordinator, num_hosts, host_id, initialization_timeout=max(1, int(timeout_s)))
     except Exception as error:  # JAX raises ValueError, RuntimeError and errors of what tells it of the cluster.

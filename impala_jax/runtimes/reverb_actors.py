@@ -27,6 +27,7 @@ from impala_jax.agent import Agent
 from impala_jax.code_version import code_version
 from impala_jax.config import Config, ConfigError, differences, from_dict, to_dict
 from impala_jax.environments import suites
+from impala_jax.machine import connect_without_proxy
 from impala_jax.runtimes import nodes
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.runtimes.reverb_transport import (
@@ -114,6 +115,7 @@ def run(
       NodeFailure: there was no learner for `wait_s`.
       Exception: whatever ended an actor.
     """
+    connect_without_proxy(address.rpartition(':')[0].strip('[]'))
     while not stop.is_set():
         session = _find(address, stop, wait_s)
         if session is None:

@@ -1,0 +1,98 @@
+"""What differs between the machines, containers and shells that programs are started in."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+_CGROUPS = Path('/sys/fs/cgroup')
+_OWN_CGROUPS = Path('/proc/self/cgroup')
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use, by its affinity and its container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return max(1, min([cores, *map(math.ceil, _quotas())]))
+
+
+def expand_home(path: str) -> Path | None:
+    """`path` with `~` replaced; None where the user has no home directory, as in a container started with a bare id."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return None
+
+
+def connect_without_proxy(*hosts: str) -> None:
+    """Lets gRPC connect to this machine, and to `hosts`, without the proxy of the environment."""
+    # gRPC reads `no_proxy` only where `no_grpc_proxy` is not set.
+    present = os.environ.get('no_grpc_proxy') or os.environ.get('no_proxy') or ''
+    names = [name for name in present.split(',') if name]
+    local = ['localhost', '127.0.0.1', '::1', socket.gethostname(), *hosts]
+    os.environ['no_grpc_proxy'] = ','.join(dict.fromkeys(names + local))
+
+
+def open_standard_streams() -> None:
+    """Makes standard streams that can be written without an error; call it before anything else opens files.
+
+    A file opened while standard error is closed takes its number, and receives what libraries write there. What would
+    go to a closed standard error goes to standard output. Characters that the locale cannot encode are escaped.
+    """
+    closed = [descriptor for descriptor in (0, 1, 2) if not _is_open(descriptor)]
+    null = os.open(os.devnull, os.O_RDWR)  # Takes the first of them.
+    for descriptor in closed:
+        source = 1 if descriptor == 2 and 1 not in closed else null
+        if source != descriptor:
+            os.dup2(source, descriptor)
+        os.set_inheritable(descriptor, True)
+    if null not in closed:
+        os.close(null)
+    if sys.stdout is None:
+        sys.stdout = open(1, 'w', closefd=False)
+    if sys.stderr is None:
+        sys.stderr = open(2, 'w', buffering=1, closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):  # Not in a notebook.
+            stream.reconfigure(errors='backslashreplace')  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def _quotas() -> Iterator[float]:
+    """CPU quotas, in cores, of this process's control groups and those above them, of both versions."""
+    try:
+        lines = _OWN_CGROUPS.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(':', 2)
+        if controllers and 'cpu' not in controllers.split(','):
+            continue
+        top = _CGROUPS / 'cpu' if controllers else _CGROUPS
+        own = top / path.lstrip('/')
+        for folder in (own, *own.parents):
+            if controllers:
+                quota, period = _read(folder / 'cpu.cfs_quota_us'), _read(folder / 'cpu.cfs_period_us')
+            else:
+                quota, period = [*_read(folder / 'cpu.max').split(), '', ''][:2]
+            if quota.isdecimal() and period.isdecimal() and int(period) and int(quota):  # `max` and -1: no limit.
+                yield int(quota) / int(period)
+            if folder == top:
+                break
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ''
