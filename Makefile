@@ -9,11 +9,13 @@ LOCKED := 3.10 3.11 3.12 3.13
 # they would make the first `make train` longer.
 EXTRAS := --extra atari --extra video --extra dev --extra launchpad
 
+SANITIZED := build/sanitizers
+
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow doctor lint format lock clean-venv
+.PHONY: help install train test test-slow test-sanitizers doctor lint format lock clean-venv
 
 help: ## Show this.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "ARGS='...' is handed on: make train ARGS='--runtime threads', make test ARGS='-k vtrace'"
 
 install: ## Make .venv with the pinned packages (the targets below do this by themselves).
@@ -27,6 +29,19 @@ test: install ## Run all tests but the slow ones.
 
 test-slow: install ## Run the slow tests.
 	$(PY) -m pytest -m slow $(ARGS)
+
+# The package is copied beside kernels of its own. Python is not instrumented, so both runtimes must be loaded before it,
+# and what it does not free is not reported.
+test-sanitizers: install ## Run the tests of the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
+	rm -rf $(SANITIZED)
+	CXXFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -w' \
+	  LDFLAGS='-fsanitize=address,undefined' \
+	  $(PY) setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
+	grep -q __asan_init $(SANITIZED)/lib/impala_jax/_kernels*.so  # Else nothing would be checked.
+	PYTHONPATH=$(SANITIZED)/lib JAX_PLATFORMS=cpu ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
+	  $(VENV)/bin/pytest tests/test_layers.py tests/test_vtrace.py -m 'not slow' \
+	  -k 'random_shapes or any_batch or not_finite or population or auto or any_knobs' $(ARGS)
 
 doctor: install ## Show what works on this machine, and what to do about the rest.
 	$(PY) -m impala_jax.doctor $(ARGS)

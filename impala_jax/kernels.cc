@@ -316,7 +316,8 @@ void ImageGradient(const Convolution& c, ffi::ThreadPool& threads, const float* 
       const int64_t first_y = (c.top - phase.y + s - 1) / s, first_x = (c.left - phase.x + s - 1) / s;
       for (int64_t y = std::max<int64_t>(first_y, 0); y * s + phase.y - c.top < c.height; ++y) {
         const int64_t x = std::max<int64_t>(first_x, 0);
-        const int64_t columns = (c.width - 1 - phase.x + c.left) / s + 1 - x;
+        // Not (... - phase.x) / s + 1: a division that rounds a negative number towards zero finds a column too many.
+        const int64_t columns = (c.width - 1 - phase.x + c.left + s) / s - x;
         if (columns <= 0) continue;
         const int64_t at = ((y * s + phase.y - c.top) * c.width + x * s + phase.x - c.left) * c.channels;
         const float* row = in.data + (y + border_y - (phase.size_y - 1)) * in.stride +

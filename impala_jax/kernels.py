@@ -29,9 +29,10 @@ class Convolution(NamedTuple):
     pool: bool  # Max-pools the outputs, 3 x 3, stride 2, 'SAME'.
 
 
-def serve(images: Array, kernel: Array) -> bool:
-    """Whether the kernels can compute this layer: [N, H, W, C] by [K, K, C, filters]."""
-    return not REASON and images.dtype == kernel.dtype == jnp.float32 and kernel.shape[-1] % _LANES == 0
+def serve(convolution: Convolution, images: Array, kernel: Array) -> bool:
+    """Whether the kernels can compute this layer: [N, H, W, C] by [K, K, C, filters], with at least one output."""
+    known = not REASON and images.dtype == kernel.dtype == jnp.float32 and kernel.shape[-1] % _LANES == 0
+    return known and min(*images.shape, *kernel.shape, *_geometry(convolution, images, kernel)[2:]) > 0
 
 
 def serve_image_gradient(images: Array) -> bool:
@@ -100,11 +101,17 @@ def _call(name: str, result):
     return jax.ffi.ffi_call(name, result, vmap_method='sequential')
 
 
-def _attributes(convolution: Convolution, images: Array, kernel: Array) -> dict[str, Any]:
+def _geometry(convolution: Convolution, images: Array, kernel: Array) -> tuple[int, int, int, int]:
+    """Zeros before the first row and column; rows and columns of the outputs before pooling, not positive if none."""
     sizes, strides = kernel.shape[:2], (convolution.stride, convolution.stride)
     (top, bottom), (left, right) = jax.lax.padtype_to_pads(images.shape[1:3], sizes, strides, convolution.padding)
     rows = (images.shape[1] + top + bottom - sizes[0]) // convolution.stride + 1
     columns = (images.shape[2] + left + right - sizes[1]) // convolution.stride + 1
+    return int(top), int(left), int(rows), int(columns)
+
+
+def _attributes(convolution: Convolution, images: Array, kernel: Array) -> dict[str, Any]:
+    top, left, rows, columns = _geometry(convolution, images, kernel)
     lengths = {'stride': convolution.stride, 'top': top, 'left': left, 'rows': rows, 'columns': columns}
     return {
         **{name: np.int64(length) for name, length in lengths.items()},

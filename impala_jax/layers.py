@@ -53,7 +53,7 @@ def centred(kernel: Array) -> Array:
 
 def conv(convolution: Convolution, images: Array, kernel: Array, bias: Array) -> Array:
     """[N, H, W, C], [K, K, C, filters], [filters] -> [N, H', W', filters]."""
-    if kernels.serve(images, kernel):
+    if kernels.serve(convolution, images, kernel):
         return _fast_conv(convolution, images, kernel, bias)
     return _plain_conv(convolution, images, kernel, bias)
 

@@ -1,5 +1,6 @@
 """Convolutions by our kernels and by XLA: the same numbers, the same gradients."""
 
+import functools
 import shutil
 
 import flax.linen as nn
@@ -82,6 +83,48 @@ def test_kernels_are_xlas_convolution(height, width, channels, size, stride, fil
     ours, plain = both(Convolution(stride, padding, relu, pool))
     assert runs_kernels(ours, *args) and not runs_kernels(plain, *args)
     assert_same(gradients(ours, 2, *args), gradients(plain, 2, *args))
+
+
+def random_layer(seed):
+    """A convolution with odd shapes, and its arguments and the gradient of its outputs, all small integers."""
+    rng = np.random.default_rng(seed)
+
+    def integers(*shape):
+        return jnp.asarray(rng.integers(-2, 3, shape), jnp.float32)
+
+    height, width = rng.choice([1, 1, 2, 2, 3, 4, 5, 7, 13, 30], 2)
+    size_y, size_x = rng.integers(1, 8, 2)
+    channels, filters = rng.choice([3, 16, 16, 32]), rng.choice([16, 32, 48])
+    convolution = Convolution(
+        int(rng.integers(1, 6)), str(rng.choice(['SAME', 'VALID'])), *map(bool, rng.integers(2, size=2))
+    )
+    args = (
+        integers(rng.integers(1, 4), height, width, channels),
+        integers(size_y, size_x, channels, filters),
+        integers(filters),
+    )
+    output = jax.eval_shape(lambda *args: layers._plain_conv(convolution, *args), *args)
+    return convolution, args, integers(*output.shape)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    'seeds', [range(25), pytest.param(range(25, 525), marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+)
+def test_kernels_on_random_shapes(seeds):
+    """Sums of small integers are exact in any order, so the numbers and all gradients are equal to the bit."""
+    narrow = without_outputs = 0
+    for seed in seeds:
+        convolution, args, cotangent = random_layer(seed)
+        ours, plain = both(convolution)
+        assert runs_kernels(ours, *args) == bool(cotangent.size), seed
+        narrow += args[0].shape[2] < convolution.stride and kernels.serve_image_gradient(args[0])
+        without_outputs += not cotangent.size
+        results = [
+            (output, backward(cotangent)) for output, backward in (jax.vjp(layer, *args) for layer in (ours, plain))
+        ]
+        jax.tree.map(functools.partial(np.testing.assert_array_equal, err_msg=f'seed {seed}: {convolution}'), *results)
+    assert narrow > 1 and without_outputs > 1
 
 
 @needs_kernels
