@@ -1,5 +1,6 @@
 """Packaging. `requirements/` holds exact pins of everything here, for each Python; the Makefile installs those."""
 
+import hashlib
 import importlib.util
 from pathlib import Path
 
@@ -47,6 +48,9 @@ DEV = [
 NOTEBOOKS = ['ipykernel>=6.29', 'nbclient>=0.10']
 
 
+KERNELS = 'impala_jax/kernels.cc'
+
+
 def kernels() -> list[Extension]:
     """The CPU kernels, loaded with ctypes. Without a C++ compiler the installation goes on without them."""
     jaxlib = importlib.util.find_spec('jaxlib')
@@ -55,7 +59,9 @@ def kernels() -> list[Extension]:
     return [
         Extension(
             'impala_jax._kernels',
-            ['impala_jax/kernels.cc'],
+            [KERNELS],
+            # What was compiled from another source is not loaded.
+            define_macros=[('IMPALA_SOURCE', f'"{hashlib.sha256(Path(KERNELS).read_bytes()).hexdigest()}"')],
             include_dirs=[str(Path(jaxlib.origin).parent / 'include')],
             extra_compile_args=['-std=c++17', '-O3', '-march=native'],
             language='c++',
@@ -74,7 +80,7 @@ setup(
     long_description_content_type='text/markdown',
     python_requires='>=3.10,<3.14',
     packages=find_packages(include=['impala_jax', 'impala_jax.*']),
-    package_data={'impala_jax': ['**/*.csv']},
+    package_data={'impala_jax': ['**/*.csv', 'kernels.cc']},
     ext_modules=kernels(),
     install_requires=CORE,
     extras_require={

@@ -527,6 +527,9 @@ extern "C" bool impala_supported() {
 #endif
 }
 
+// The SHA-256 of this file.
+extern "C" const char* impala_source() { return IMPALA_SOURCE; }
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(impala_conv, ForwardCall,
                               WithAttributes(ffi::Ffi::Bind()
                                                  .Ctx<ffi::ThreadPool>()

@@ -7,8 +7,10 @@ with XLA's. What they gain is in `docs/performance.md`.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -120,12 +122,23 @@ def _attributes(convolution: Convolution, images: Array, kernel: Array) -> dict[
     }
 
 
+def _source(library: ctypes.CDLL) -> str | None:
+    """The SHA-256 of the source it was compiled from; None if it is too old to say."""
+    if not hasattr(library, 'impala_source'):
+        return None
+    library.impala_source.restype = ctypes.c_char_p
+    return library.impala_source().decode()
+
+
 def _load() -> str:
     """Makes the kernels known to XLA; the reason if they cannot be, else ''."""
     spec = importlib.util.find_spec('impala_jax._kernels')
     if spec is None or spec.origin is None:
         return 'not compiled: install a C++ compiler (g++ or clang++), and this project again'
     library = ctypes.CDLL(spec.origin)
+    source = hashlib.sha256(Path(__file__).with_name('kernels.cc').read_bytes()).hexdigest()
+    if _source(library) != source:
+        return 'compiled from another kernels.cc: install this project again'
     library.impala_supported.restype = ctypes.c_bool
     if not library.impala_supported():
         return 'compiled for another processor: install this project again, on this machine'

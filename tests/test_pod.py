@@ -15,7 +15,7 @@ from pod_learner import CONFIG, NUM_UPDATES
 from programs import ROOT, finish, marked_processes, wait_for
 from test_learner import NETWORK, SPEC, make_batch
 
-from impala_jax import checkpoint, command_line, evaluation
+from impala_jax import checkpoint, command_line, evaluation, kernels
 from impala_jax.agent import Agent
 from impala_jax.config import Config, ConfigError, LearnerConfig, ReplayConfig
 from impala_jax.learner import Learner
@@ -231,6 +231,14 @@ def test_preflight():
     with pytest.raises(ConfigError, match='different numbers of devices: 4 on host 0 .a., 2 on host 1 .b.'):
         pod.report(Config(), [make_host(), make_host(name='b', num_devices=2)])
     assert pod.code_versions().keys() >= {'python', 'jax', 'impala_jax'}
+
+
+def test_hosts_with_and_without_kernels_compile_different_programs(monkeypatch):
+    monkeypatch.setattr(kernels, 'REASON', '')
+    first = make_host(versions=pod.code_versions())
+    monkeypatch.setattr(kernels, 'REASON', 'not compiled')
+    with pytest.raises(ConfigError, match=r'differ: CPU kernels in use on host 0 \(a\), not compiled on host 1'):
+        pod.check_agreement([first, make_host(name='b', versions=pod.code_versions())])
 
 
 def test_a_hosts_share(monkeypatch):

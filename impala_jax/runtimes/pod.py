@@ -25,6 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from impala_jax import config as config_lib
+from impala_jax import kernels
 from impala_jax.code_version import code_version
 from impala_jax.config import Config, ConfigError
 from impala_jax.learner import HostLost, choose_devices
@@ -159,11 +160,13 @@ def workdir_of_host(workdir: Path) -> Path:
 
 
 def code_versions() -> dict[str, str]:
-    """What must be the same on all hosts: Python, the packages that compute, and the source of this one."""
+    """What must be the same on all hosts: Python, the packages that compute, this one, and its kernels."""
     return {
         'python': platform.python_version(),
         'impala_jax': code_version(),
         **{name: metadata.version(name) for name in _VERSIONS_OF},
+        # All hosts must compile the same program, and the kernels are a part of it on CPUs.
+        **({'CPU kernels': kernels.REASON or 'in use'} if jax.default_backend() == 'cpu' else {}),
     }
 
 
