@@ -42,8 +42,13 @@ class Evaluation(NamedTuple):
 
     @property
     def stderr(self) -> float:
-        """Standard error of the mean; 0 for a single game."""
+        """Standard error of the mean; 0 for a single game.
+
+        A suite's is stratified: its tasks are fixed, so what differs between them is no error of their mean.
+        """
         n = len(self.returns)
+        if self.tasks:
+            return math.sqrt(sum((len(task.returns) / n * task.stderr) ** 2 for task in self.tasks.values()))
         return float(np.std(self.returns, ddof=1) / math.sqrt(n)) if n > 1 else 0.0
 
 

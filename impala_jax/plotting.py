@@ -5,7 +5,7 @@ the fields of `Config` that were swept, by their dotted names, then `frames` and
 the mean return of the final evaluation, the same on every row of a cell.
 
 Means are over runs that differ in nothing but their seed. Where another field would be averaged over in silence, the
-functions refuse, and say which. Intervals are 95 % percentile bootstrap intervals over the runs of a mean.
+functions refuse, and say which. Intervals are 95 % percentile bootstrap intervals over the seeds of a mean.
 
 matplotlib is imported by the first figure only. A figure belongs to whoever called, not to pyplot: save it with `save`,
 or show it in a notebook after `%matplotlib inline`.
@@ -13,6 +13,7 @@ or show it in a notebook after `%matplotlib inline`.
 
 from __future__ import annotations
 
+import collections
 import csv
 import json
 import math
@@ -152,7 +153,11 @@ def left_out(table: Table, metric: str = 'final_return') -> list[str]:
 
 
 def bootstrap_interval(
-    values: Any, confidence: float = 0.95, num_resamples: int = 10_000, seed: int = 0
+    values: Any,
+    confidence: float = 0.95,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+    strata: Sequence[Any] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The percentile bootstrap interval of the mean over the first axis (Efron, 1979).
 
@@ -163,8 +168,10 @@ def bootstrap_interval(
       confidence: the share of the resamples' means between the limits.
       num_resamples: how often N values are drawn.
       seed: the same seed draws the same.
+      strata: [N], what of each value was chosen and not sampled, such as its task: as many values are drawn of each
+        stratum as it has, so that differences between strata do not count as noise. None: a single one.
     Returns:
-      (low, high), each float64 [...]; NaN where N is 1, as one value tells nothing about its spread.
+      (low, high), each float64 [...]; NaN where a stratum has one value, which tells nothing about its spread.
     Raises:
       ValueError: no values, or a confidence or a number of resamples that cannot be.
     """
@@ -172,8 +179,8 @@ def bootstrap_interval(
         raise ValueError(f'confidence must lie in (0, 1), got {confidence}')
     if num_resamples < 1:
         raise ValueError(f'num_resamples must be positive, got {num_resamples}')
-    means = resampled_means(values, num_resamples, np.random.default_rng(seed))
-    if len(values) == 1:
+    means = resampled_means(values, num_resamples, np.random.default_rng(seed), strata)
+    if min(collections.Counter(strata or [None] * len(values)).values()) == 1:
         return np.full(means.shape[1:], np.nan), np.full(means.shape[1:], np.nan)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return low, high
@@ -265,7 +272,7 @@ def curves(
             if not cells:
                 continue
             frames, values = _align(cells)
-            low, high = bootstrap_interval(values)
+            low, high = _interval(cells, over, values)
             axes.plot(frames / scale, values.mean(axis=0), label=_text(hue, hue_value), **style)
             axes.fill_between(frames / scale, low, high, color=style['color'], alpha=0.2, linewidth=0)
         _finish(axes, f'environment frames{unit}', _label(metric), _title(panel, panel_value))
@@ -306,9 +313,8 @@ def heatmap(
     halves = np.full_like(means, np.nan)
     for (panel_value, y_value, x_value), cells in groups.items():
         index = panel_values.index(panel_value), ys.index(y_value), xs.index(x_value)
-        values = [cell.final for cell in cells]
-        low, high = bootstrap_interval(values)
-        means[index], halves[index] = np.mean(values), (high - low) / 2
+        low, high = _interval(cells, over)
+        means[index], halves[index] = np.mean([cell.final for cell in cells]), (high - low) / 2
 
     num_panels = len(panel_values) + (theory is not None)
     size = max(3.0, 0.75 * len(xs) + 0.5), max(2.6, 0.62 * len(ys) + 0.8)
@@ -415,9 +421,9 @@ def sensitivity(
             knob = [value for value in _values(table, field) if (panel_value, hue_value, value) in groups]
             if not knob:
                 continue
-            finals = [[cell.final for cell in groups[panel_value, hue_value, value]] for value in knob]
-            low, high = np.transpose([bootstrap_interval(values) for values in finals])
-            means = [np.mean(values) for values in finals]
+            runs = [groups[panel_value, hue_value, value] for value in knob]
+            low, high = np.transpose([_interval(cells, over) for cells in runs])
+            means = [np.mean([cell.final for cell in cells]) for cells in runs]
             axes.plot(position(knob), means, marker='o', markersize=4, label=_text(hue, hue_value), **style)
             axes.fill_between(position(knob), low, high, color=style['color'], alpha=0.2, linewidth=0)
         _finish(axes, _label(field), _label(metric), _title(panel, panel_value))
@@ -693,7 +699,7 @@ def results_table(
     def entry(key: tuple[Any, ...]) -> str:
         if key not in means:
             return '-'
-        low, high = bootstrap_interval(finals[key])
+        low, high = _interval(groups[key], over)
         decimals = _decimals(np.array(of_column[key[1:]]))
         text = f'{means[key]:.{decimals}f}'
         if np.isfinite(low):
@@ -838,6 +844,15 @@ def _groups(
                     f'choose one with --where {field}=..., show it (as --panel), or average with --over'
                 )
     return groups
+
+
+def _interval(cells: Sequence[_Cell], over: Sequence[str], values: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """The interval of the mean of `values` [runs, ...] of these runs, by default of their last ones.
+
+    Only seeds are drawn: the values of the other fields in `over` were chosen.
+    """
+    strata = [tuple(cell.fields[name] for name in over if name != 'seed') for cell in cells]
+    return bootstrap_interval([cell.final for cell in cells] if values is None else values, strata=strata)
 
 
 def _align(cells: Sequence[_Cell]) -> tuple[np.ndarray, np.ndarray]:

@@ -133,17 +133,29 @@ def suite_scores(
     return SuiteScores(tasks, {name: estimate(values[name], resampled[name], spread.all()) for name in values})
 
 
-def resampled_means(values: Any, num_resamples: int, rng: np.random.Generator) -> np.ndarray:
+def resampled_means(
+    values: Any, num_resamples: int, rng: np.random.Generator, strata: Sequence[Any] | None = None
+) -> np.ndarray:
     """Means of N values drawn with replacement: [N, ...] -> [num_resamples, ...]; the same draws for all other axes.
 
+    Args:
+      values: [N, ...].
+      num_resamples: how often N values are drawn.
+      rng: what draws.
+      strata: [N], of which each value is: as many values are drawn of each stratum as it has. None: a single one.
     Raises:
       ValueError: no values.
     """
     values = np.asarray(values, np.float64)
     if values.ndim == 0 or len(values) == 0:
         raise ValueError(f'values must be an array [N, ...] with N > 0, got shape {values.shape}')
+    members: dict[Any, list[int]] = {}
+    for i, stratum in enumerate([None] * len(values) if strata is None else strata):
+        members.setdefault(stratum, []).append(i)
     # How often each value was drawn is all that a resample's mean depends on.
-    counts = rng.multinomial(len(values), [1 / len(values)] * len(values), num_resamples)
+    counts = np.zeros([num_resamples, len(values)])
+    for own in members.values():
+        counts[:, own] = rng.multinomial(len(own), [1 / len(own)] * len(own), num_resamples)
     return np.tensordot(counts / len(values), values, axes=1)
 
 

@@ -191,6 +191,20 @@ def test_standard_error():
     assert evaluation.Evaluation([3.0]).stderr == 0
 
 
+def suite_of(*returns):
+    tasks = {str(i): evaluation.Evaluation(list(values)) for i, values in enumerate(returns)}
+    return evaluation.Evaluation([value for values in returns for value in values], tasks)
+
+
+def test_the_error_of_a_suite_is_that_of_its_tasks():
+    """Tasks that always give the same are known exactly, however much they differ."""
+    assert suite_of([0.0] * 50, [1.0] * 50).stderr == 0
+    rng = np.random.default_rng(0)
+    means = [np.mean([*rng.normal(0, 1, 10), *rng.normal(50, 3, 30)]) for _ in range(20_000)]
+    errors = [suite_of(rng.normal(0, 1, 10), rng.normal(50, 3, 30)).stderr for _ in range(1_000)]
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(means), rel=0.02)
+
+
 def test_overrides_reach_every_field():
     config = command_line.override(
         command_line.load_config_file(str(ROOT / 'configs' / 'catch.py')),

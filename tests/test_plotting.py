@@ -119,6 +119,33 @@ def test_bootstrap_shapes_and_seeds():
 
 def test_bootstrap_of_one_value_is_no_interval():
     assert np.isnan(plotting.bootstrap_interval([3.0])).all()
+    assert np.isnan(plotting.bootstrap_interval([3.0, 1.0, 2.0], strata=['a', 'b', 'b'])).all()
+
+
+def test_bootstrap_draws_within_strata():
+    assert plotting.bootstrap_interval([0.0, 1.0, 0.0, 1.0], strata=list('abab')) == (0.5, 0.5)
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(0, 1, 300), rng.normal(90, 3, 100)])
+    half = 1.96 * np.hypot(0.75 * values[:300].std() / np.sqrt(300), 0.25 * values[300:].std() / np.sqrt(100))
+    low, high = plotting.bootstrap_interval(values, strata=[0] * 300 + [1] * 100)
+    np.testing.assert_allclose([low, high], [values.mean() - half, values.mean() + half], atol=0.05 * half)
+
+
+def test_only_seeds_are_drawn(sweep):
+    """What is averaged over beside them, here two tasks a hundred times apart, is no noise."""
+    table = plotting.select(plotting.read_table(sweep), {'vtrace.correction': 'vtrace', 'replay.fraction': 0.0})
+    finals = [[final('vtrace', 0, seed, task) for seed in range(3)] for task in ('catch', 'other')]
+    expected = plotting.bootstrap_interval(np.concatenate(finals), strata=[0] * 3 + [1] * 3)
+    over = ('seed', 'environment.name')
+    curve = band(plotting.curves(table, over=over).axes[0].collections[0])[3]
+    np.testing.assert_allclose(curve, np.divide(expected, 2))  # A run's last returns there are half of its final one.
+    text = plotting.results_table(table, over=over)
+    assert f'[{expected[0]:.1f}, {expected[1]:.1f}]' in text, text
+    figure = plotting.heatmap(table, x='replay.fraction', y='vtrace.correction', over=over)
+    cell = figure.axes[0].texts[0].get_text()
+    assert f'{(expected[1] - expected[0]) / 2:.1f}' in cell, cell
+    line = band(plotting.sensitivity(table, 'replay.fraction', over=over).axes[0].collections[0])
+    np.testing.assert_allclose(line[0], expected)
 
 
 @pytest.mark.parametrize(
