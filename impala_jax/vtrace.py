@@ -61,10 +61,13 @@ def from_importance_weights(
 
     Raises:
       AssertionError: shapes that do not agree.
+      ValueError: no steps, or no trajectories.
     """
     chex.assert_rank([log_rhos, discounts, rewards, values, bootstrap_value], [2, 2, 2, 2, 1])
     chex.assert_equal_shape([log_rhos, discounts, rewards, values])
-    chex.assert_equal_shape([values[0], bootstrap_value])
+    chex.assert_shape(bootstrap_value, values.shape[1:])
+    if 0 in values.shape:
+        raise ValueError(f'V-trace needs at least one step and one trajectory, got [T, B] = {list(values.shape)}')
 
     arrays = jax.lax.stop_gradient((log_rhos, discounts, rewards, values, bootstrap_value))
     thresholds = (clip_rho_threshold, clip_c_threshold, clip_pg_rho_threshold)

@@ -281,6 +281,13 @@ def test_shapes_that_do_not_agree(name, shape):
         vtrace.from_importance_weights(**(inputs | {name: np.zeros(shape, np.float32)}))
 
 
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+@pytest.mark.parametrize('T, B', [(0, 3), (4, 0), (0, 0)])
+def test_nothing_to_learn_from(implementation, T, B):
+    with pytest.raises(ValueError, match=rf'at least one step and one trajectory, got \[T, B\] = \[{T}, {B}\]'):
+        vtrace.from_importance_weights(**random_inputs(T=T, B=B), implementation=implementation)
+
+
 thresholds = st.one_of(st.none(), st.just(math.inf), st.floats(0.1, 5.0))
 knobs = st.fixed_dictionaries(
     {
