@@ -191,18 +191,48 @@ def is_actor(pid):
     return b'decorate_output' not in command and b'actor/' in Path(f'/proc/{parent}/cmdline').read_bytes()
 
 
-@pytest.mark.parametrize('runtime', RUNTIMES, ids=IDS)
-def test_ctrl_c_saves_and_leaves_nothing_behind(runtime, tmp_path):
+def stops_and_leaves_nothing_behind(runtime, number, tmp_path):
     process = start(tmp_path, *ENDLESS, *runtime)
     wait_for(lambda: rows_of(tmp_path), process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     sent = time.monotonic()
     code, _, stderr = finish(process)
-    assert code == 128 + signal.SIGINT, stderr
+    assert code == 128 + number, stderr
+    assert stderr.splitlines()[-1].startswith(f'stopped by signal {number:d} at '), stderr
     assert time.monotonic() - sent < 20
     assert not marked_processes(tmp_path)
     saved = checkpoint.steps(tmp_path / 'checkpoints')[-1]
     assert saved >= rows_of(tmp_path)[-1]['learner_steps'] > 0
+
+
+@pytest.mark.parametrize('runtime', RUNTIMES, ids=IDS)
+def test_ctrl_c_saves_and_leaves_nothing_behind(runtime, tmp_path):
+    stops_and_leaves_nothing_behind(runtime, signal.SIGINT, tmp_path)
+
+
+@pytest.mark.parametrize('runtime', RUNTIMES[:2], ids=IDS[:2])
+def test_a_closed_terminal_saves_and_leaves_nothing_behind(runtime, tmp_path):
+    stops_and_leaves_nothing_behind(runtime, signal.SIGHUP, tmp_path)
+
+
+def test_a_signal_in_the_last_evaluation(tmp_path):
+    """One line and 128 + n; the same command again evaluates, and is done."""
+    arguments = [*SMALL, '--runtime', 'lockstep', '--evaluator.episodes', '2', '--environment.name', 'hostile:endless']
+    arguments += ['--network.torso', 'mlp', '--evaluator.max-episode-steps']
+    process = start(tmp_path, *arguments, '1000000000')
+    wait_for(lambda: checkpoint.steps(tmp_path / 'checkpoints') == [40], process)
+    time.sleep(1.0)  # Whether it hits the evaluation's first or its thousandth step, the promise is the same.
+    process.send_signal(signal.SIGTERM)
+    sent = time.monotonic()
+    code, _, stderr = finish(process)
+    assert time.monotonic() - sent < 20
+    assert code == 128 + signal.SIGTERM, stderr
+    assert stderr.splitlines()[-1].startswith('stopped by signal 15 at 1,600 frames; the same command resumes')
+    assert 'Traceback' not in stderr
+    assert not (tmp_path / 'evaluations.jsonl').exists() and not marked_processes(tmp_path)
+    code, _, stderr = finish(start(tmp_path, *arguments, '50'))
+    assert code == 0, stderr
+    assert json.loads((tmp_path / 'evaluations.jsonl').read_text())['truncated_episodes'] == 2
 
 
 def small_config(name='catch', **learner):

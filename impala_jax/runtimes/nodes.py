@@ -40,7 +40,7 @@ class NodeFailure(RuntimeError):
 
 
 class StopSignals:
-    """While active, SIGTERM and SIGINT set `stop` and are remembered; the second SIGINT interrupts at once.
+    """While active, SIGTERM, SIGINT and SIGHUP set `stop`; the first is remembered. A second SIGINT interrupts at once.
 
     Does nothing outside the main thread, where Python allows no handlers.
     """
@@ -52,7 +52,9 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue  # nohup
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -63,8 +65,10 @@ class StopSignals:
     def _handle(self, number: int, _: types.FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number)
+        self.received = self.received or signal.Signals(number)
         self._stop.set()
+        if number == signal.SIGHUP:
+            signal.raise_signal(signal.SIGTERM)  # Launchpad does not listen to SIGHUP.
 
 
 def host() -> tuple[int, int]:

@@ -21,6 +21,7 @@ from impala_jax.lock import only_process
 from impala_jax.metrics import EVALUATIONS, read_rows
 from impala_jax.runtimes import lockstep, nodes, threads
 from impala_jax.runtimes.nodes import NodeFailure
+from impala_jax.types import Closed
 
 __all__ = ['Interrupted', 'NodeFailure', 'RunResult', 'default_runtime', 'run']
 
@@ -67,7 +68,7 @@ def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunR
     Raises:
       ConfigError: something in the configuration cannot work, or another process trains in `workdir`; raised before
         any long work, and before anything in `workdir` is changed.
-      Interrupted: SIGTERM or SIGINT; the checkpoint is written.
+      Interrupted: SIGTERM, SIGINT or SIGHUP; the checkpoint is written.
       Exception: whatever ended a node of the run.
     """
     allocator.keep_memory()
@@ -111,7 +112,10 @@ def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunR
             frames = num_updates * config.frames_per_update
             if num_updates < config.total_updates:
                 raise Interrupted(signals.received or 0, frames, workdir)
-            evaluation = _evaluate_last(config, agent, workdir, stop) if share.evaluator.episodes else None
+            try:
+                evaluation = _evaluate_last(config, agent, workdir, stop) if share.evaluator.episodes else None
+            except Closed:
+                raise Interrupted(signals.received or 0, frames, workdir) from None
         return RunResult(workdir, frames, num_updates, evaluation)
 
 
