@@ -179,7 +179,7 @@ def test_a_failure_is_reported_in_ascii(runtime, tmp_path):
         environment=ASCII | {'PYTHONPATH': f'{ROOT}:{folder}'},
     )
     assert result.returncode == 1
-    assert b'the last time: ValueError: sch' in result.stderr.strip().splitlines()[-1], result.stderr
+    assert b'the last time at step 1: ValueError: sch' in result.stderr.strip().splitlines()[-1], result.stderr
 
 
 def test_a_workdir_that_the_locale_cannot_name_is_refused_at_once(tmp_path):
