@@ -20,6 +20,7 @@ from impala_jax.config import Config, ConfigError, EnvironmentConfig, EvaluatorC
 from impala_jax.environments import VectorEnvironment, suites
 from impala_jax.scores import Estimate, suite_scores
 from impala_jax.types import FIRST, Closed, PyTree, StepInfo, TimeStep
+from impala_jax.video import Recording, VideoError, check_video
 
 _logger = logging.getLogger(__name__)
 _UNROLL_LENGTH = 20  # Steps between two looks at whether enough games have ended.
@@ -62,7 +63,7 @@ class Evaluator:
       num_envs: games played at the same time, at most `episodes`.
       seed: of environments and actions.
       greedy: play the most likely action instead of sampling.
-      record: keep pictures of the first game of environment 0, in `frames`; of a suite, of its first task.
+      record: keep pictures of the first game of environment 0, in `recording`; of a suite, of its first task.
       max_episode_steps: Agent steps after which a game is truncated.
       timeout_s: Longest wait for an environment.
     """
@@ -88,10 +89,11 @@ class Evaluator:
         self._max_episode_steps = max_episode_steps
         self._timeout_s = timeout_s
         environment = self._make(self._task, seed)
-        self.frames: list[np.ndarray] = []
-        """Pictures, uint8 [H, W, 3], if recorded."""
+        self.recording: Recording | None = None
         if record:
-            environment = _Recorder(environment, self.frames)
+            repeat = config.frames_per_step
+            self.recording = Recording(environment.spec.render_fps or (60 / repeat if repeat > 1 else 5))
+            environment = _Recorder(environment, self.recording)
         self._actor = Actor(agent, environment, _UNROLL_LENGTH, seed, greedy=greedy)
         self._seed = seed
 
@@ -163,23 +165,23 @@ class Evaluator:
 class _Recorder:
     """A `VectorEnvironment` that also takes pictures of environment 0 until its first game ends."""
 
-    def __init__(self, environment: VectorEnvironment, frames: list[np.ndarray]):
+    def __init__(self, environment: VectorEnvironment, recording: Recording):
         self._environment = environment
-        self._frames = frames
-        self._recording = True
+        self._recording = recording
+        self._over = False
         self.num_envs = environment.num_envs
         self.spec = environment.spec
 
     def reset(self) -> TimeStep:
         timestep = self._environment.reset()
-        self._frames.append(self._environment.render())
+        self._recording.add(self._environment.render)
         return timestep
 
     def step(self, actions: np.ndarray) -> tuple[TimeStep, StepInfo]:
         timestep, info = self._environment.step(actions)
-        if self._recording:
-            self._frames.append(self._environment.render())
-            self._recording = not info.episode_ended[0]
+        if not self._over:
+            self._recording.add(self._environment.render)
+            self._over = bool(info.episode_ended[0])
         return timestep, info
 
     def get_state(self) -> bytes:
@@ -224,16 +226,49 @@ def evaluate(
       What `launch/evaluate.py --json` writes: `episodes`, `mean_return`, `median_return`, `stderr`, `min_return`,
       `max_return`, `human_normalised` (percent) and its `human_normalised_interval` (95 %, bootstrap), both None where
       unknown; `truncated_episodes`, those that a limit of steps ended; `checkpoint_step`, `frames`, `environment`,
-      `greedy`, `seed`. Of a suite also `tasks`, by name the first
-      eight of these, and `aggregates`, by name as in `impala_jax.scores` a `value` and an `interval`.
+      `greedy`, `seed`. Of a suite also `tasks`, by name the first eight of these, and `aggregates`, by name as in
+      `impala_jax.scores` a `value` and an `interval`.
 
     Raises:
       ConfigError: a video that cannot be written, an unknown suite, or one that the run's agent cannot play.
       CheckpointError: the run has no checkpoint.
+      VideoError: the games were played, but there is no video; the error has the scores.
     """
-    video = None if video is None else Path(video)
     if video is not None:
-        check_video(video)
+        check_video(Path(video))
+    scores, recording = play(
+        workdir,
+        suite=suite,
+        episodes=episodes,
+        num_envs=num_envs,
+        greedy=greedy,
+        seed=seed,
+        record=video is not None,
+        max_episode_steps=max_episode_steps,
+        timeout_s=timeout_s,
+    )
+    if video is not None and recording is not None:
+        try:
+            recording.write(Path(video))
+        except VideoError as error:
+            error.scores = scores
+            raise
+    return scores
+
+
+def play(
+    workdir: str | Path,
+    *,
+    suite: str | None,
+    episodes: int,
+    num_envs: int,
+    greedy: bool,
+    seed: int,
+    record: bool,
+    max_episode_steps: int | None,
+    timeout_s: float | None,
+) -> tuple[dict[str, Any], Recording | None]:
+    """As `evaluate`: the scores, and the pictures of one game if wanted."""
     config = checkpoint.load_config(Path(workdir))
     saved = checkpoint.restore(Path(workdir), {'learner': {'params': None}})
     allocator.keep_memory()
@@ -250,7 +285,7 @@ def evaluate(
         num_envs=num_envs,
         seed=seed,
         greedy=greedy,
-        record=video is not None,
+        record=record,
         max_episode_steps=max_episode_steps or config.evaluator.max_episode_steps,
         timeout_s=timeout_s,
     )
@@ -258,16 +293,13 @@ def evaluate(
         evaluation = evaluator.play(saved.step, saved.state['learner']['params'])
     finally:
         evaluator.close()
-    if video is not None:
-        repeat = environment.frames_per_step
-        write_video(video, evaluator.frames, 60 / repeat if repeat > 1 else 5)
     tasks = evaluation.tasks or {environment.name: evaluation}
     scored = suite_scores({task: scores.returns for task, scores in tasks.items()})
     of_suite = {}
     if evaluation.tasks:
         of_suite['tasks'] = {task: _scores(scores, scored.tasks[task]) for task, scores in tasks.items()}
         of_suite['aggregates'] = {name: estimate._asdict() for name, estimate in scored.aggregates.items()}
-    return {
+    scores = {
         **_scores(evaluation, scored.tasks.get(environment.name)),
         **of_suite,
         'truncated_episodes': evaluation.num_truncated,
@@ -277,6 +309,7 @@ def evaluate(
         'greedy': greedy,
         'seed': seed,
     }
+    return scores, evaluator.recording
 
 
 def _suite(suite: str, environment: EnvironmentConfig, agent: Agent, timeout_s: float) -> EnvironmentConfig:
@@ -299,35 +332,3 @@ def _scores(evaluation: Evaluation, normalised: Estimate | None) -> dict[str, An
         'human_normalised': None if normalised is None else normalised.value,
         'human_normalised_interval': None if normalised is None else normalised.interval,
     }
-
-
-def write_video(path: Path, frames: list[np.ndarray], frames_per_second: float) -> None:
-    """Writes pictures, uint8 [H, W, 3], to an mp4 or gif file.
-
-    Raises:
-      ConfigError: another ending, or the packages for it are not installed.
-    """
-    check_video(path)
-    import imageio.v2 as imageio
-
-    # Most players want even sides.
-    frames = [frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2] for frame in frames]
-    if path.suffix == '.gif':
-        imageio.mimsave(path, frames, duration=1000 / frames_per_second, loop=0)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    else:
-        with imageio.get_writer(path, fps=frames_per_second, macro_block_size=2, ffmpeg_log_level='error') as writer:
-            for frame in frames:
-                writer.append_data(frame)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def check_video(path: Path) -> None:
-    """Raises ConfigError if `write_video` could not write there; to be asked before long work."""
-    if path.suffix not in ('.mp4', '.gif'):
-        raise ConfigError(f'--video {path}: the name must end in .mp4 or .gif')
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(f'--video {path}: there is no directory {path.absolute().parent}')
-    try:
-        import imageio.v2  # noqa: F401
-        import imageio_ffmpeg  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(f"--video needs imageio: pip install 'impala_jax[video]' ({error})") from error

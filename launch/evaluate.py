@@ -12,9 +12,9 @@ from rich.console import Console  # noqa: E402
 from impala_jax import checkpoint, command_line, plotting  # noqa: E402
 from impala_jax.config import ConfigError  # noqa: E402
 from impala_jax.environments import suites  # noqa: E402
-from impala_jax.evaluation import check_video  # noqa: E402
-from impala_jax.evaluation import evaluate as play  # noqa: E402
+from impala_jax.evaluation import play  # noqa: E402
 from impala_jax.scores import estimate_text, table  # noqa: E402
+from impala_jax.video import check_video  # noqa: E402
 
 
 def evaluate() -> None:
@@ -45,14 +45,14 @@ def evaluate() -> None:
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         raise ConfigError(f'--json {arguments.json}: there is no directory {arguments.json.absolute().parent}')
 
-    scores = play(
+    scores, recording = play(
         arguments.workdir,
         suite=arguments.suite,
         episodes=arguments.episodes,
         num_envs=arguments.num_envs,
         greedy=arguments.greedy,
         seed=arguments.seed,
-        video=arguments.video,
+        record=arguments.video is not None,
         max_episode_steps=arguments.max_episode_steps,
         timeout_s=arguments.timeout_s,
     )
@@ -65,12 +65,16 @@ def evaluate() -> None:
         if scores['human_normalised'] is not None:
             text = estimate_text(scores['human_normalised'], scores['human_normalised_interval'])
             print(f'human-normalised {text} %')
+    if arguments.json is not None:
+        try:
+            arguments.json.write_text(json.dumps(scores, indent=2) + '\n')
+        except OSError as error:
+            raise ConfigError(f'--json {arguments.json}: cannot be written: {error.strerror}') from error
     if arguments.plot is not None:
         plotting.save(plotting.suite(scores), arguments.plot)
         print(f'figure: {arguments.plot}')
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(scores, indent=2) + '\n')
-    if arguments.video is not None:
+    if recording is not None:
+        recording.write(arguments.video)  # Last: scores are written whether or not this works.
         print(f'video of one game: {arguments.video}')
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import time
+from typing import Any
 
 import dm_env
 import numpy as np
@@ -109,6 +110,37 @@ def continuous(seed: int) -> dm_env.Environment:
 
 def not_an_environment(seed: int) -> int:
     return seed
+
+
+def draws(seed: int) -> dm_env.Environment:
+    """Catch whose pictures are as the variable PICTURES says."""
+    from impala_jax.environments.catch import Catch
+
+    class Drawn(Catch):
+        render_fps = 7
+
+        def render(self) -> Any:
+            board = super().render()
+            grey = np.full((200, 150), 80, np.uint8)
+            kind = os.environ.get('PICTURES', 'board')
+            if kind == 'raises':
+                raise ZeroDivisionError('no light')
+            return {
+                'board': board,
+                'none': None,
+                'text': 'a board\nof two lines',
+                'list': [grey],
+                'grey': grey,
+                'rgba': np.repeat(grey[..., None], 4, axis=-1),
+                'floats': np.full((200, 150, 3), 0.5),
+                'wide_floats': np.full((200, 150, 3), 1.5),
+                'integers': np.full((200, 150, 3), 80),
+                'flags': grey > 0,
+                'vector': np.zeros(3, np.uint8),
+                'growing': np.full((200 + 10 * self._ball_row, 150, 3), 80, np.uint8),
+            }[kind]
+
+    return Drawn(seed=seed)
 
 
 def fails_and_notes_when(seed: int) -> dm_env.Environment:

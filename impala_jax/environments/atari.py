@@ -99,7 +99,8 @@ class AtariVectorEnvironment:
         self._own_actions = np.array(
             [own.index(name if name in own else name.replace('FIRE', '') or 'NOOP') for name in names]
         )
-        self.spec = EnvironmentSpec(ArraySpec((84, 84, _STACK), np.dtype(np.uint8), stacked=True), len(names))
+        observation = ArraySpec((84, 84, _STACK), np.dtype(np.uint8), stacked=True)
+        self.spec = EnvironmentSpec(observation, len(names), render_fps=60 / config.frames_per_step)
         self._stack = np.zeros((num_envs, 84, 84, _STACK), np.uint8)
         self._lives = np.zeros(num_envs, np.int32)
         self._returns = np.zeros(num_envs, np.float64)

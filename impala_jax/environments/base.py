@@ -83,8 +83,9 @@ def environment_spec(environment: dm_env.Environment, name: str) -> EnvironmentS
     declared = environment.observation_spec()
     _check_observation_spec(declared, name)
     observation = map_leaves(leaf_spec, declared)
-    render_fps = getattr(environment, 'render_fps', None)
-    return EnvironmentSpec(observation, int(actions.maximum) + 1, render_fps=render_fps)
+    fps: Any = getattr(environment, 'render_fps', None)
+    stated = isinstance(fps, (int, float, np.number)) and 0 < fps < float('inf')
+    return EnvironmentSpec(observation, int(actions.maximum) + 1, render_fps=float(fps) if stated else None)
 
 
 def leaf_spec(leaf: specs.Array) -> ArraySpec:
@@ -186,11 +187,39 @@ def concatenate(trees: list[Any]) -> Any:
     return map_leaves(lambda *parts: np.concatenate(parts), trees[0], *trees[1:])
 
 
+def rendered(value: Any, name: str) -> np.ndarray:
+    """What `render()` of an environment returned, as uint8 [H, W, 3].
+
+    Grey and RGBA pictures, booleans, integers from 0 to 255 and floats from 0 to 1 are converted.
+
+    Raises:
+      NotImplementedError: it is something else; the message says what.
+    """
+
+    def wrong(what: str) -> NotImplementedError:
+        return NotImplementedError(
+            f'render() of environment {name!r} returned {what}, and not a picture [height, width, 3] uint8'
+        )
+
+    if not isinstance(value, np.ndarray):
+        raise wrong('None' if value is None else f'a {type(value).__name__}')
+    image = value[..., 0] if value.ndim == 3 and value.shape[-1] == 1 else value
+    image = np.repeat(image[..., None], 3, axis=-1) if image.ndim == 2 else image
+    if image.ndim != 3 or image.shape[-1] not in (3, 4) or not image.size or image.dtype.kind not in 'biuf':
+        raise wrong(f'an array of shape {value.shape} and dtype {value.dtype}')
+    image = image[..., :3]
+    if image.dtype == np.uint8:
+        return image
+    low, high, greatest = image.min(), image.max(), 255 if image.dtype.kind in 'iu' else 1
+    if not (low >= 0 and high <= greatest):
+        raise wrong(f'{value.dtype} values from {low} to {high}')
+    return (image * (255 // greatest)).astype(np.uint8)
+
+
 def picture(observation: np.ndarray, height: int = 320, width: int | None = None) -> np.ndarray:
     """An observation that is an image, [H, W] or [H, W, C], as [height, width, 3] uint8.
 
     Without `width` the proportions stay, but for a width that divides by 16, as video codecs want it.
-
 
     Raises:
       NotImplementedError: it is no image.

@@ -138,6 +138,7 @@ class DeepMindLab(dm_env.Environment):
         if evaluation:
             settings |= {'allowHoldOutLevels': 'true', 'mixerSeed': _TEST_MIXER_SEED}
         self._frames_per_step = config.frames_per_step
+        self.render_fps = 60 / config.frames_per_step
         self._rng = np.random.RandomState(seed)
         self._running = False
         self._observation: dict[str, np.ndarray] = {}

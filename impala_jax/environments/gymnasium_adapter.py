@@ -78,10 +78,9 @@ class GymnasiumAdapter(dm_env.Environment):
         return self._action_spec
 
     @property
-    def render_fps(self) -> float | None:
-        """Pictures per second at which a video plays at the right speed; None where the environment does not say."""
-        fps = self._environment.metadata.get('render_fps')
-        return float(fps) if isinstance(fps, (int, float)) and 0 < fps < float('inf') else None
+    def render_fps(self) -> Any:
+        """Pictures per second at which a video plays at the right speed, as the environment states them."""
+        return self._environment.metadata.get('render_fps')
 
     def render(self) -> Any:
         """What the environment renders, unchecked.

@@ -174,9 +174,8 @@ class SerialVectorEnvironment:
     def render(self) -> np.ndarray:
         render = getattr(self._environments[0], 'render', None)
         if render is not None:
-            image = np.asarray(render())
-            small = image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or min(image.shape[:2]) < 128
-            return base.picture(image) if small else image
+            image = base.rendered(render(), self._name)
+            return base.picture(image) if min(image.shape[:2]) < 128 else image
         if self._observation is None:
             raise NotImplementedError('there is no picture before the first reset')
         return base.picture(next(base.leaves(self._observation))[0])

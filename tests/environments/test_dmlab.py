@@ -67,7 +67,7 @@ def make(tmp_path):
 def test_spec(engine, tmp_path):
     spec = environments.spec(EnvironmentConfig(name=PLAIN, level_cache=str(tmp_path)))
     rgb, words = ArraySpec((72, 96, 3), np.dtype(np.uint8)), ArraySpec((16,), np.dtype(np.int32), bounds=(0, 1000))
-    assert spec == EnvironmentSpec({'rgb': rgb, 'instruction': words}, 9)
+    assert spec == EnvironmentSpec({'rgb': rgb, 'instruction': words}, 9, render_fps=15)
     assert not children()
 
 
