@@ -74,6 +74,7 @@ class Actor:
         if self._params is None or self._params[0] != version:
             self._params = (version, jax.device_put(params, self._device))
         params = self._params[1]
+        is_first = self._timestep is None
         if self._timestep is None:
             self._timestep = self.environment.reset()
             self._agent.check_observation(self._timestep.observation)
@@ -89,6 +90,8 @@ class Actor:
                 buffer.add(t, timestep, np.asarray(acted.logits), info)
                 state = acted.state
                 self._num_steps += 1
+        if is_first:
+            self._agent.report_small_bytes(timestep.observation)
         self._state = state
         self._timestep = jax.tree.map(np.copy, timestep)  # The environment may reuse its arrays in its next step.
         versions = np.full([self.environment.num_envs], version, np.int32)

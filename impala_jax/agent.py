@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from typing import NamedTuple
 
 import jax
@@ -12,6 +14,8 @@ from impala_jax import frame_stacks, networks
 from impala_jax.config import NetworkConfig
 from impala_jax.networks import NetworkOutput
 from impala_jax.types import FIRST, Array, ArraySpec, EnvironmentSpec, PyTree, StepInfo, TimeStep, Trajectory
+
+_logger = logging.getLogger(__name__)
 
 
 class AgentStep(NamedTuple):
@@ -66,6 +70,13 @@ class Agent:
             for i, reading in self._embedded:
                 reading.check(leaves[i])
 
+    def report_small_bytes(self, observation: PyTree) -> None:
+        """Logs, once per process, that bytes are divided by far more than their values so far, [N, ...] numpy."""
+        if self._config.uint8_scale is None:
+            for reading, leaf in zip(self._network.readings, jax.tree.leaves(observation), strict=True):
+                if leaf.dtype == np.uint8 and 0 < 8 * int(leaf.max()) <= reading.scale:
+                    _report_small_bytes(reading.name, reading.scale)
+
     def unroll(self, params: PyTree, timesteps: TimeStep, state: PyTree) -> tuple[NetworkOutput, PyTree]:
         """Logits [T, B, A] and values [T, B] (with PopArt [T, B, K]) of timesteps [T, B, ...], and the state after the
         last, from `state` before the first."""
@@ -94,6 +105,16 @@ class Agent:
     def trajectory_structure(self) -> PyTree:
         """The treedef of a Trajectory that this agent's actors write."""
         return jax.tree.structure(self.empty_trajectory(1, 1))
+
+
+@functools.cache
+def _report_small_bytes(name: str, scale: float) -> None:
+    _logger.warning(
+        '%s is divided by %g, and its first values are below an eighth of that; if they stay so small, set '
+        '--network.uint8-scale to the greatest',
+        name,
+        scale,
+    )
 
 
 def dummy_timestep(spec: EnvironmentSpec, batch_size: int) -> TimeStep:

@@ -278,7 +278,7 @@ def read(config: NetworkConfig, observation: PyTree) -> tuple[Reading, ...]:
     readings = tuple(_read_leaf(config, path, leaf) for path, leaf in leaves)
     if not config.instructions and all(reading.torso == 'words' for reading in readings):
         raise ConfigError(
-            '--network.no-instructions leaves nothing to read: the environment shows instructions only; leave it away'
+            '--network.no-instructions leaves nothing to read, as the environment shows instructions only; leave it out'
         )
     if config.torso in _IMAGE_TORSOS and not any(reading.axes for reading in readings):
         shapes = ', '.join(f'{reading.name} {leaf.shape}' for reading, (_, leaf) in zip(readings, leaves, strict=True))
@@ -356,8 +356,10 @@ def _describe_leaf(reading: Reading, leaf: ArraySpec) -> str:
     scaled = f', divided by {reading.scale:g}' if reading.scale != 1 else ''
     if not reading.axes:
         return f'{what}: {"an " if reading.torso == "mlp" else ""}{reading.torso}{scaled}'
-    height, width, *channels = (leaf.shape[axis] for axis in reading.axes)
-    return f'{what}: image of {height} x {width}, {int(np.prod(channels))} channels, {reading.torso}{scaled}'
+    height, width, *others = (leaf.shape[axis] for axis in reading.axes)
+    channels = int(np.prod(others))
+    plural = '' if channels == 1 else 's'
+    return f'{what}: image of {height} x {width}, {channels} channel{plural}, {reading.torso}{scaled}'
 
 
 def _outside(reading: Reading, value: int) -> str:

@@ -1,15 +1,19 @@
 """The agent and its networks: time, episodes' ends, observations of any shape, sizes."""
 
+import dm_env
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dm_env import specs
 
+from impala_jax import agent as agent_module
 from impala_jax import environments
 from impala_jax.actor import Actor
 from impala_jax.agent import Agent, dummy_timestep
 from impala_jax.config import ConfigError, EnvironmentConfig, NetworkConfig
+from impala_jax.environments.serial import SerialVectorEnvironment
 from impala_jax.networks import InstructionEncoder
 from impala_jax.types import FIRST, INSTRUCTION, LAST, MID, ArraySpec, EnvironmentSpec, TimeStep
 
@@ -342,6 +346,57 @@ def test_bytes_are_divided_by_their_bound(config, bounds, scale):
     expected = agent.unroll(params, scaled, ())[0].logits
     np.testing.assert_allclose(agent.unroll(params, timesteps, ())[0].logits, expected, rtol=1e-4, atol=1e-5)
     assert scale == 1 or f'divided by {scale}' in agent.reads
+
+
+class Shows(dm_env.Environment):
+    """Shows a value each step: the first ones, then the last."""
+
+    def __init__(self, spec, *values):
+        self._spec, self._values, self._t = spec, values, 0
+
+    def reset(self):
+        self._t = 0
+        return dm_env.restart(self._values[0])
+
+    def step(self, action):
+        self._t += 1
+        return dm_env.transition(1.0, self._values[min(self._t, len(self._values) - 1)])
+
+    def observation_spec(self):
+        return self._spec
+
+    def action_spec(self):
+        return specs.DiscreteArray(A)
+
+
+def unroll_of(config, *shown):
+    """One step of an actor."""
+    environment = SerialVectorEnvironment(lambda seed: Shows(*shown), 1, seed=0)
+    agent = Agent(config, environment.spec)
+    return Actor(agent, environment, 1, seed=0).unroll(0, agent.init(jax.random.PRNGKey(0)))
+
+
+@pytest.mark.parametrize(
+    'value, scale, said', [(10, None, True), (32, None, False), (10, 10.0, False), (0, None, False)]
+)
+def test_bytes_far_below_their_bound_are_reported(caplog, value, scale, said):
+    agent_module._report_small_bytes.cache_clear()
+    for _ in range(2):
+        unroll_of(NetworkConfig(uint8_scale=scale), specs.Array((3,), np.uint8), np.full(3, value, np.uint8))
+    reports = [record.getMessage() for record in caplog.records if 'is divided by 255' in record.getMessage()]
+    assert len(reports) == said and all('--network.uint8-scale' in report for report in reports)
+
+
+@pytest.mark.parametrize('words', [[[1, 5000]], [[1, 2], [1, 5000]], [[1, 2], [1, -1]]])
+def test_an_actor_refuses_words_that_have_no_embedding(words):
+    shown = [{'instruction': np.array(ids, np.int32)} for ids in words]
+    with pytest.raises(ConfigError, match=r"observation\['instruction'\] has word id (5000|-1)"):
+        unroll_of(NetworkConfig(), {'instruction': specs.Array((2,), np.int32)}, *shown)
+
+
+def test_an_actor_refuses_values_outside_a_category():
+    with pytest.raises(ConfigError, match='observation has category 7, outside 0 to 4'):
+        unroll_of(NetworkConfig(), specs.DiscreteArray(5), np.int32(3), np.int32(7))
 
 
 def category(num_values):

@@ -122,7 +122,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_games(tmp_path):
             check_video(path)
 
 
-def test_a_video_that_fails_costs_no_scores(tmp_path, monkeypatch):
+def test_a_video_that_fails_costs_no_scores(tmp_path, monkeypatch, capsys):
     pytest.importorskip('imageio_ffmpeg')
     config = impala_jax.Config(
         total_frames=1,
@@ -133,6 +133,7 @@ def test_a_video_that_fails_costs_no_scores(tmp_path, monkeypatch):
         evaluator=impala_jax.EvaluatorConfig(episodes=0),
     )
     impala_jax.run(config, tmp_path / 'run', runtime='threads')
+    assert 'the network reads observation [10, 5] float32: an mlp\n' in capsys.readouterr().out
     scores, video = tmp_path / 'scores.json', tmp_path / 'a.mp4'
     arguments = ['--workdir', tmp_path / 'run', '--episodes', '3', '--json', scores, '--video', video]
     done = subprocess.run(
