@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from impala_jax import allocator, checkpoint, compilation_cache, environments
@@ -231,7 +232,7 @@ def evaluate(
 
     Raises:
       ConfigError: a video that cannot be written, an unknown suite, or one that the run's agent cannot play.
-      CheckpointError: the run has no checkpoint.
+      CheckpointError: the run has no checkpoint, or one whose parameters do not fit the environment as it is now.
       VideoError: the games were played, but there is no video; the error has the scores.
     """
     if video is not None:
@@ -270,11 +271,12 @@ def play(
 ) -> tuple[dict[str, Any], Recording | None]:
     """As `evaluate`: the scores, and the pictures of one game if wanted."""
     config = checkpoint.load_config(Path(workdir))
-    saved = checkpoint.restore(Path(workdir), {'learner': {'params': None}})
     allocator.keep_memory()
     compilation_cache.keep_programs()
     timeout_s = config.timeout_s if timeout_s is None else timeout_s
     agent = Agent(config.network, environments.spec(config.environment, timeout_s), config.popart.enabled)
+    params = jax.eval_shape(lambda: agent.init(jax.random.PRNGKey(0)))
+    saved = checkpoint.restore(Path(workdir), {'learner': {'params': params}})
     environment = config.environment
     if suite is not None and suite != environment.name:
         environment = _suite(suite, environment, agent, timeout_s)

@@ -7,12 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import impala_jax
+from impala_jax import evaluation
+from impala_jax.checkpoint import CheckpointError
 from impala_jax.config import ConfigError
 from impala_jax.environments import suites
 from impala_jax.scores import human_normalised
+from impala_jax.types import ArraySpec, EnvironmentSpec
 
 ROOT = Path(__file__).parent.parent
 STAND_INS = ROOT / 'tests' / 'stand_ins'
@@ -54,6 +58,15 @@ def test_a_run_on_a_suite_is_evaluated_on_it(minisuite):
     assert mean['value'] == pytest.approx(sum(means) / 4) == scores['mean_return']
     assert mean['interval'][0] < mean['value'] < mean['interval'][1]
     assert all(task['episodes'] == 6 and task['human_normalised'] is None for task in scores['tasks'].values())
+
+
+def test_parameters_that_do_not_fit_the_environment_are_one_line(catch, monkeypatch):
+    """As when an environment has changed since, or is read in another way."""
+    wider = EnvironmentSpec({'board': ArraySpec((9, 5), np.dtype(np.float32))}, 3)
+    monkeypatch.setattr(evaluation.environments, 'spec', lambda config: wider)
+    with pytest.raises(CheckpointError, match='holds another state.*MLPTorso_0/Dense_0/kernel') as error:
+        impala_jax.evaluate(catch, episodes=3)
+    assert '\n' not in str(error.value)
 
 
 def test_a_run_on_a_single_task_is_evaluated_on_all(catch):
