@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from impala_jax.config import ConfigError
+from impala_jax.machine import start_of
 
 LOCK = '.lock'
 _HEARTBEAT_S = 5.0
@@ -120,7 +121,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 def _require_free(path: Path, has_flock: bool) -> None:
     """Raises ConfigError if the process that the file names is alive, though nobody has the flock."""
     holder = _read(path)
-    if holder is None or (holder.host == socket.gethostname() and (has_flock or not _is_alive(holder.pid))):
+    if holder is None or (holder.host == socket.gethostname() and (has_flock or start_of(holder.pid) is None)):
         return
     _logger.warning(
         '%s names %s; waiting %g s for a sign of life, because locks may not cross machines', path, holder, _SILENCE_S
@@ -154,16 +155,6 @@ def _last_touched(path: Path) -> int:
     """Of a file just opened: network file systems answer `stat` from memory."""
     with path.open('rb') as file:
         return os.fstat(file.fileno()).st_mtime_ns
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _touch(descriptor: int, released: threading.Event) -> None:

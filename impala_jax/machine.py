@@ -19,6 +19,15 @@ def num_cores() -> int:
     return max(1, min([cores, *map(math.ceil, _quotas())]))
 
 
+def start_of(process: int) -> str | None:
+    """When a process of this machine started, to tell it from a later one of the same id; None once it has ended."""
+    try:
+        fields = Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in 'ZX' else fields[19]
+
+
 def expand_home(path: str) -> Path | None:
     """`path` with `~` replaced; None where the user has no home directory, as in a container started with a bare id."""
     try:

@@ -8,10 +8,11 @@ import signal
 
 import numpy as np
 import pytest
+import test_runs
 from programs import finish, marked_processes, wait_for
 from test_ablation import small
 from test_lock import files
-from test_runs import REPLAY, SMALL, learned, rows_of, start, train
+from test_runs import ENDLESS, REPLAY, SMALL, learned, rows_of, start, train
 from test_runs import assert_same as assert_same_run
 
 from impala_jax import ablation, checkpoint, config, run
@@ -89,6 +90,18 @@ def test_a_finished_run_repeats_no_row(runtime, tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.glob('*.json*')} == before
 
 
+@pytest.mark.slow
+@pytest.mark.launchpad
+def test_processes_end_with_the_one_that_launched_them(tmp_path):
+    """Otherwise a learner without a launcher goes on beside the next one."""
+    process = start(tmp_path, *ENDLESS, '--runtime', 'launchpad', '--launch-type', 'local_mp')
+    wait_for(lambda: rows_of(tmp_path), process)
+    process.kill()
+    finish(process)
+    wait_for(lambda: not marked_processes(tmp_path), timeout_s=5)
+    train(tmp_path, *ENDLESS, '--runtime', 'threads', '--total-frames', '100')
+
+
 # Replay.
 
 
@@ -102,9 +115,9 @@ def saved_replay(workdir):
     return versions
 
 
-@pytest.mark.parametrize('runtime', RUNTIMES)
+@pytest.mark.parametrize('runtime', test_runs.RUNTIMES, ids=test_runs.IDS)
 def test_replay_is_resumed(runtime, tmp_path):
-    arguments = ['--runtime', runtime, '--learner.batch-size', '8', '--replay.fraction', '0.5', *SMALL[4:]]
+    arguments = [*runtime, '--learner.batch-size', '8', '--replay.fraction', '0.5', *SMALL[4:]]
     arguments += ['--optimizer.schedule', 'constant']
     process = start(tmp_path, '--total-frames', '100000000', *arguments, '--logging.interval-s', '0.1')
     wait_for(lambda: any(row['replay_size'] > 500 for row in rows_of(tmp_path)), process)

@@ -33,7 +33,7 @@ from impala_jax.agent import Agent
 from impala_jax.config import Config, ConfigError
 from impala_jax.inference import InferenceServer
 from impala_jax.learner import LearnerLoop
-from impala_jax.machine import connect_without_proxy
+from impala_jax.machine import connect_without_proxy, start_of
 from impala_jax.metrics import quiet_libraries
 from impala_jax.parameter_store import ParameterStores
 from impala_jax.runtimes import nodes, reverb_actors
@@ -60,6 +60,7 @@ class _Setup(NamedTuple):
     spec: EnvironmentSpec
     workdir: Path
     stop_program: Callable[[], None]
+    launcher: tuple[int, str | None]  # the launching process, and when it started
     notes: Path  # a folder for the nodes' last words, outside the workdir
     suffix: str  # of the names of Reverb's tables, see `reverb_transport.tables`
     inference: InferenceServer | None  # of `local_mt`
@@ -106,7 +107,7 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     connect_without_proxy()
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(sys.argv[:1])
-    flags.FLAGS.lp_termination_notice_secs = _TERMINATION_NOTICE_S
+    flags.FLAGS.lp_termination_notice_secs = _termination_notice_s(config)
     with tempfile.TemporaryDirectory(prefix='impala_jax-') as notes:
         return _run(config, agent, workdir, Path(notes), stop)
 
@@ -116,7 +117,8 @@ def _run(config: Config, agent: Agent, workdir: Path, notes: Path, stop: threadi
     suffix = f'-{secrets.token_hex(8)}'
     stop_program = lp.make_program_stopper(config.launch_type)
     inference = nodes.make_inference(nodes.share(config), agent)
-    setup = _Setup(config, agent.spec, workdir, stop_program, notes, suffix, inference)
+    launcher = (os.getpid(), start_of(os.getpid()))
+    setup = _Setup(config, agent.spec, workdir, stop_program, launcher, notes, suffix, inference)
     program = build_program(setup)
     on_cpu = PythonProcess(env={'JAX_PLATFORMS': 'cpu'})
     in_processes = config.launch_type == 'local_mp'
@@ -135,7 +137,7 @@ def _run(config: Config, agent: Agent, workdir: Path, notes: Path, stop: threadi
             manager.wait(labels, return_on_first_completed=True)
         finally:
             # It counts the seconds it waits on standard output, and kills this process after the last one.
-            with contextlib.redirect_stdout(io.StringIO()), _stuck_threads_are_shown():
+            with contextlib.redirect_stdout(io.StringIO()), _stuck_threads_are_shown(config):
                 manager.stop_and_wait()
     if failure.exists():
         raise NodeFailure(failure.read_text(**_TEXT))
@@ -144,6 +146,11 @@ def _run(config: Config, agent: Agent, workdir: Path, notes: Path, stop: threadi
     if num_updates < config.total_updates and not stop.is_set() and nodes.host() == (0, 1):
         raise NodeFailure('a process of the program died without a Python error; its last words, if any, are above')
     return num_updates
+
+
+def _termination_notice_s(config: Config) -> int:
+    """Time that nodes have to end in; 10,000 trajectories of Atari were saved in 20 s on two cores."""
+    return _TERMINATION_NOTICE_S + (config.replay.capacity // 100 if config.num_replayed else 0)
 
 
 class _ReverbHandle(ReverbHandle):
@@ -178,7 +185,7 @@ class _ReverbNode(lp.ReverbNode):
 
     def _outlive_learner(self) -> None:
         """Waits while the learner reads replay from the server, to save it."""
-        deadline = time.monotonic() + _TERMINATION_NOTICE_S - 5
+        deadline = time.monotonic() + _termination_notice_s(self._setup.config) - 5
         while not (self._setup.notes / _LEARNER_ENDED).exists() and time.monotonic() < deadline:
             time.sleep(0.05)
 
@@ -311,6 +318,7 @@ def _own_process(setup: _Setup) -> Iterator[None]:
     if setup.config.launch_type != 'local_mp':
         yield
         return
+    threading.Thread(target=_end_with, args=setup.launcher, name='launcher watcher', daemon=True).start()
     quiet_libraries()
     allocator.keep_memory()
     compilation_cache.keep_programs()
@@ -321,10 +329,17 @@ def _own_process(setup: _Setup) -> Iterator[None]:
         yield
 
 
+def _end_with(launcher: int, start: str | None) -> None:
+    """Ends this process when the launching one was killed: at once, for another may have the workdir's lock by now."""
+    while start_of(launcher) == start:
+        time.sleep(0.2)
+    os._exit(1)
+
+
 @contextlib.contextmanager
-def _stuck_threads_are_shown() -> Iterator[None]:
+def _stuck_threads_are_shown(config: Config) -> Iterator[None]:
     """Writes where every thread is to standard error before Launchpad kills a process whose nodes do not end."""
-    faulthandler.dump_traceback_later(_TERMINATION_NOTICE_S - 5, file=sys.stderr)
+    faulthandler.dump_traceback_later(_termination_notice_s(config) - 5, file=sys.stderr)
     try:
         yield
     finally:
