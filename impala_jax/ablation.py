@@ -141,7 +141,8 @@ def run_sweep(
     """Runs the cells that are not finished yet, and writes the table of all that are, also when it is interrupted.
 
     A cell's numbers depend neither on the number of processes nor on interruptions: each is a lockstep run on one CPU
-    thread, which goes on from its last checkpoint. (Other runtimes promise no numbers, and take the devices they find.)
+    thread, which goes on from its last checkpoint, or from the start if its environments cannot be saved. (Other
+    runtimes promise no numbers, and take the devices they find.)
 
     Args:
       cells: of `Grid.cells`.
@@ -253,6 +254,8 @@ def _run_cell(cell: Cell, folder: Path, runtime: str) -> None:
         log_file = open(workdir / 'log.txt', 'a', encoding='utf-8', errors='backslashreplace')
         with log_file as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             try:
+                if runtime == 'lockstep':
+                    _remove_partial_checkpoints(workdir)
                 result = run(cell.config, workdir, runtime)
             except Interrupted:
                 raise CellFailed(stopped) from None
@@ -267,6 +270,17 @@ def _run_cell(cell: Cell, folder: Path, runtime: str) -> None:
         shutil.rmtree(workdir / 'checkpoints')  # Thousands of cells would fill a disk.
     finally:
         _cell_runs.clear()
+
+
+def _remove_partial_checkpoints(workdir: Path) -> None:
+    """A run that went on with new episodes would have other numbers."""
+    from impala_jax import checkpoint
+
+    with only_process(workdir):
+        folder = workdir / checkpoint.DIRECTORY
+        if checkpoint.steps(folder) and not checkpoint.holds(workdir, 'runtime/actors'):
+            print('the checkpoint has no environments, which cannot be saved: the cell starts again', flush=True)
+            shutil.rmtree(folder)
 
 
 def _write_results(cells: Sequence[Cell], folder: Path) -> None:

@@ -211,6 +211,15 @@ def check_config(workdir: Path, config: Config) -> None:
         return _require_same_config(path, manifest, config)
 
 
+def holds(workdir: Path, part: str) -> bool:
+    """Whether the newest good checkpoint of a run has leaves below `part`, a path in its state.
+
+    Raises:
+      CheckpointError: there is no good checkpoint.
+    """
+    return any(name.startswith(f'{part}/') for name in _newest_of(workdir, arrays=False).manifest['leaves'])
+
+
 def load_config(workdir: Path) -> Config:
     """The configuration of the newest good checkpoint of a run.
 

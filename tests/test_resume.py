@@ -9,7 +9,7 @@ import signal
 import numpy as np
 import pytest
 import test_runs
-from programs import finish, marked_processes, wait_for
+from programs import ROOT, finish, marked_processes, wait_for
 from test_ablation import small
 from test_lock import files
 from test_runs import ENDLESS, REPLAY, SMALL, learned, rows_of, start, train
@@ -22,6 +22,17 @@ from impala_jax.runtimes import nodes
 from impala_jax.runtimes.nodes import REPLAY as REPLAY_FOLDER
 
 RUNTIMES = ['threads', pytest.param('launchpad', marks=pytest.mark.launchpad)]
+
+
+TORSO = """
+import os
+from flax import linen as nn
+
+class Torso(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(int(os.environ['SIZE']))(x.reshape(len(x), -1))
+"""
 
 
 # What is refused.
@@ -70,6 +81,18 @@ def test_a_refused_resume_changes_nothing(runtime, prepare, message, tmp_path):
     if prepare is not all_damaged and prepare is not shape_of_another_version:
         run(small(total_frames=440), tmp_path, 'lockstep')
         assert [row['frames'] for row in rows_of(tmp_path)] == [200, 400, 440]
+
+
+@pytest.mark.launchpad
+def test_what_only_the_learner_refuses_is_one_line_under_launchpad(tmp_path):
+    (tmp_path / 'torso.py').write_text(TORSO)
+    arguments = [*SMALL, '--runtime', 'launchpad', '--network.torso', 'torso:Torso']
+    path = f'{ROOT}:{tmp_path}'
+    train(tmp_path / 'run', *arguments, environment={'PYTHONPATH': path, 'SIZE': '8'})
+    process = start(tmp_path / 'run', *arguments, environment={'PYTHONPATH': path, 'SIZE': '9'})
+    code, _, stderr = finish(process)
+    (line,) = stderr.splitlines()
+    assert code == 1 and line.startswith('error: checkpoint ') and 'holds another state' in line
 
 
 @pytest.mark.parametrize('runtime', ['threads', 'lockstep'])
@@ -224,6 +247,16 @@ def test_a_cell_that_failed_goes_on_as_the_same_experiment(tmp_path, monkeypatch
     assert checkpoint.steps(folder / checkpoint.DIRECTORY)
     monkeypatch.delenv('FLAKY_AFTER')
     assert ablation.run_sweep(cells, tmp_path / 'sweep', 1).read_text() == unbroken
+
+
+def test_a_cell_whose_environments_cannot_be_saved_starts_again(tmp_path):
+    cell = ablation.Grid({'catch': small(total_frames=400)}, {'seed': (0,)}).cells()[0]
+    workdir = tmp_path / 'cells' / cell.id
+    unbroken = ablation.run_sweep([cell], tmp_path / 'unbroken', 1).read_text()
+    # As one that was stopped, with nothing of the environments in its checkpoint.
+    run(dataclasses.replace(cell.config, total_frames=200), workdir, 'threads')
+    assert ablation.run_sweep([cell], tmp_path, 1).read_text() == unbroken
+    assert 'the cell starts again' in (workdir / 'log.txt').read_text()
 
 
 # Schedules.

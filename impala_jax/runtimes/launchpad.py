@@ -30,6 +30,7 @@ from launchpad.nodes.reverb.node import ReverbHandle
 
 from impala_jax import allocator, compilation_cache
 from impala_jax.agent import Agent
+from impala_jax.checkpoint import CheckpointError
 from impala_jax.config import Config, ConfigError
 from impala_jax.inference import InferenceServer
 from impala_jax.learner import LearnerLoop
@@ -306,9 +307,10 @@ def _failure_stops_program(setup: _Setup) -> Iterator[None]:
     """Writes an exception down, for `run` to raise in the launching process, and stops the program."""
     try:
         yield
-    except BaseException:  # noqa: BLE001
+    except BaseException as error:  # noqa: BLE001
+        has_remedy = isinstance(error, (ConfigError, CheckpointError))
         with contextlib.suppress(FileExistsError), open(setup.notes / _FAILURE, 'x', **_TEXT) as file:
-            file.write(traceback.format_exc())
+            file.write(f'error: {error}' if has_remedy else traceback.format_exc().strip())
         setup.stop_program()
 
 
