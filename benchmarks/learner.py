@@ -56,7 +56,7 @@ def make_trajectories(T: int, B: int) -> Trajectory:
     )
     logits = rng.normal(0, 0.1, [T, B, NUM_ACTIONS]).astype(np.float32)
     zeros: Any = np.zeros([B], np.int32)
-    return Trajectory(steps, logits, (), None, zeros, zeros)  # pyright: ignore[reportArgumentType]
+    return Trajectory(steps, logits, (), None, zeros, zeros, None)  # pyright: ignore[reportArgumentType]
 
 
 def stacked(trajectories: Trajectory) -> TimeStep:

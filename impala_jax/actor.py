@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from impala_jax.agent import Agent, AgentStep
 from impala_jax.environments import VectorEnvironment
 from impala_jax.parameter_store import ParameterStore
 from impala_jax.trajectory_queue import TrajectoryQueue
-from impala_jax.types import Closed, EnvironmentSpec, FrameStacks, PyTree, StepInfo, TimeStep, Trajectory
+from impala_jax.types import FIRST, Closed, EnvironmentSpec, FrameStacks, PyTree, StepInfo, TimeStep, Trajectory
 
 
 class Actor:
@@ -61,6 +62,8 @@ class Actor:
         self._num_steps = 0
         self._state = self._agent.initial_state(self.environment.num_envs)
         self._timestep: TimeStep | None = None
+        self._game_version = np.zeros([self.environment.num_envs], np.int32)
+        self._game_over = np.ones([2, self.environment.num_envs], bool)  # in the two steps before the next unroll
 
     def unroll(self, version: int, params: PyTree) -> Trajectory:
         """Acts for T steps with one set of parameters.
@@ -95,17 +98,30 @@ class Actor:
         self._state = state
         self._timestep = jax.tree.map(np.copy, timestep)  # The environment may reuse its arrays in its next step.
         versions = np.full([self.environment.num_envs], version, np.int32)
-        return buffer.trajectory(initial_state, versions, self._task_ids)
+        info = buffer.info()
+        game_version = self._game_versions(version, buffer.step_type, info)
+        return buffer.trajectory(initial_state, info, versions, self._task_ids, game_version)
 
     def get_state(self) -> bytes:
         """All that is needed to go on bit-identically; NotImplementedError if the environment cannot be saved."""
         state = jax.tree.map(np.asarray, (self._timestep, self._state))
-        return pickle.dumps((self._key, self._num_steps, state, self.environment.get_state()))
+        games = (self._game_version, self._game_over)
+        return pickle.dumps((self._key, self._num_steps, state, games, self.environment.get_state()))
 
     def set_state(self, state: bytes) -> None:
         """Goes on where `get_state` was called."""
-        self._key, self._num_steps, (self._timestep, self._state), environment = pickle.loads(state)
+        self._key, self._num_steps, (self._timestep, self._state), games, environment = pickle.loads(state)
+        self._game_version, self._game_over = games
         self.environment.set_state(environment)
+
+    def _game_versions(self, version: int, step_type: np.ndarray, info: StepInfo) -> np.ndarray:
+        """`Trajectory.game_version`, [T, N], from step types [T + 1, N] and info [T, N]."""
+        over = np.concatenate([self._game_over, info.game_over])
+        # The first action is taken from a FIRST timestep: one step after the game before, or none after a restart.
+        begins = (step_type[:-1] == FIRST) & (over[1:-1] | over[:-2])
+        game_versions = np.where(np.logical_or.accumulate(begins), np.int32(version), self._game_version)
+        self._game_version, self._game_over = game_versions[-1], over[-2:]
+        return game_versions
 
 
 class _Buffer:
@@ -121,10 +137,16 @@ class _Buffer:
         self._write(t + 1, timestep)
         self._rows.append((logits, info))
 
-    def trajectory(self, initial_state: PyTree, version: np.ndarray, task: np.ndarray) -> Trajectory:
-        logits, infos = zip(*self._rows, strict=True)
-        info = StepInfo(*(np.stack(x) for x in zip(*infos, strict=True)))
-        return Trajectory(self._timesteps, np.stack(logits), initial_state, info, version, task)
+    @property
+    def step_type(self) -> np.ndarray:
+        return self._timesteps.step_type
+
+    def info(self) -> StepInfo:
+        return StepInfo(*(np.stack(x) for x in zip(*(info for _, info in self._rows), strict=True)))
+
+    def trajectory(self, initial_state: PyTree, *fields: Any) -> Trajectory:
+        """A Trajectory of these, the last of its fields."""
+        return Trajectory(self._timesteps, np.stack([logits for logits, _ in self._rows]), initial_state, *fields)
 
     def _write(self, row: int, timestep: TimeStep) -> None:
         for buffer, value in zip(self._leaves, jax.tree.leaves(timestep), strict=True):

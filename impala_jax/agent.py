@@ -100,6 +100,7 @@ class Agent:
             info=StepInfo(np.zeros(shape, np.float32), np.zeros(shape, bool), np.zeros(shape, np.int32)),
             version=np.zeros([batch_size], np.int32),
             task=np.zeros([batch_size], np.int32),
+            game_version=np.zeros(shape, np.int32),
         )
 
     def trajectory_structure(self) -> PyTree:

@@ -59,6 +59,7 @@ class Gathered(NamedTuple):
     info: StepInfo  # [T, B]
     version: Array  # [B] int32
     task: Array  # [B] int32
+    game_version: Array  # [T, B] int32
     note: HostNote  # [D]
 
 
@@ -164,7 +165,7 @@ class Learner:
 
     def put(self, trajectories: Trajectory) -> Trajectory:
         """Puts this host's part of a batch, numpy [T + 1, B], on the mesh."""
-        time_major = {'timesteps', 'behaviour_logits', 'info'}
+        time_major = {'timesteps', 'behaviour_logits', 'info', 'game_version'}
         return Trajectory(
             *(
                 self._put(self._time_major if name in time_major else self._batch_major, part)
@@ -251,7 +252,7 @@ class Learner:
             'skipped_updates': state.skipped,
             'skipped_in_a_row': state.skipped_in_a_row,
         }
-        return state, logs, Gathered(batch.info, batch.version, batch.task, note)
+        return state, logs, Gathered(batch.info, batch.version, batch.task, batch.game_version, note)
 
 
 class Prefetcher:
@@ -556,8 +557,8 @@ class LearnerLoop:
         if gathered.note.stop.any():
             return False
         if self._keeps_files:
-            info, version, task = _columns(gathered, self._fresh_first)
-            self._stats.add_batch(info, self.num_updates - version, self._config.num_fresh, task)
+            info, version, task, game_version = _columns(gathered, self._fresh_first)
+            self._stats.add_batch(info, self.num_updates - version, self._config.num_fresh, task, game_version)
             self._stats.add_wait(float(gathered.note.waited_s.max()))
         self.params, self._logs = params, logs
         self.num_updates += 1
@@ -584,7 +585,7 @@ class LearnerLoop:
             self._state = self._learner.restore(
                 copied['learner']._replace(num_updates=own.num_updates, skipped=own.skipped)
             )
-            self._stats.forget_returns()
+            self._stats.forget_returns(self.num_updates)
         self._evolved = True
 
     def _check_finite(self) -> None:
@@ -625,9 +626,10 @@ def _fresh_first(config: Config, num_hosts: int) -> np.ndarray:
     return np.argsort(replayed >= config.num_fresh // num_hosts, kind='stable')
 
 
-def _columns(gathered: Gathered, order: np.ndarray) -> tuple[StepInfo, np.ndarray, np.ndarray]:
-    """Info, version and task of the trajectories in this order."""
-    return StepInfo(*(x[:, order] for x in gathered.info)), gathered.version[order], gathered.task[order]
+def _columns(gathered: Gathered, order: np.ndarray) -> tuple[StepInfo, np.ndarray, np.ndarray, np.ndarray]:
+    """Info, version, task and game_version of the trajectories in this order."""
+    info = StepInfo(*(x[:, order] for x in gathered.info))
+    return info, gathered.version[order], gathered.task[order], gathered.game_version[:, order]
 
 
 def _to_metric(name: str, value: Array) -> float | Histogram:

@@ -68,6 +68,7 @@ class LearnerStats:
         self.episodes = 0  # of the whole run
         self._recent: deque[float] = deque(maxlen=_RECENT_EPISODES)
         self._restarts = 0  # of the whole run
+        self._first_version = 0
         self._row_returns: list[float] = []
         self._tasks = tasks
         self._task_recent: list[deque[float]] = [deque(maxlen=_RECENT_EPISODES) for _ in tasks]
@@ -77,7 +78,14 @@ class LearnerStats:
         self._row_wait_s = 0.0
         self._row_start = time.monotonic()
 
-    def add_batch(self, info: StepInfo, lag: np.ndarray, num_fresh: int, task: np.ndarray | None = None) -> None:
+    def add_batch(
+        self,
+        info: StepInfo,
+        lag: np.ndarray,
+        num_fresh: int,
+        task: np.ndarray | None = None,
+        game_version: np.ndarray | None = None,
+    ) -> None:
         """Counts a batch.
 
         Args:
@@ -85,11 +93,14 @@ class LearnerStats:
           lag: [B] updates between the parameters that acted and those that learn.
           num_fresh: the first this many of the batch are new, the others are replayed: they were counted before.
           task: [B] int32, the tasks' ids; needed where there are tasks.
+          game_version: [T, B] int32, as in `Trajectory`; None: all returns count.
         """
         returns = np.asarray(info.episode_return, np.float64)[:, :num_fresh]
         did_end = np.asarray(info.episode_ended)[:, :num_fresh]
+        self.episodes += int(did_end.sum())
+        if game_version is not None:
+            did_end = did_end & (game_version[:, :num_fresh] >= self._first_version)
         ended = returns[did_end].tolist()
-        self.episodes += len(ended)
         self._recent.extend(ended)
         self._row_returns.extend(ended)
         for task_id, (recent, row_returns) in enumerate(zip(self._task_recent, self._task_row_returns, strict=True)):
@@ -113,8 +124,12 @@ class LearnerStats:
         full = all(len(recent) == _RECENT_EPISODES for recent in windows)
         return [float(np.mean(recent)) for recent in windows] if full else None
 
-    def forget_returns(self) -> None:
-        """Begins anew with the returns: from here on, other parameters act."""
+    def forget_returns(self, version: int = 0) -> None:
+        """Drops all returns, and those to come of games that began with parameters older than `version`.
+
+        Such games are still under way, or wait in the queue.
+        """
+        self._first_version = version
         for returns in (self._recent, self._row_returns, *self._task_recent, *self._task_row_returns):
             returns.clear()
 
@@ -164,6 +179,7 @@ class LearnerStats:
         return {
             **({'tasks': tasks} if tasks else {}),
             'counts': np.array([self.episodes, self._restarts], np.int64),
+            'first_version': np.array(self._first_version, np.int64),
             'recent': np.array(self._recent, np.float64),
             'row_returns': np.array(self._row_returns, np.float64),
             'row_lags': _joined(self._row_lags),
@@ -176,6 +192,7 @@ class LearnerStats:
             self._task_recent[i] = deque(state['tasks'][str(i)]['recent'].tolist(), maxlen=_RECENT_EPISODES)
             self._task_row_returns[i] = state['tasks'][str(i)]['row_returns'].tolist()
         self.episodes, self._restarts = (int(count) for count in state['counts'])
+        self._first_version = int(state.get('first_version', 0))  # Older checkpoints lack it.
         self._recent = deque(state['recent'].tolist(), maxlen=_RECENT_EPISODES)
         self._row_returns = state['row_returns'].tolist()
         self._row_lags = [state['row_lags']] if state['row_lags'].size else []

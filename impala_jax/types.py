@@ -75,6 +75,11 @@ class StepInfo(NamedTuple):
     episode_ended: Array  # bool, whether a game ended on arriving here
     restarts: Array  # int32, 1 where the environment failed and was rebuilt in this step, else 0
 
+    @property
+    def game_over(self) -> Array:
+        """bool, whether another game begins after this step."""
+        return self.episode_ended | (self.restarts > 0)
+
 
 class Trajectory(NamedTuple):
     """T transitions of B environments, time-major."""
@@ -85,6 +90,7 @@ class Trajectory(NamedTuple):
     info: StepInfo  # [T, B], of the arrivals at timesteps 1 to T, so that each is counted once
     version: Array  # [B] int32, the version of the parameters that acted
     task: Array  # [B] int32, the task's id: its place in `EnvironmentSpec.tasks`; 0 in a single environment
+    game_version: Array  # [T, B] int32, the version that took the first action of the game that action t belongs to
 
     @property
     def actions(self) -> Array:

@@ -33,7 +33,7 @@ def make_data(on_policy=False):
     )
     behaviour = logits[:-1] if on_policy else 2 * rng.randn(T, B, A).astype(np.float32)
     info = StepInfo(np.zeros([T, B], np.float32), np.zeros([T, B], bool), np.zeros([T, B], np.int32))
-    trajectory = Trajectory(timesteps, behaviour, (), info, np.zeros([B], np.int32), np.zeros([B], np.int32))
+    trajectory = Trajectory(timesteps, behaviour, (), info, np.zeros([B], np.int32), np.zeros([B], np.int32), None)
     return NetworkOutput(logits, rng.randn(T + 1, B).astype(np.float32)), trajectory
 
 

@@ -58,6 +58,7 @@ def make_batch(seed=0, version=0):
         info=StepInfo(np.zeros([T, B], np.float32), np.zeros([T, B], bool), np.zeros([T, B], np.int32)),
         version=np.full([B], version, np.int32),
         task=np.zeros([B], np.int32),
+        game_version=np.full([T, B], version, np.int32),
     )
 
 

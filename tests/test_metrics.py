@@ -103,6 +103,27 @@ def test_each_row_counts_what_ended_since_the_last():
     assert not {'policy_lag_mean', 'policy_lag_min', 'policy_lag_max'} & set(stats.row())
 
 
+def test_returns_of_older_parameters_do_not_count():
+    """Games of those that were replaced go on, and wait in the queue."""
+    stats = LearnerStats(('a', 'b'))
+    task = np.array([0, 1, 1], np.int32)
+    began = np.full([4, 3], 6, np.int32)
+    stats.add_batch(info(3.0, -1.0), np.zeros(3), 3, task, began)
+    stats.forget_returns(7)
+    assert stats.row()['episodes'] == 2
+    resumed = LearnerStats(('a', 'b'))
+    resumed.restore(stats.state())
+    for counts in (stats, resumed):
+        counts.add_batch(info(8.0, 9.0, 10.0), np.zeros(3), 3, task, began)
+        assert not {'episode_return', 'episode_return_last_100', 'episode_return/b'} & set(counts.row())
+        began[0] = [6, 7, 8]
+        counts.add_batch(info(8.0, 9.0, 10.0), np.zeros(3), 3, task, began)
+        row = counts.row()
+        assert (row['episodes'], row['episode_return'], row['episode_return/b']) == (8, 9.5, 9.5)
+        assert 'episode_return/a' not in row
+        began[0] = 6
+
+
 def test_running_mean_is_of_the_last_100():
     stats = LearnerStats()
     stats.add_batch(info(*[1000.0] * 50, *range(100), shape=(20, 10)), np.zeros(10), 10)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import impala_jax
-from impala_jax import checkpoint, pbt
+from impala_jax import checkpoint, learner, pbt
 from impala_jax import config as config_lib
 from impala_jax.checkpoint import Checkpointer
 from impala_jax.config import (
@@ -289,6 +289,31 @@ def test_a_member_of_threads_copies_too(good, tmp_path):
     rows = read_rows(population / 'member_00' / 'pbt.jsonl')
     assert any(row.get('copied') for row in rows)
     assert learner_state(population, 0).metadata['pbt']['fitness'] > rows[1]['fitness'] + 0.3
+
+
+def test_only_games_of_the_copy_count(good, tmp_path, monkeypatch):
+    """Not those of the parameters it replaced, which acted for a lag of 20 updates and in games under way."""
+    counted = []
+
+    class Recorded(LearnerStats):
+        def add_batch(self, info, lag, num_fresh, task=None, game_version=None):
+            before = len(self._row_returns)
+            super().add_batch(info, lag, num_fresh, task, game_version)
+            versions = game_version[info.episode_ended]
+            counted.append((self._first_version, versions, len(self._row_returns) - before))
+
+    monkeypatch.setattr(learner, 'LearnerStats', Recorded)
+    bad = config_lib.replace(SMALL, {'pbt.learning_rate': (1e-12, 1e-12), 'pbt.mutation_probability': 0.0})
+    population = copy_of(good, tmp_path)
+    # Unrolls of a third of a game.
+    run_member(population, 0, bad, policy_lag=20, total_frames=3500, **{'learner.unroll_length': 3})
+    [copied] = [row for row in read_rows(population / 'member_00' / 'pbt.jsonl') if row.get('copied')]
+    first = copied['frames'] // 12
+    assert [version for version, _, _ in counted] == [0] * first + [first] * (len(counted) - first)
+    assert all(count == (versions >= first).sum() for _, versions, count in counted[first:])
+    old = sum(len(versions) - count for _, versions, count in counted[first:])
+    assert old >= 4 * 6, old  # Six games in the lag, of each of four environments.
+    assert sum(count for _, _, count in counted[first:]) > 20
 
 
 def test_the_copy_is_exact(good, tmp_path):

@@ -43,7 +43,7 @@ def make_trajectories(first, number):
     info = StepInfo(np.zeros([T, number], np.float32), np.zeros([T, number], bool), np.zeros([T, number], np.int32))
     version = np.arange(first, first + number, dtype=np.int32)
     logits = rng.normal(size=[T, number, 3]).astype(np.float32)
-    return Trajectory(timesteps, logits, state, info, version, task=version % 7)
+    return Trajectory(timesteps, logits, state, info, version, version % 7, version + np.zeros([T, 1], np.int32))
 
 
 def leaves_of(trajectory, i):

@@ -124,7 +124,9 @@ def learned(trajectory: Trajectory, values=None, logits=None, vtrace=VTraceConfi
     config = LossConfig(**({'baseline_cost': 1.0, 'entropy_cost': entropy_cost, 'reward_clip': 'none'} | loss))
 
     output = NetworkOutput(jnp.asarray(logits), jnp.asarray(values))
-    gradient = loss_gradient(output, trajectory._replace(info=None, version=None, task=None), config, vtrace)
+    gradient = loss_gradient(
+        output, trajectory._replace(info=None, version=None, task=None, game_version=None), config, vtrace
+    )
     gradient = jax.tree.map(np.array, gradient)
     # The values at T are only bootstrapped from, and the logits there are not used at all.
     np.testing.assert_array_equal(gradient.logits[-1], 0)
@@ -158,11 +160,37 @@ def cut(trajectory, start, stop):
         timesteps=jax.tree.map(lambda x: x[start : stop + 1], trajectory.timesteps),
         behaviour_logits=trajectory.behaviour_logits[start:stop],
         info=jax.tree.map(lambda x: x[start:stop], trajectory.info),
+        game_version=trajectory.game_version[start:stop],
     )
 
 
 def assert_close(actual, expected, atol=1e-5):
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=atol)
+
+
+@pytest.mark.parametrize('unroll_length', [1, 3, 4, 5, 11])
+def test_who_began_a_game(unroll_length, monkeypatch):
+    """The version is that of its first action, however many trajectories later it ends."""
+    environment, made = make_counting(num_envs=3)
+    monkeypatch.setattr(environment, 'get_state', lambda: b'')
+    monkeypatch.setattr(environment, 'set_state', lambda state: None)
+    actor, params = make_actor(environment, unroll_length)
+    versions = 100 + 7 * np.arange(40)
+    trajectories = []
+    for version in versions:
+        if len(trajectories) == 5:  # Between two unrolls.
+            state = actor.get_state()
+            actor.reset(1)
+            actor.set_state(state)
+        trajectories.append(actor.unroll(int(version), params))
+    ended = np.concatenate([trajectory.info.episode_ended for trajectory in trajectories])
+    game_version = np.concatenate([trajectory.game_version for trajectory in trajectories])
+    assert game_version.dtype == np.int32
+    for i in range(len(made)):
+        period = 4 + i + 1  # Between two games is a step whose action is ignored.
+        starts = np.arange(ended[:, i].sum()) * period
+        np.testing.assert_array_equal(np.flatnonzero(ended[:, i]), starts + period - 2)
+        np.testing.assert_array_equal(game_version[ended[:, i], i], versions[starts // unroll_length])
 
 
 def test_reward_is_not_one_step_late():
@@ -305,7 +333,7 @@ def off_policy(T=6, B=40, seed=0):
         normal(T + 1, B, 1),
         rng.randint(A, size=(T + 1, B)).astype(np.int32),
     )
-    trajectory = Trajectory(timesteps, normal(T, B, A), (), None, None, None)  # pyright: ignore[reportArgumentType]
+    trajectory = Trajectory(timesteps, normal(T, B, A), (), None, None, None, None)  # pyright: ignore[reportArgumentType]
     return trajectory, normal(T + 1, B, A), normal(T + 1, B)
 
 
