@@ -232,6 +232,13 @@ class PopArtConfig:
         )
 
 
+_EPSILONS = {'rmsprop': 0.01, 'adam': 1e-8}
+
+
+class _NotSet(float):
+    """The chosen optimiser's own epsilon: where another one is chosen later, as on the command line, that one's."""
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """The optimiser; the learning rate belongs to a SUMMED loss and to TensorFlow's RMSProp."""
@@ -243,8 +250,9 @@ class OptimizerConfig:
     schedule_frames: int | None = None
     """Environment frames over which linear schedules, also that of the entropy cost, fall to 0; None: `total_frames`.
     Set it where `total_frames` will be raised later: otherwise the schedules jump back at that resume."""
-    epsilon: float = 0.01
-    """RMSProp's stands inside the square root, as TensorFlow's does; Adam's outside."""
+    epsilon: float = _NotSet(_EPSILONS['rmsprop'])
+    """RMSProp's stands inside the square root, as TensorFlow's does; Adam's outside, and where it is not set, it is
+    1e-8."""
     decay: float = 0.99
     """RMSProp's decay; its accumulator starts at 1, as TensorFlow's does."""
     momentum: float = 0.0
@@ -256,6 +264,9 @@ class OptimizerConfig:
     """The gradient's global norm is clipped to this; inf for no clipping."""
 
     def __post_init__(self):
+        _require(self.name in _EPSILONS, f'unknown optimizer.name {self.name!r}; {closest(self.name, _EPSILONS)}')
+        if isinstance(self.epsilon, _NotSet):
+            object.__setattr__(self, 'epsilon', _NotSet(_EPSILONS[self.name]))
         _require_positive(
             'optimizer', learning_rate=self.learning_rate, epsilon=self.epsilon, max_grad_norm=self.max_grad_norm
         )

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import math
+import pickle
 
 import pytest
+import tyro
 
 from impala_jax import config as config_lib
 from impala_jax.config import (
@@ -23,6 +25,7 @@ from impala_jax.config import (
     ReplayConfig,
     VTraceConfig,
 )
+from impala_jax.pbt import Hyperparameters
 
 OTHER = Config(
     total_frames=1000,
@@ -34,6 +37,42 @@ OTHER = Config(
     learner=LearnerConfig(num_devices=4, queue_capacity=64),
     policy_lag=2,
 )
+
+
+@pytest.mark.parametrize(
+    ('optimizer', 'epsilon'),
+    [
+        (OptimizerConfig(), 0.01),
+        (OptimizerConfig('adam'), 1e-8),
+        (OptimizerConfig('adam', epsilon=0.01), 0.01),
+        (dataclasses.replace(OptimizerConfig(), name='adam'), 1e-8),
+        (dataclasses.replace(OptimizerConfig('adam'), name='rmsprop'), 0.01),
+        (dataclasses.replace(OptimizerConfig(epsilon=0.01), name='adam'), 0.01),
+        (pickle.loads(pickle.dumps(OptimizerConfig('adam'))), 1e-8),
+    ],
+)
+def test_each_optimizer_has_an_epsilon_of_its_own(optimizer, epsilon):
+    config = Config(optimizer=optimizer)
+    assert optimizer.epsilon == epsilon
+    assert config_lib.get(config, 'optimizer.epsilon') == Hyperparameters.of(config).epsilon == epsilon
+    written = json.loads(json.dumps(config_lib.to_dict(config)))
+    assert written['optimizer']['epsilon'] == epsilon and config_lib.from_dict(written) == config
+
+
+def test_epsilon_on_the_command_line():
+    config = tyro.cli(Config, default=Config(), args=['--optimizer.name', 'adam'])
+    assert config.optimizer == OptimizerConfig('adam', epsilon=1e-8)
+    config = tyro.cli(Config, default=Config(), args=['--optimizer.name', 'adam', '--optimizer.epsilon', '0.01'])
+    assert config.optimizer == OptimizerConfig('adam', epsilon=0.01)
+
+
+def test_a_run_with_another_epsilon_resumes_where_it_is_stated():
+    """One from when Adam, too, had .01."""
+    before = config_lib.from_dict({'optimizer': {'name': 'adam', 'epsilon': 0.01}})
+    assert config_lib.differences(before, Config(optimizer=OptimizerConfig('adam'))) == [
+        'optimizer.epsilon: 0.01 in the checkpoint, 1e-08 now'
+    ]
+    assert not config_lib.differences(before, Config(optimizer=OptimizerConfig('adam', epsilon=0.01)))
 
 
 @pytest.mark.parametrize('config', [Config(), OTHER])
