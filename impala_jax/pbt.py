@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from impala_jax import checkpoint
+from impala_jax import checkpoint, seeds
 from impala_jax import config as config_lib
 from impala_jax.checkpoint import CheckpointError
 from impala_jax.config import Config, ConfigError, PBTConfig
@@ -91,9 +91,9 @@ def member_config(config: Config, index: int) -> Config:
 
     The same whenever and wherever it is asked for, so that a member can be restarted.
     """
-    seeds = np.random.SeedSequence([config.seed, 3, index])
-    first = draw(config.pbt, np.random.default_rng(seeds))
-    values = {'pbt.member': index, 'seed': int(seeds.generate_state(1)[0] % 2**31)}
+    entropy = (config.seed, 5, index)  # 0 to 4 are roles within a run: `runtimes.nodes`.
+    first = draw(config.pbt, np.random.default_rng(seeds.sequence(*entropy)))
+    values = {'pbt.member': index, 'seed': seeds.derived_seed(*entropy)}
     return config_lib.replace(config, values | dict(zip(_FIELDS, first, strict=True)))
 
 
@@ -195,7 +195,7 @@ class Member:
         """
         config = self._config.pbt
         # Without a state of its own to save: a member that was killed and repeats a comparison draws the same.
-        rng = np.random.default_rng([self._config.seed, frames])
+        rng = np.random.default_rng(seeds.sequence(self._config.seed, frames))
         others = [path for path in members(self._workdir.parent) if path.name != self._workdir.name]
         row: dict[str, Any] = {'fitness': fitness}
         copied = None

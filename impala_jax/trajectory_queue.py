@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from impala_jax import seeds
 from impala_jax.types import Closed, PyTree, Trajectory
 
 # The fields of a Trajectory that are [B, ...] and not [T, B, ...].
@@ -132,7 +133,7 @@ class Replay:
             return fresh
         for item in _split(fresh):
             self._add(item)
-        random = np.random.default_rng([self._seed, self._num_batches])
+        random = np.random.default_rng(seeds.sequence(self._seed, self._num_batches))
         self._num_batches += 1
         indices = random.integers(len(self._items), size=self._num_samples)
         return concatenate([fresh, *(self._items[i] for i in indices)])

@@ -10,6 +10,7 @@ import numpy as np
 from dm_env import specs
 
 from impala_jax.config import ConfigError
+from impala_jax.seeds import derived_seed  # noqa: F401 - used by the vectors of environments
 from impala_jax.types import ArraySpec, EnvironmentSpec, PyTree, StepInfo, TimeStep
 
 
@@ -135,11 +136,6 @@ def require_same_spec(name: str, first: EnvironmentSpec, index: int, other: Envi
     """Raises ConfigError unless environment `index` has the same spec as environment 0."""
     if first != other:
         raise ConfigError(f'the environments of {name!r} differ: number 0 has {first}, number {index} has {other}')
-
-
-def derived_seed(*entropy: int) -> int:
-    """A seed in [0, 2**31), independent of that of any other `entropy`."""
-    return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
 
 
 def check_actions(actions: np.ndarray, num_envs: int, num_actions: int) -> np.ndarray:

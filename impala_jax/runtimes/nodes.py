@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from impala_jax import environments
+from impala_jax import environments, seeds
 from impala_jax.actor import Actor, run_actor
 from impala_jax.agent import Agent, AgentStep
 from impala_jax.checkpoint import Checkpointer, CheckpointError
@@ -105,7 +105,7 @@ def share(config: Config) -> Config:
 
 def node_seed(config: Config, *path: int) -> int:
     """An independent seed in [0, 2**31) for the node at `path` (role, index, ...)."""
-    return int(np.random.SeedSequence([config.seed, *path]).generate_state(1)[0] % 2**31)
+    return seeds.derived_seed(config.seed, *path)
 
 
 def make_actor(config: Config, agent: Agent, index: int, version: int = 0, infer: Infer = None) -> Actor:
