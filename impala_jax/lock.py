@@ -82,7 +82,8 @@ def only_process(folder: Path, option: str = '--workdir') -> Iterator[None]:
         finally:
             released.set()
             heartbeat.join()
-            path.unlink(missing_ok=True)  # While it is locked: a process that waits to open it finds another file.
+            if _is_at(path, descriptor):
+                path.unlink()  # While it is locked: a process that has opened it before finds another file there.
             if is_new:
                 with contextlib.suppress(OSError):
                     path.parent.rmdir()  # Empty after a start that was refused.

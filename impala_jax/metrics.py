@@ -28,7 +28,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from impala_jax import config as config_lib
 from impala_jax.config import Config, ConfigError
-from impala_jax.machine import open_standard_streams
+from impala_jax.machine import expand_home, open_standard_streams
 from impala_jax.types import StepInfo
 
 Number = float | int | np.number
@@ -505,6 +505,8 @@ def print_summary(workdir: Path, console: Console | None = None) -> None:
 def quiet_libraries() -> None:
     """Silences the chatter of other libraries but none of their errors; call it before they are imported."""
     open_standard_streams()
+    if expand_home('~') is None:
+        os.environ.setdefault('KERAS_HOME', os.devnull)  # Keras, which Reverb imports, would make a folder named `~`.
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # TensorFlow and XLA: errors only
     os.environ.setdefault('GRPC_VERBOSITY', 'ERROR')
     os.environ.setdefault('GLOG_minloglevel', '2')

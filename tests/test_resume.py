@@ -121,7 +121,7 @@ def test_processes_end_with_the_one_that_launched_them(tmp_path):
     wait_for(lambda: rows_of(tmp_path), process)
     process.kill()
     finish(process)
-    wait_for(lambda: not marked_processes(tmp_path), timeout_s=5)
+    wait_for(lambda: not marked_processes(tmp_path), timeout_s=20)
     train(tmp_path, *ENDLESS, '--runtime', 'threads', '--total-frames', '100')
 
 
