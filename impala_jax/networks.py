@@ -20,15 +20,23 @@ import numpy as np
 from impala_jax import frame_stacks, layers
 from impala_jax.config import ConfigError, NetworkConfig
 from impala_jax.layers import Conv
-from impala_jax.types import FIRST, INSTRUCTION, Array, ArraySpec, EnvironmentSpec, FrameStacks, PyTree, TimeStep
+from impala_jax.types import (
+    FIRST,
+    INSTRUCTION,
+    Array,
+    ArraySpec,
+    EnvironmentSpec,
+    FrameStacks,
+    PyTree,
+    TimeStep,
+    image_axes,
+)
 
 MAX_CATEGORIES = 2**20
 """Values of a category, and word ids, at most: each has a row of an embedding, and so of the optimiser's state."""
 
 # The smallest image side each torso can take.
 _IMAGE_TORSOS = {'shallow': 20, 'shallow_atari': 36, 'deep': 8}
-# Two neighbouring axes at least this long, all others at most that, are height, width and channels in any order.
-_MIN_SIDE, _MAX_CHANNELS = 20, 16
 
 
 class Reading(NamedTuple):
@@ -323,19 +331,6 @@ def _read_leaf(config: NetworkConfig, path: tuple[Any, ...], leaf: ArraySpec) ->
             f'shape {leaf.shape}; give [height, width, channels], or try --network.torso mlp'
         )
     return Reading(name, 'mlp', scale=scale)
-
-
-def image_axes(shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The axes of height, width and channels of what looks like an image; None for what does not.
-
-    Two neighbouring axes of at least 20 are height and width if no other axis is longer than 16: in [84, 84], as in
-    [4, 84, 84], [84, 84, 3] and [4, 84, 84, 3]. Otherwise the last of three axes is that of the channels.
-    """
-    for i in range(len(shape) - 1):
-        others = (*range(i), *range(i + 2, len(shape)))
-        if min(shape[i : i + 2]) >= _MIN_SIDE and all(shape[axis] <= _MAX_CHANNELS for axis in others):
-            return (i, i + 1, *others)
-    return (0, 1, 2) if len(shape) == 3 else None
 
 
 def _scale(config: NetworkConfig, name: str, leaf: ArraySpec) -> float:

@@ -24,6 +24,9 @@ INSTRUCTION = 'instruction'
 """The key of an instruction in an observation that is a dict: word ids, [words] int32, then zeros."""
 
 
+_MIN_SIDE, _MAX_CHANNELS = 20, 16
+
+
 class ArraySpec(NamedTuple):
     """Shape and dtype of one leaf of an observation, without batch dimensions."""
 
@@ -36,6 +39,19 @@ class ArraySpec(NamedTuple):
     """Smallest and greatest value of integers; None where the environment states only what the dtype does."""
     num_values: int | None = None
     """Of a category, a scalar int32 from 0 to `num_values` - 1 whose order means nothing; None for numbers."""
+
+
+def image_axes(shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The axes of height, width and channels of what looks like an image; None for what does not.
+
+    Two neighbouring axes of at least 20 are height and width if no other axis is longer than 16: in [84, 84], as in
+    [4, 84, 84], [84, 84, 3] and [4, 84, 84, 3]. Otherwise the last of three axes is that of the channels.
+    """
+    for i in range(len(shape) - 1):
+        others = (*range(i), *range(i + 2, len(shape)))
+        if min(shape[i : i + 2]) >= _MIN_SIDE and all(shape[axis] <= _MAX_CHANNELS for axis in others):
+            return (i, i + 1, *others)
+    return (0, 1, 2) if len(shape) == 3 else None
 
 
 class EnvironmentSpec(NamedTuple):

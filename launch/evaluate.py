@@ -42,8 +42,11 @@ def evaluate() -> None:
         played = arguments.suite or checkpoint.load_config(arguments.workdir).environment.name
         if played not in suites.SUITES:
             raise ConfigError(f'--plot draws the scores of a suite, and {played!r} is none; add --suite')
-    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
-        raise ConfigError(f'--json {arguments.json}: there is no directory {arguments.json.absolute().parent}')
+    if arguments.json is not None:
+        if not arguments.json.absolute().parent.is_dir():
+            raise ConfigError(f'--json {arguments.json}: there is no directory {arguments.json.absolute().parent}')
+        if arguments.json.is_dir():
+            raise ConfigError(f'--json {arguments.json}: there is a directory of this name; give a file')
 
     scores, recording = play(
         arguments.workdir,

@@ -179,6 +179,7 @@ def test_evaluate_bad_input(call, finished, tmp_path):
         (['--workdir', finished, '--video', tmp_path / 'a.avi'], '.mp4 or .gif'),
         (['--workdir', finished, '--video', tmp_path / 'no' / 'a.mp4'], 'no directory'),
         (['--workdir', finished, '--json', tmp_path / 'no' / 'a.json'], 'no directory'),
+        (['--workdir', finished, '--json', tmp_path], 'there is a directory of this name'),
         (['--workdir', finished, '--greeedy'], '--greeedy'),
     ):
         status, _, reason = call('evaluate', *arguments)

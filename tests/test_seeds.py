@@ -7,8 +7,8 @@ import pytest
 
 from impala_jax import pbt, seeds
 from impala_jax.config import Config
-from impala_jax.environments.base import derived_seed
 from impala_jax.runtimes.nodes import node_seed
+from impala_jax.seeds import derived_seed
 
 
 def test_no_two_paths_share_a_seed():

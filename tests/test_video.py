@@ -13,6 +13,7 @@ import pytest
 import impala_jax
 from impala_jax import environments
 from impala_jax.config import ConfigError, EnvironmentConfig
+from impala_jax.environments import base
 from impala_jax.environments.serial import SerialVectorEnvironment
 from impala_jax.video import Recording, VideoError, check_video
 
@@ -51,6 +52,27 @@ def test_pictures_of_any_kind_are_taken(monkeypatch, kind, size, value):
     for frame in recording.frames:
         assert frame.shape == (*size, 3) and frame.dtype == np.uint8
         assert value is None or (frame == value).all()
+
+
+@pytest.mark.parametrize('colours', [1, 3])
+@pytest.mark.parametrize('frames', [0, 4])
+def test_observations_are_pictures_wherever_their_channels_are(frames, colours):
+    """Of stacked frames the newest one."""
+    grey = colours == 1
+    image = np.random.RandomState(0).randint(0, 256, [40, 30, colours]).astype(np.uint8)
+    expected = np.repeat(image, 3, axis=-1) if grey else image
+    if frames:
+        stack = np.stack([*np.zeros([frames - 1, *image.shape], np.uint8), image])
+        seen = [stack, stack.transpose(0, 3, 1, 2)] + (
+            [stack[..., 0], stack[..., 0].transpose(1, 2, 0)] if grey else []
+        )
+    else:
+        seen = [image, image.transpose(2, 0, 1)] + ([image[..., 0]] if grey else [])
+    for observation in seen:
+        np.testing.assert_array_equal(base.picture(observation, 40, 30), expected)
+    for shape in ((5,), (1, 7), (6, 7, 8, 9)):
+        with pytest.raises(NotImplementedError, match='is no picture'):
+            base.picture(np.zeros(shape))
 
 
 @pytest.mark.parametrize(

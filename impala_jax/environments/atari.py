@@ -9,6 +9,7 @@ import numpy as np
 
 from impala_jax.config import ConfigError, EnvironmentConfig, closest
 from impala_jax.environments import base
+from impala_jax.seeds import derived_seed
 from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec, StepInfo, TimeStep
 
 _MAX_FRAMES = 108_000  # half an hour of play, after which a game is truncated
@@ -80,7 +81,7 @@ class AtariVectorEnvironment:
         full_action_space = not paper if config.full_action_space is None else config.full_action_space
         self.num_envs = num_envs
         self._episodes_are_lives = paper and not evaluation
-        self._seeds = np.array([base.derived_seed(seed, i) for i in range(num_envs)])
+        self._seeds = np.array([derived_seed(seed, i) for i in range(num_envs)])
         self._emulator: Any = AtariVectorEnv(
             game,
             num_envs,

@@ -10,8 +10,7 @@ import numpy as np
 from dm_env import specs
 
 from impala_jax.config import ConfigError
-from impala_jax.seeds import derived_seed  # noqa: F401 - used by the vectors of environments
-from impala_jax.types import ArraySpec, EnvironmentSpec, PyTree, StepInfo, TimeStep
+from impala_jax.types import ArraySpec, EnvironmentSpec, PyTree, StepInfo, TimeStep, image_axes
 
 
 class EnvironmentFailure(RuntimeError):
@@ -213,7 +212,9 @@ def rendered(value: Any, name: str) -> np.ndarray:
 
 
 def picture(observation: np.ndarray, height: int = 320, width: int | None = None) -> np.ndarray:
-    """An observation that is an image, [H, W] or [H, W, C], as [height, width, 3] uint8.
+    """An observation that is an image (see `image_axes`; [H, W] of any size), as [height, width, 3] uint8.
+
+    Of stacked frames the newest is shown, which is the last one.
 
     Without `width` the proportions stay, but for a width that divides by 16, as video codecs want it.
 
@@ -221,8 +222,12 @@ def picture(observation: np.ndarray, height: int = 320, width: int | None = None
       NotImplementedError: it is no image.
     """
     image = np.asarray(observation)
-    if image.ndim == 3 and image.shape[-1] != 3:
-        image = image[..., -1]  # the newest of stacked grey frames
+    axes = image_axes(image.shape)
+    if axes is not None:
+        image = image.transpose(axes)
+        coloured = image.ndim > 2 and image.shape[-1] == 3
+        image = image.reshape(*image.shape[:2], -1)[..., -3 if coloured else -1 :]
+        image = image if coloured else image[..., 0]
     if image.ndim not in (2, 3) or min(image.shape[:2]) < 2:
         raise NotImplementedError(f'an observation of shape {np.shape(observation)} is no picture')
     if image.dtype != np.uint8:

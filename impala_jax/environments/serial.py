@@ -13,6 +13,7 @@ import numpy as np
 
 from impala_jax.config import ConfigError
 from impala_jax.environments import base, observations
+from impala_jax.seeds import derived_seed
 from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec, StepInfo, TimeStep
 
 _logger = logging.getLogger(__name__)
@@ -184,7 +185,7 @@ class SerialVectorEnvironment:
         self._close_environments()
 
     def _build(self, i: int) -> dm_env.Environment:
-        return self._factory(base.derived_seed(*self._entropy[i], self._builds[i] - 1))
+        return self._factory(derived_seed(*self._entropy[i], self._builds[i] - 1))
 
     def _begin(self, i: int, arrays: list[np.ndarray]) -> None:
         """Resets environment i, and writes its observation."""

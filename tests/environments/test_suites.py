@@ -6,7 +6,7 @@ import pytest
 from impala_jax import environments
 from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import suites
-from impala_jax.environments.base import derived_seed
+from impala_jax.seeds import derived_seed
 from impala_jax.types import ArraySpec, EnvironmentSpec
 
 MINISUITE = EnvironmentConfig('minisuite')
