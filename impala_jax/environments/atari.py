@@ -50,6 +50,34 @@ def game_name(name: str) -> str:
     return known[plain]
 
 
+class _NoopStarts:
+    """An AtariVectorEnv whose games begin with 1 to 30 no-ops, each number as likely: ale-py also draws 0.
+
+    Args:
+      emulator: one with `noop_max` 31.
+    """
+
+    def __init__(self, emulator: Any):
+        self._emulator = emulator
+        self._game_over = np.zeros(emulator.num_envs, bool)
+
+    def reset(self, seed: np.ndarray | None = None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        self._game_over[:] = False
+        return self._drawn_again(np.ones_like(self._game_over), *self._emulator.reset(seed=seed))
+
+    def step(self, actions: np.ndarray) -> tuple[Any, ...]:
+        frames, rewards, terminated, truncated, info = self._emulator.step(actions)
+        frames, info = self._drawn_again(self._game_over, frames, info)
+        self._game_over = terminated | truncated
+        return frames, rewards, terminated, truncated, info
+
+    def _drawn_again(self, new_game: np.ndarray, frames: np.ndarray, info: dict[str, np.ndarray]):
+        """`frames` and `info` after those of the new games that began without no-ops were started again."""
+        while (without := new_game & (info['episode_frame_number'] == 0)).any():
+            frames, info = self._emulator.reset(options={'reset_mask': without})
+        return frames, info
+
+
 class AtariVectorEnvironment:
     """A `VectorEnvironment` of one Atari game.
 
@@ -90,11 +118,13 @@ class AtariVectorEnvironment:
             full_action_space=full_action_space,
             stack_num=1,  # stacked here: in the order that convolutions want, and only the new frame is copied
             frameskip=config.frames_per_step,
-            noop_max=31 if paper else 0,  # ale-py's bound is exclusive: 0 to 30 no-ops
+            noop_max=31 if paper else 0,  # ale-py's bound is exclusive.
             reward_clipping=False,
             use_fire_reset=False,
         )
         own = [action.name for action in self._emulator.ale.get_action_set()]
+        if paper:
+            self._emulator = _NoopStarts(self._emulator)
         names = _FULL_ACTION_SPACE if full_action_space else own
         # Skiing's full set has no fire button: there, an action with it is the one without.
         self._own_actions = np.array(

@@ -30,6 +30,28 @@ def random_actions(environment, steps, seed=0):
     return rng.randint(environment.spec.num_actions, size=(steps, environment.num_envs)).astype(np.int32)
 
 
+def test_games_begin_with_1_to_30_noops(create, monkeypatch):
+    """Those of a reset, and those that follow another."""
+    monkeypatch.setattr(atari, '_MAX_FRAMES', 40)
+
+    def num_frames(environment):
+        untouched = np.zeros(environment.num_envs, bool)
+        return environment._emulator._emulator.reset(options={'reset_mask': untouched})[1]['episode_frame_number']
+
+    counts = {'reset': [], 'after a game': []}
+    environment = create(num_envs=16, evaluation=True)
+    for actions in random_actions(environment, 400):
+        if len(counts['reset']) < 800:
+            environment.reset()
+            counts['reset'].extend(num_frames(environment))
+        timestep, _ = environment.step(actions)
+        if (timestep.step_type == FIRST).any():
+            counts['after a game'].extend(num_frames(environment)[timestep.step_type == FIRST])
+    for drawn in counts.values():
+        assert set(drawn) == set(range(1, 31))
+        assert np.mean(drawn) == pytest.approx(15.5, abs=4 * np.std(drawn) / np.sqrt(len(drawn)))
+
+
 def test_a_lost_life_ends_an_episode_but_not_the_game(create):
     """Step by step the same as whole games, but for the no-op that follows a lost life."""
     lives, games = create(), create(evaluation=True)
@@ -146,10 +168,10 @@ def test_rewards_are_raw(create):
 
 
 def test_no_op_starts(create):
-    """Up to 30, of all numbers; none with the preset machado."""
+    """1 to 30, of all numbers; none with the preset machado."""
     emulator = create(num_envs=8)._emulator
     frames = np.concatenate([emulator.reset()[1]['episode_frame_number'] for _ in range(30)])
-    assert min(frames) >= 0
+    assert min(frames) == 1
     assert max(frames) == 30
     assert len(set(frames.tolist())) > 15
     machado = create(preset='machado')
