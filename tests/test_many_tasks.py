@@ -160,7 +160,7 @@ def test_the_papers_settings():
     """Appendices D and G, and the released code's of DMLab-30."""
     atari, dmlab = (load_config_file(str(CONFIGS / name)) for name in ('atari57.py', 'dmlab30.py'))
     for config in (atari, dmlab):
-        assert (config.network.torso, config.network.core, config.network.lstm_size) == ('deep', 'lstm', 256)
+        assert (config.network.torso, config.network.lstm_size) == ('deep', 256)
         assert (config.loss.discount, config.loss.baseline_cost, config.learner.batch_size) == (0.99, 0.5, 32)
         optimizer = config.optimizer
         assert (optimizer.name, optimizer.decay, optimizer.momentum, optimizer.schedule) == (
@@ -171,6 +171,7 @@ def test_the_papers_settings():
         )
         assert config.environment.frames_per_step == 4
         suites.assign(config.environment, config.actor.num_actors, config.actor.num_envs)
+    assert (atari.network.core, dmlab.network.core) == ('feedforward', 'lstm')
     assert (atari.total_frames, atari.learner.unroll_length, atari.loss.reward_clip) == (11_400_000_000, 20, 'unit')
     assert (atari.loss.entropy_cost, atari.optimizer.learning_rate, atari.optimizer.epsilon) == (0.01, 6e-4, 0.01)
     assert atari.optimizer.max_grad_norm == 40
