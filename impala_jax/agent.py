@@ -50,7 +50,8 @@ class Agent:
     def init(self, key: Array) -> PyTree:
         """Parameters, float32."""
         timesteps = jax.tree.map(lambda x: x[None], dummy_timestep(self.spec, 1))
-        return self._network.init(key, timesteps, self.initial_state(1))
+        params = self._network.init(key, timesteps, self.initial_state(1))
+        return networks.start_forget_gates(params, self._config.lstm_forget_bias)
 
     def initial_state(self, batch_size: int) -> PyTree:
         """The core's state before an episode, [B, ...]; `()` without a recurrent core."""

@@ -58,8 +58,8 @@ class EnvironmentConfig:
     `module:function` that is called as `function(seed=...)` and returns a dm_env.Environment or a gymnasium.Env; or one
     of the suites `atari57`, `dmlab30` and `minisuite`, whose tasks are spread evenly over all actors' environments."""
     preset: Literal['paper', 'machado'] = 'paper'
-    """Atari only. `paper`: no-op starts, the minimal action set, episodes end at life loss in training. `machado`
-    (Machado et al., 2018): sticky actions with probability .25, all 18 actions, episodes are games."""
+    """Atari only. `paper`: 1 to 30 no-ops at the start, the minimal action set, episodes end at life loss in training.
+    `machado` (Machado et al., 2018): sticky actions with probability .25, all 18 actions, episodes are games."""
     full_action_space: bool | None = None
     """Atari only: all 18 actions, or the game's minimal set. None: as the preset has it; all 18 in `atari57`."""
     action_repeat: int | None = None
@@ -113,6 +113,9 @@ class NetworkConfig:
     reach."""
     core: Literal['feedforward', 'lstm'] = 'feedforward'
     lstm_size: int = 256
+    lstm_forget_bias: float = 1.0
+    """What the biases of forget gates, of instruction encoders too, start with. 1, as in the paper's code: at first an
+    LSTM keeps most of its memory."""
     mlp_sizes: tuple[int, ...] = (64, 64)
     """Hidden layers of the `mlp` torso."""
     instructions: bool = True
@@ -132,6 +135,10 @@ class NetworkConfig:
         _require(
             self.torso in known or ':' in self.torso,
             f'unknown network.torso {self.torso!r}; {closest(self.torso, known)}, or a class of yours as module:Class',
+        )
+        _require(
+            math.isfinite(self.lstm_forget_bias),
+            f'network.lstm_forget_bias must be finite, got {self.lstm_forget_bias}',
         )
         _require_positive('network', lstm_size=self.lstm_size, num_word_ids=self.num_word_ids)
         if self.uint8_scale is not None:

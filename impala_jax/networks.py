@@ -374,6 +374,21 @@ def initial_state(config: NetworkConfig, batch_size: int) -> PyTree:
     return (np.zeros([batch_size, config.lstm_size], np.float32), np.zeros([batch_size, config.lstm_size], np.float32))
 
 
+def start_forget_gates(params: PyTree, bias: float) -> PyTree:
+    """Parameters of an `ImpalaNetwork`, with the biases of its own LSTMs' forget gates set to `bias`.
+
+    TensorFlow's cell, which the paper's code uses, adds 1 to what opens the forget gate, and flax's does not. As the
+    start of a parameter it learns the same, and trained parameters keep their meaning.
+    """
+
+    def start(path: tuple[Any, ...], leaf: Array) -> Array:
+        names = [part.key for part in path]
+        is_own = names[1].startswith((ResettingLSTM.__name__, InstructionEncoder.__name__))
+        return jnp.full_like(leaf, bias) if is_own and names[-2:] == ['hf', 'bias'] else leaf
+
+    return jax.tree_util.tree_map_with_path(start, params)
+
+
 def _torso(config: NetworkConfig, reading: Reading) -> nn.Module:
     if ':' in reading.torso:
         return _custom_torso(reading.torso)()

@@ -14,7 +14,7 @@ from impala_jax.actor import Actor
 from impala_jax.agent import Agent, dummy_timestep
 from impala_jax.config import ConfigError, EnvironmentConfig, NetworkConfig
 from impala_jax.environments.serial import SerialVectorEnvironment
-from impala_jax.networks import InstructionEncoder
+from impala_jax.networks import InstructionEncoder, ResettingLSTM
 from impala_jax.types import FIRST, INSTRUCTION, LAST, MID, ArraySpec, EnvironmentSpec, TimeStep
 
 A = 4
@@ -579,6 +579,84 @@ class TestInstructions:
             assert num_params(encoded, spec) == (size + 1) * 8 + (8 + 1) * (A + 1)
         nested = EnvironmentSpec({'language': {'instruction': ArraySpec((4,), np.dtype(np.int32))}}, A)
         assert num_params(encoded, nested) > 1001 * 20
+
+
+def tensorflow_lstm(gates, inputs, forget_bias):
+    """[T, D] -> [T, size]; TensorFlow's BasicLSTMCell, whose own biases start at 0.
+
+    Args:
+      gates: i, j, f, o -> kernels [D, size] and [size, size].
+    """
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    c = h = np.zeros(gates['i'][1].shape[0])
+    outputs = []
+    for x in inputs:
+        i, j, f, o = (x @ gates[gate][0] + h @ gates[gate][1] for gate in 'ijfo')
+        c = c * sigmoid(f + forget_bias) + sigmoid(i) * np.tanh(j)
+        h = np.tanh(c) * sigmoid(o)
+        outputs.append(h)
+    return np.array(outputs)
+
+
+@pytest.mark.parametrize('forget_bias', [0.0, 1.0, 2.5])
+class TestForgetBias:
+    SPEC = EnvironmentSpec({'instruction': ArraySpec((4,), np.dtype(np.int32), bounds=(0, 49))}, A)
+
+    def params(self, forget_bias, module):
+        """Those that an agent starts with, of one of its modules."""
+        config = NetworkConfig('mlp', core='lstm', lstm_size=6, lstm_forget_bias=forget_bias, num_word_ids=50)
+        return {'params': Agent(config, self.SPEC).init(jax.random.PRNGKey(0))['params'][module]}
+
+    def gates(self, params):
+        """flax calls TensorFlow's j g."""
+        cell = params['params']['OptimizedLSTMCell_0']
+        return {
+            gate: [np.asarray(cell[part + gate.replace('j', 'g')]['kernel'], np.float64) for part in 'ih']
+            for gate in 'ijfo'
+        }
+
+    def test_the_core_starts_as_tensorflows(self, forget_bias):
+        params = self.params(forget_bias, 'ResettingLSTM_0')
+        gates = self.gates(params)
+        inputs = np.random.RandomState(0).randn(9, 1, len(gates['i'][0])).astype(np.float32)
+        arguments = inputs, np.zeros([9, 1], bool), (np.zeros([1, 6], np.float32),) * 2
+        expected = tensorflow_lstm(gates, inputs[:, 0], forget_bias)
+        np.testing.assert_allclose(ResettingLSTM(6).apply(params, *arguments)[0][:, 0], expected, atol=1e-6)
+
+    def test_the_instruction_encoder_starts_as_tensorflows(self, forget_bias):
+        params, words = self.params(forget_bias, 'InstructionEncoder_0'), np.array([[7, 3, 11, 3]], np.int32)
+        embedded = np.asarray(params['params']['Embed_0']['embedding'], np.float64)[words[0]]
+        expected = tensorflow_lstm(self.gates(params), embedded, forget_bias)[-1]
+        np.testing.assert_allclose(InstructionEncoder(50).apply(params, words)[0], expected, atol=1e-6)
+
+    def test_the_configuration_sets_both(self, forget_bias):
+        agent = Agent(NetworkConfig('mlp', core='lstm', lstm_size=8, lstm_forget_bias=forget_bias), self.SPEC)
+        params = agent.init(jax.random.PRNGKey(0))
+        biases = [
+            (path[-2].key, np.asarray(leaf))
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+            if 'LSTMCell' in str(path) and path[-1].key == 'bias'
+        ]
+        assert sorted(name for name, _ in biases) == sorted(2 * ['hi', 'hf', 'hg', 'ho'])
+        for name, bias in biases:
+            np.testing.assert_array_equal(bias, forget_bias if name == 'hf' else 0)
+
+
+class LSTMTorso(nn.Module):
+    """Of a user's own: it has a forget gate of the same name."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = x.reshape(x.shape[0], -1)
+        zeros = jnp.zeros([x.shape[0], 5])
+        return nn.OptimizedLSTMCell(5)((zeros, zeros), x)[1]
+
+
+def test_the_forget_bias_of_a_torso_of_ones_own_is_left_alone():
+    agent = Agent(NetworkConfig(f'{__name__}:LSTMTorso', core='lstm', lstm_size=8), VECTOR)
+    params = agent.init(jax.random.PRNGKey(0))['params']
+    assert (np.asarray(params['LSTMTorso_0']['OptimizedLSTMCell_0']['hf']['bias']) == 0).all()
+    assert (np.asarray(params['ResettingLSTM_0']['OptimizedLSTMCell_0']['hf']['bias']) == 1).all()
 
 
 def test_with_popart_there_is_a_value_for_each_task():
