@@ -56,13 +56,23 @@ def environment_factory(config: EnvironmentConfig, evaluation: bool = False) -> 
 def _names() -> list[str]:
     names = [*BUILT_IN, *suites.SUITES]
     if importlib.util.find_spec('gymnasium'):
-        import gymnasium
-
-        names += [f'gymnasium/{gymnasium_id}' for gymnasium_id in gymnasium.registry]
+        names += _gymnasium_names()
         if importlib.util.find_spec('ale_py'):
             from impala_jax.environments.atari import games
 
             names += [f'atari/{game}' for game in games()]
+    return names
+
+
+def _gymnasium_names() -> list[str]:
+    """The names of registered environments, each with the package that a new process has to import first."""
+    import gymnasium
+
+    names = []
+    for gymnasium_id, spec in gymnasium.registry.items():
+        entry = spec.entry_point if isinstance(spec.entry_point, str) else getattr(spec.entry_point, '__module__', '')
+        package = entry.partition(':')[0].partition('.')[0]
+        names.append(f'gymnasium/{gymnasium_id}' if package == 'gymnasium' else f'gymnasium/{package}:{gymnasium_id}')
     return names
 
 
@@ -143,8 +153,7 @@ def _gymnasium(gymnasium_id: str, evaluation: bool) -> Factory:
                 'or add its folder to PYTHONPATH'
             ) from error
     if not _is_registered(short):
-        prefix = f'gymnasium/{module}:' if module else 'gymnasium/'
-        suggestion = closest(short, gymnasium.registry, prefix, lambda other: _is_usable(f'gymnasium/{other}'))
+        suggestion = closest(name, _gymnasium_names(), usable=_is_usable)
         hint = '' if module else '(an id that another package registers is gymnasium/<module>:<id>)'
         reason = f'unknown gymnasium environment {name!r}'
         raise ConfigError(' '.join(filter(None, [f'{reason};' if suggestion else reason, suggestion, hint])))
