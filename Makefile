@@ -24,8 +24,8 @@ install: ## Make .venv with the pinned packages (the targets below do this by th
 train: install ## Train on Catch, into runs/catch; the same command again resumes.
 	$(PY) launch/local.py --config configs/catch.py --workdir runs/catch $(ARGS)
 
-test: install ## Run all tests but the slow ones.
-	$(PY) -m pytest $(ARGS)
+test: install ## Run all tests but the slow ones, in two processes.
+	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: install ## Run the slow tests.
 	$(PY) -m pytest -m slow $(ARGS)

@@ -42,6 +42,7 @@ DEV = [
     'pyright>=1.1.400',
     'pytest>=8.4',
     'pytest-timeout>=2.3',
+    'pytest-xdist>=3.6',
     'ruff>=0.12',
     'setuptools>=77',  # Builds the project itself, which is installed without build isolation.
 ]
