@@ -63,7 +63,7 @@ def test_a_run_on_a_suite_is_evaluated_on_it(minisuite):
 def test_parameters_that_do_not_fit_the_environment_are_one_line(catch, monkeypatch):
     """As when an environment has changed since, or is read in another way."""
     wider = EnvironmentSpec({'board': ArraySpec((9, 5), np.dtype(np.float32))}, 3)
-    monkeypatch.setattr(evaluation.environments, 'spec', lambda config: wider)
+    monkeypatch.setattr(evaluation.environments, 'spec', lambda *_: wider)
     with pytest.raises(CheckpointError, match='holds another state.*MLPTorso_0/Dense_0/kernel') as error:
         impala_jax.evaluate(catch, episodes=3)
     assert '\n' not in str(error.value)
