@@ -13,7 +13,7 @@ def sequence(*entropy: int) -> np.random.SeedSequence:
     """
     # By itself, SeedSequence takes (5), (5, 0) and (5, 0, 0) for the same, and (1, 2) for (1 + 2**33).
     words = [word for number in entropy for word in divmod(number, 2**32)]
-    return np.random.SeedSequence([len(entropy), *words])
+    return np.random.SeedSequence([*words, len(entropy)])
 
 
 def derived_seed(*entropy: int) -> int:
