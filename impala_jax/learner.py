@@ -405,16 +405,16 @@ class LearnerLoop:
             self._logger.resume(self.frames, None if self._metadata is None else self._metadata['wall_time_s'])
 
     def _report_jumps(self) -> None:
-        """Says where another length of the run makes a schedule go on from another value."""
+        """Says where a longer run makes a schedule go back to a higher value."""
         if self.restored_config is None:
             return
         hyperparameters = Hyperparameters.of(self._config) if self._member is None else self._member.hyperparameters
         applied = self.num_updates - int(self._state.skipped)
         before, now = (scheduled(config, hyperparameters, applied) for config in (self.restored_config, self._config))
         for name, old, new in zip(('learning rate', 'entropy cost'), map(float, before), map(float, now), strict=True):
-            if not np.isclose(old, new, rtol=1e-3, atol=0):
+            if new > 1.001 * old:
                 _logger.warning(
-                    'the %s jumps from %.3g to %.3g at %d frames, because its linear schedule ends elsewhere now; '
+                    'the %s jumps back from %.3g to %.3g at %d frames, because its linear schedule ends later now; '
                     'optimizer.schedule_frames, given from the start, keeps a schedule when total_frames is raised',
                     name,
                     old,

@@ -274,8 +274,8 @@ def test_a_schedule_that_jumps_is_told(tmp_path, caplog):
     run(dataclasses.replace(settings, total_frames=800), tmp_path, 'lockstep')
     messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(messages) == 2
-    assert messages[0].startswith('the learning rate jumps from 0 to 0.0005 at 400 frames')
-    assert messages[1].startswith('the entropy cost jumps from 0 to 0.005 at 400 frames')
+    assert messages[0].startswith('the learning rate jumps back from 0 to 0.0005 at 400 frames')
+    assert messages[1].startswith('the entropy cost jumps back from 0 to 0.005 at 400 frames')
     assert not any('\n' in message for message in messages)
 
 
