@@ -11,7 +11,8 @@ import numpy as np
 
 from impala_jax import frame_stacks
 from impala_jax.agent import Agent, AgentStep
-from impala_jax.environments import VectorEnvironment
+from impala_jax.config import ConfigError
+from impala_jax.environments import EnvironmentFailure, VectorEnvironment
 from impala_jax.parameter_store import ParameterStore
 from impala_jax.trajectory_queue import TrajectoryQueue
 from impala_jax.types import FIRST, Closed, EnvironmentSpec, FrameStacks, PyTree, StepInfo, TimeStep, Trajectory
@@ -109,10 +110,21 @@ class Actor:
         return pickle.dumps((self._key, self._num_steps, state, games, self.environment.get_state()))
 
     def set_state(self, state: bytes) -> None:
-        """Goes on where `get_state` was called."""
-        self._key, self._num_steps, (self._timestep, self._state), games, environment = pickle.loads(state)
-        self._game_version, self._game_over = games
-        self.environment.set_state(environment)
+        """Goes on where `get_state` was called.
+
+        Raises:
+          ConfigError: The state was saved by a version of impala_jax whose actors or environments keep other things.
+        """
+        try:
+            self._key, self._num_steps, (self._timestep, self._state), games, environment = pickle.loads(state)
+            self._game_version, self._game_over = games
+            self.environment.set_state(environment)
+        except (AttributeError, ImportError, TypeError, ValueError, EnvironmentFailure) as error:
+            reason = str(error).splitlines()[-1]
+            raise ConfigError(
+                f'the saved state of an actor is of another version of impala_jax or of the environment ({reason}); '
+                'start again with another --workdir'
+            ) from error
 
     def _game_versions(self, version: int, step_type: np.ndarray, info: StepInfo) -> np.ndarray:
         """`Trajectory.game_version`, [T, N], from step types [T + 1, N] and info [T, N]."""

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from impala_jax import seeds
+from impala_jax.config import ConfigError
 from impala_jax.types import Closed, PyTree, Trajectory
 
 # The fields of a Trajectory that are [B, ...] and not [T, B, ...].
@@ -179,10 +180,19 @@ def to_arrays(trajectories: Trajectory | None) -> dict[str, Any]:
 
 
 def from_arrays(state: dict[str, Any], structure: PyTree) -> Trajectory | None:
-    """The inverse of `to_arrays`; `structure` is that of a Trajectory."""
+    """The inverse of `to_arrays`; `structure` is that of a Trajectory.
+
+    Raises:
+      ConfigError: The state was saved by a version whose trajectories had other fields.
+    """
     leaves = state.get('leaves', {})  # A checkpoint keeps no empty dict.
     if not leaves:
         return None
+    if len(leaves) != structure.num_leaves:
+        raise ConfigError(
+            f'the saved replay is of another version of impala_jax: its trajectories have {len(leaves)} arrays, and '
+            f'{structure.num_leaves} are needed; start again with another --workdir'
+        )
     return jax.tree.unflatten(structure, [np.asarray(leaves[str(i)]) for i in range(len(leaves))])
 
 

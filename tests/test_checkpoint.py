@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import logging
+import pickle
 import random
 import signal
 import subprocess
@@ -18,9 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from impala_jax import checkpoint
+from impala_jax import checkpoint, environments
+from impala_jax.actor import Actor
+from impala_jax.agent import Agent
 from impala_jax.checkpoint import Checkpointer, CheckpointError, CheckpointMismatch
-from impala_jax.config import Config, ConfigError, LossConfig, NetworkConfig
+from impala_jax.config import Config, ConfigError, EnvironmentConfig, LossConfig, NetworkConfig
+from impala_jax.trajectory_queue import Replay
 
 CONFIG = Config(timeout_s=60.0)
 
@@ -372,3 +376,30 @@ def test_manifest_is_readable_by_a_person(tmp_path):
     manifest = json.loads((folder(tmp_path, 1) / 'checkpoint.json').read_text())
     assert manifest['metadata'] == {'frames': 3}
     assert manifest['leaves']['params/params/Dense_0/bias'] == ['bfloat16', [3]]
+
+
+@pytest.mark.parametrize('processes', [0, 1])
+def test_states_of_actors_of_another_version_are_refused(processes):
+    agent = Agent(NetworkConfig('mlp', mlp_sizes=(4,)), environments.spec(EnvironmentConfig('catch')))
+    environment = environments.make(EnvironmentConfig('catch', processes=processes), 2, 0)
+    try:
+        actor = Actor(agent, environment, 3, seed=0)
+        actor.unroll(0, agent.init(jax.random.PRNGKey(0)))
+        *parts, saved = pickle.loads(actor.get_state())
+        shorter = [pickle.dumps(pickle.loads(state)[:-1]) for state in pickle.loads(saved)]
+        for state in (parts, [*parts, pickle.dumps(shorter)]):
+            with pytest.raises(ConfigError, match='is of another version of impala_jax .*--workdir') as error:
+                actor.set_state(pickle.dumps(tuple(state)))
+            assert '\n' not in str(error.value)
+    finally:
+        environment.close()
+
+
+def test_replay_of_another_version_is_refused():
+    agent = Agent(NetworkConfig('mlp', mlp_sizes=(4,)), environments.spec(EnvironmentConfig('catch')))
+    replay = Replay(4, 1, seed=0)
+    replay.mix(agent.empty_trajectory(3, 2))
+    state = replay.state()
+    del state['leaves']['0']
+    with pytest.raises(ConfigError, match='saved replay is of another version of impala_jax: .* start again'):
+        replay.restore(state, agent.trajectory_structure())
