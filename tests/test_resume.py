@@ -195,15 +195,16 @@ def test_lockstep_resumes_bit_for_bit_after_a_failure(tmp_path):
 
 
 def test_lockstep_resumes_bit_for_bit_after_sigterm_to_the_group(tmp_path):
-    """As a shell, a container or a batch system sends it."""
-    train(tmp_path / 'unbroken', *REPLAY)
-    process = start(tmp_path / 'run', *REPLAY, prefix=['setsid'])
+    """As a shell, a container or a batch system sends it. The workers of the environments are left to the run."""
+    in_workers = [*REPLAY, '--environment.processes', '2']
+    train(tmp_path / 'unbroken', *in_workers)
+    process = start(tmp_path / 'run', *in_workers, prefix=['setsid'])
     wait_for(lambda: len(rows_of(tmp_path / 'run')) >= 5, process)
     os.killpg(process.pid, signal.SIGTERM)
     code, _, stderr = finish(process)
     assert code == 128 + signal.SIGTERM, stderr
     assert 0 < checkpoint.steps(tmp_path / 'run' / 'checkpoints')[-1] < 100, 'it was over before the signal came'
-    train(tmp_path / 'run', *REPLAY)
+    train(tmp_path / 'run', *in_workers)
     assert_same_run(learned(tmp_path / 'unbroken'), learned(tmp_path / 'run'))
 
 
