@@ -32,7 +32,7 @@ def keep_programs() -> Path | None:
         return None
     caches = expand_home(os.environ.get('XDG_CACHE_HOME') or '~/.cache')
     if caches is None:
-        _logger.info('this user has no home directory: every start compiles anew; XDG_CACHE_HOME gives a folder')
+        _logger.info('this user has no home directory: every start compiles again; set XDG_CACHE_HOME to a folder')
         return None
     folder = caches / 'impala_jax' / f'jax-{jax.__version__}-{_processor()}'
     try:
@@ -41,7 +41,7 @@ def keep_programs() -> Path | None:
     except OSError:
         writable = False
     if not writable:
-        _logger.info('%s cannot be written: every start compiles anew', folder)
+        _logger.info('%s cannot be written: every start compiles again', folder)
         return None
     jax.config.update('jax_compilation_cache_max_size', _MAX_BYTES)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)

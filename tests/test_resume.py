@@ -209,7 +209,7 @@ def test_lockstep_resumes_bit_for_bit_after_sigterm_to_the_group(tmp_path):
 
 
 def test_a_failure_without_a_whole_checkpoint_keeps_what_is_the_learners(tmp_path, monkeypatch, caplog):
-    """Environments that cannot be saved: parameters, their history and replay are; the episodes start anew, as told."""
+    """Environments that cannot be saved: parameters, their history and replay are; new episodes start, as told."""
     settings = small(policy_lag=3, replay=ReplayConfig(fraction=0.5), environment=EnvironmentConfig(name='catch'))
     monkeypatch.setattr(nodes.Actor, 'get_state', lambda _: (_ for _ in ()).throw(NotImplementedError('no states')))
     unroll, count = nodes.Actor.unroll, []
@@ -224,7 +224,7 @@ def test_a_failure_without_a_whole_checkpoint_keeps_what_is_the_learners(tmp_pat
     with pytest.raises(ZeroDivisionError):
         run(settings, tmp_path, 'lockstep')
     (record,) = caplog.records
-    assert 'will start its episodes anew: no states' in record.getMessage()
+    assert 'will start new episodes: no states' in record.getMessage()
     saved = checkpoint.restore(tmp_path, {'runtime': None})
     assert saved.step == 8
     assert sorted(saved.state['runtime']['history']) == ['5', '6', '7', '8']

@@ -213,7 +213,7 @@ class _Worker:
         path = json.dumps([os.path.abspath(entry) for entry in sys.path])
         descriptors = [str(theirs.fileno()), str(lifeline)]
         try:
-            self._process = subprocess.Popen(  # The last argument is for whoever lists processes.
+            self._process = subprocess.Popen(  # The last argument shows in lists of processes.
                 [sys.executable, '-c', _PROGRAM, path, *descriptors, self._folder.name, str(self)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), lifeline),

@@ -56,7 +56,7 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
             history.append((loop.num_updates, loop.params))
         if loop.num_updates and not restored.get('history'):
             _logger.warning(
-                'the checkpoint is not of a lockstep run: episodes start anew, and the policy lag grows from 0 to %d',
+                'the checkpoint is not of a lockstep run: new episodes start, and the policy lag grows from 0 to %d',
                 config.policy_lag,
             )
         can_save_actors = _states(actors) is not None
@@ -110,7 +110,7 @@ def _states(actors: Sequence[Actor]) -> dict[str, np.ndarray] | None:
     try:
         return {str(i): np.frombuffer(actor.get_state(), np.uint8) for i, actor in enumerate(actors)}
     except NotImplementedError as reason:
-        _logger.warning('a resumed run will start its episodes anew: %s', reason)
+        _logger.warning('a resumed run will start new episodes: %s', reason)
         return None
 
 
