@@ -150,7 +150,13 @@ print(version('bsuite') + '; catch/0 steps')
     ),
     Check(
         'DeepMind Lab',
-        _steps('dmlab/rooms_watermaze'),
+        # First in this process, whose error tells a module that is missing from one that fails.
+        """
+from impala_jax.config import EnvironmentConfig
+from impala_jax.environments import dmlab
+dmlab.factory(EnvironmentConfig(name='dmlab/rooms_watermaze', level_cache=''))
+"""
+        + _steps('dmlab/rooms_watermaze'),
         'no package index has it: docs/dmlab.md says how to get it',
     ),
     Check(

@@ -157,8 +157,17 @@ class Learner:
         return self.restore(LearnerState(params, optimizer.init(params), statistics, zero, zero, zero))
 
     def restore(self, state: LearnerState) -> LearnerState:
-        """Puts a state, of several hosts that of the first, on the mesh, in memory of its own: updates donate it."""
-        state = multihost_utils.broadcast_one_to_all(state)
+        """Puts a state, of several hosts that of the first, on the mesh, in memory of its own: updates donate it.
+
+        Raises:
+          HostLost: One of several hosts is gone.
+        """
+        try:
+            state = multihost_utils.broadcast_one_to_all(state)
+        except Exception as error:  # JAX raises what its transport does.
+            if jax.process_count() == 1:
+                raise
+            raise HostLost(f'the state was not received from the first host: {str(error).splitlines()[0]}') from error
         return jax.tree.map(
             lambda x: jax.make_array_from_callback(x.shape, self._replicated, lambda _: np.array(x)), state
         )

@@ -50,8 +50,8 @@ def wait_for(condition, process=None, timeout_s=200):
         time.sleep(0.02)
 
 
-def children(name=''):
-    """The ids of this process's children, zombies aside, whose command line holds `name`."""
+def children(name='from impala_jax.environments import worker'):
+    """The ids of this process's children, zombies aside, whose command line holds `name`: workers of environments."""
     found = []
     for entry in Path('/proc').glob('[0-9]*'):
         try:

@@ -214,12 +214,12 @@ def test_no_transition_lost_or_counted_twice():
     actor, params = make_actor(environment, unroll_length=3)
     trajectories = [actor.unroll(0, params) for _ in range(7)]
     rewards = np.concatenate([learned(trajectory, discount=0.0).advantages for trajectory in trajectories])
-    returns = np.concatenate([trajectory.info.episode_return for trajectory in trajectories])
+    info = jax.tree.map(lambda *parts: np.concatenate(parts), *(trajectory.info for trajectory in trajectories))
     for i in range(2):
         assert len(made[i].transitions) > 15
         assert_close(counted(rewards[:, i]), [reward for _, _, reward in made[i].transitions])
         ended = made[i].returns[: len(made[i].transitions) // (4 + i)]
-        assert_close(counted(returns[:, i]), ended)
+        assert_close(info.episode_return[info.episode_ended[:, i], i], ended)
     for before, after in zip(trajectories, trajectories[1:], strict=False):
         assert before.timesteps.reward.shape == (4, 2)
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[-1], b[0]), before.timesteps, after.timesteps)
@@ -484,7 +484,7 @@ def test_reward_is_clipped_in_the_learner_only():
     assert set(expected) == set(raw)
     into = trajectory.timesteps.step_type[1:] != FIRST
     assert_close(trajectory.timesteps.reward[1:][into], expected)
-    assert_close(counted(trajectory.info.episode_return), [sum(raw)] * 3)
+    assert_close(trajectory.info.episode_return[trajectory.info.episode_ended], [sum(raw)] * 3)
     assert_close(counted(learned(trajectory, discount=0.0, reward_clip='unit').advantages), np.clip(expected, -1, 1))
     assert_close(counted(learned(trajectory, discount=0.0, reward_clip='none').advantages), expected)
     assert LossConfig().reward_clip == 'unit'
