@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -220,6 +221,19 @@ def holds(workdir: Path, part: str) -> bool:
     return any(name.startswith(f'{part}/') for name in _newest_of(workdir, arrays=False).manifest['leaves'])
 
 
+def require_utf8(workdir: Path) -> None:
+    """Raises ConfigError if TensorStore, which writes checkpoints, would write to another folder than Python."""
+    try:
+        same = str(workdir).encode() == os.fsencode(workdir)
+    except UnicodeEncodeError:  # Bytes that the locale cannot decode.
+        same = False
+    if not same:
+        raise ConfigError(
+            f'--workdir {str(workdir)!a}: this name needs UTF-8, but the locale is {sys.getfilesystemencoding()}; set '
+            'LC_ALL=C.UTF-8 or PYTHONUTF8=1, or give a name in ASCII'
+        )
+
+
 def load_config(workdir: Path) -> Config:
     """The configuration of the newest good checkpoint of a run.
 
@@ -243,6 +257,7 @@ def restore(workdir: Path, template: PyTree) -> Checkpoint:
 
 
 def _newest_of(workdir: Path, arrays: bool = True) -> _Saved:
+    require_utf8(Path(workdir).absolute())
     directory = Path(workdir).absolute() / DIRECTORY
     saved, _ = _newest(directory, Config().timeout_s, arrays=arrays)
     if saved is None:

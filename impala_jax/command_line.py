@@ -168,16 +168,14 @@ def main(body: Callable[[], None]) -> NoReturn:
     from impala_jax.checkpoint import CheckpointError
     from impala_jax.environments import EnvironmentFailure
     from impala_jax.learner import HostLost
+    from impala_jax.runtimes.nodes import described
     from impala_jax.runtimes.run import Interrupted, NodeFailure
 
     allocator.keep_memory()  # Before JAX starts its threads.
     try:
         body()
-    except (ConfigError, CheckpointError, HostLost) as error:
-        sys.exit(f'error: {error}')
-    except EnvironmentFailure as error:
-        *traceback, reason = str(error).splitlines()
-        sys.exit('\n'.join([*traceback, f'error: {reason}']))
+    except (ConfigError, CheckpointError, HostLost, EnvironmentFailure, TimeoutError) as error:
+        sys.exit(described(error))
     except NodeFailure as error:
         sys.exit(str(error).rstrip())
     except Interrupted as error:

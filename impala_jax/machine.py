@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,33 @@ def start_of(process: int) -> str | None:
     except OSError:
         return None
     return None if fields[0] in 'ZX' else fields[19]
+
+
+def kill_processes_in(folder: str) -> None:
+    """Kills the processes whose folder for temporary files is `folder`, this one aside, whatever their session is.
+
+    The environment variable is inherited by everything that a process starts. Does nothing where there is no /proc.
+    """
+    mark = f'TMPDIR={folder}'.encode()
+    for _ in range(5):  # One may start another meanwhile.
+        found = False
+        for entry in Path('/proc').glob('[0-9]*'):
+            try:
+                if int(entry.name) == os.getpid() or mark not in (entry / 'environ').read_bytes().split(b'\0'):
+                    continue
+                descriptor = os.pidfd_open(int(entry.name))  # From here on the id is that of this process.
+            except OSError:
+                continue
+            try:
+                if mark in (entry / 'environ').read_bytes().split(b'\0'):
+                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                    found = True
+            except OSError:
+                continue
+            finally:
+                os.close(descriptor)
+        if not found:
+            return
 
 
 def expand_home(path: str) -> Path | None:

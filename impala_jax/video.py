@@ -52,8 +52,8 @@ class Recording:
         except TimeoutError:
             raise
         except Exception as error:  # Any can come from an environment; the games go on without it.
-            first_line, *_ = str(error).strip().splitlines() or [type(error).__name__]
-            self.problem = f'render() failed: {first_line}'
+            *_, reason = str(error).strip().splitlines() or [type(error).__name__]  # A worker's follows its traceback.
+            self.problem = f'render() failed: {reason}'
             return
         if self.frames and picture.shape != self.frames[0].shape:
             picture = base.picture(picture, *self.frames[0].shape[:2])

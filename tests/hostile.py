@@ -29,12 +29,12 @@ def interrupts(seed):
 
 
 class Starts(Catch):
-    """Has a child process, as a simulator, which ignores what a terminal sends; its id is the last pixel."""
+    """Has a child process, as a simulator, which ignores what a terminal sends; its id is the first pixel."""
 
-    def __init__(self, seed):
+    def __init__(self, seed, session=False):
         super().__init__(seed=seed)
         code = 'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)'
-        self.simulator = subprocess.Popen([sys.executable, '-c', code])
+        self.simulator = subprocess.Popen([sys.executable, '-c', code], start_new_session=session)
 
     def _observation(self):
         board = super()._observation()
@@ -44,6 +44,11 @@ class Starts(Catch):
 
 def starts(seed):
     return Starts(seed)
+
+
+def starts_a_session(seed):
+    """As launchers of game engines and browsers do: signals to the worker's group do not reach the child."""
+    return Starts(seed, session=True)
 
 
 class Multiprocesses(Catch):
@@ -94,6 +99,22 @@ class ExitsLater(Catch):
 
 def exits_later(seed):
     return ExitsLater(seed=seed)
+
+
+class HangsLater(Catch):
+    """Hangs in its third step."""
+
+    num_steps = 0
+
+    def step(self, action):
+        self.num_steps += 1
+        if self.num_steps == 3:
+            time.sleep(600)
+        return super().step(action)
+
+
+def hangs_later(seed):
+    return HangsLater(seed=seed)
 
 
 class Endless(Catch):

@@ -283,3 +283,15 @@ def test_an_environment_that_keeps_failing_is_reported_and_ends_the_run(runtime,
         r"(error: )?environment \d+ of 'hostile:exits_later' failed 3 times .*at step 3: SystemExit: 0", lines[-1]
     )
     assert not marked_processes(tmp_path / 'run')
+
+
+@pytest.mark.parametrize('runtime', RUNTIMES[:2], ids=IDS[:2])
+def test_an_environment_that_hangs_ends_the_run_in_one_line(runtime, tmp_path):
+    arguments = [*ENDLESS, '--environment.name', 'hostile:hangs_later', '--network.torso', 'mlp', *runtime]
+    code, _, stderr = finish(start(tmp_path / 'run', *arguments, '--timeout-s', '15'))
+    assert code == 1
+    assert 'Traceback' not in stderr
+    # Actor and learner both wait; either may say so first.
+    waits = "waited 15 s for the worker .* of 'hostile:hangs_later' to answer 'step'|the learner waited 15 s for actors"
+    assert re.match(f'error: ({waits})', stderr.rstrip('\n').splitlines()[-1])
+    assert not marked_processes(tmp_path / 'run')

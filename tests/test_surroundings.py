@@ -3,6 +3,7 @@
 import logging
 import os
 import pwd
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from programs import ROOT, finish, marked_processes
 from test_ablation import small
 from test_runs import SMALL, rows_of, start
 
-from impala_jax import compilation_cache, config, environments, machine, run
+from impala_jax import compilation_cache, config, environments, evaluate, machine, run
 from impala_jax.config import ConfigError
 
 RUNTIMES = ['threads', pytest.param('launchpad', marks=pytest.mark.launchpad)]
@@ -191,8 +192,12 @@ def test_a_workdir_that_the_locale_cannot_name_is_refused_at_once(tmp_path):
 
 def test_a_workdir_of_other_letters(tmp_path):
     assert run(small(), tmp_path / 'übung', 'threads').learner_steps == 10
+    unreadable = tmp_path / os.fsdecode(b'\xff')
     with pytest.raises(ConfigError, match='needs UTF-8'):
-        run(small(), tmp_path / os.fsdecode(b'\xff'), 'threads')
+        run(small(), unreadable, 'threads')
+    shutil.copytree(tmp_path / 'übung', unreadable)
+    with pytest.raises(ConfigError, match='needs UTF-8'):  # And not that its checkpoints are damaged.
+        evaluate(unreadable)
 
 
 @pytest.mark.launchpad

@@ -98,6 +98,15 @@ def test_what_is_not_a_picture_is_one_line(monkeypatch, tmp_path, kind, problem)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b'of another day']
 
 
+def test_the_reason_of_a_worker_is_kept():
+    def render():
+        raise base.EnvironmentFailure('in the worker process:\nTraceback ...\nValueError: boom')
+
+    recording = Recording(5.0)
+    recording.add(render)
+    assert recording.problem == 'render() failed: ValueError: boom'
+
+
 def test_an_environment_that_does_not_answer_ends_the_games():
     def render():
         raise TimeoutError('waited 5 s')

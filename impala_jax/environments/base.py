@@ -17,6 +17,11 @@ class EnvironmentFailure(RuntimeError):
     """An environment failed `max_failures` times without finishing an episode in between."""
 
 
+class Violation(ValueError):
+    """Something that no environment may return; the message says all, and a traceback nothing more."""
+
+
+_LONGEST_LINE = 1000
 RAISED_BY_ENVIRONMENTS = (Exception, SystemExit)
 """What an environment's code may raise to fail alone: one that calls `sys.exit` must not end the program."""
 
@@ -148,8 +153,14 @@ def check_actions(actions: np.ndarray, num_envs: int, num_actions: int) -> np.nd
 
 
 def one_line(error: BaseException) -> str:
-    """The error as one line."""
-    return ' '.join(f'{type(error).__name__}: {error}'.split())
+    """The error as one line, cut where it is long."""
+    try:
+        text = str(error)
+    except Exception as second:  # An environment's own exception may do anything.
+        text = f'its text cannot be had ({type(second).__name__})'
+    line = ' '.join((text if isinstance(error, Violation) else f'{type(error).__name__}: {text}').split())
+    line = line.removesuffix(':')
+    return line if len(line) <= _LONGEST_LINE else f'{line[:_LONGEST_LINE]} ...'
 
 
 # jax.tree would do, but environments run in worker processes that should start without loading JAX.

@@ -95,6 +95,8 @@ def _is_usable(name: str) -> bool:
 
 def _from_module(name: str) -> Factory:
     module_name, _, function_name = name.partition(':')
+    if not module_name or module_name.startswith('.') or not function_name:
+        raise ConfigError(f'environment.name {name!r} is not module:function; give both names, the module absolute')
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

@@ -12,12 +12,16 @@ from dm_env import specs
 from gymnasium import spaces
 
 from impala_jax.config import ConfigError
+from impala_jax.environments.base import Violation
 from impala_jax.environments.dmlab import INSTRUCTION_LENGTH, NUM_WORD_IDS, word_ids
 from impala_jax.environments.observations import ObservationError
 from impala_jax.types import INSTRUCTION
 
 MAX_ONE_HOT = 1024
 """A Discrete observation of at most this many values is a one-hot vector, of more a number that the network embeds."""
+
+_RESET = ('observation', 'info')
+_STEP = ('observation', 'reward', 'terminated', 'truncated', 'info')
 
 
 class GymnasiumAdapter(dm_env.Environment):
@@ -54,7 +58,7 @@ class GymnasiumAdapter(dm_env.Environment):
         self._observation_spec = self._spec_of(environment.observation_space, 'observation')
 
     def reset(self) -> dm_env.TimeStep:
-        observation, _ = self._environment.reset(seed=self._seed)
+        observation, _ = self._returned('reset', self._environment.reset(seed=self._seed), _RESET)
         self._seed = None
         self._ended = False
         return dm_env.restart(self._convert(observation))
@@ -62,7 +66,8 @@ class GymnasiumAdapter(dm_env.Environment):
     def step(self, action: int) -> dm_env.TimeStep:
         if self._ended:
             return self.reset()
-        observation, reward, terminated, truncated, _ = self._environment.step(self._first_action + int(action))
+        returned = self._environment.step(self._first_action + int(action))
+        observation, reward, terminated, truncated, _ = self._returned('step', returned, _STEP)
         observation = self._convert(observation)
         self._ended = bool(terminated or truncated)
         if terminated:
@@ -138,10 +143,26 @@ class GymnasiumAdapter(dm_env.Environment):
             'them out with a gymnasium.ObservationWrapper'
         )
 
+    def _returned(self, method: str, value: Any, names: tuple[str, ...]) -> Any:
+        """`value`, a tuple of what `names` says.
+
+        Raises:
+          Violation: it is none, as in older versions of Gym.
+        """
+        if type(value) is not tuple or len(value) != len(names):
+            has = f'a tuple of {len(value)}' if isinstance(value, tuple) else f'a {type(value).__name__}'
+            raise Violation(
+                f"{method}() returned {has}; Gymnasium's returns ({', '.join(names)}): an environment of the older Gym "
+                'needs a wrapper, such as that of shimmy'
+            )
+        return value
+
     def _convert(self, observation: Any) -> Any:
         return self._convert_leaf(self._environment.observation_space, observation, 'observation')
 
     def _convert_leaf(self, space: spaces.Space, value: Any, path: str) -> Any:
+        if type(space) is spaces.Box:
+            return value
         # Keys and lengths are compared with the spec where the whole observation is checked.
         if isinstance(space, spaces.Dict) and isinstance(value, Mapping):
             return {

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from impala_jax.environments.base import Violation
 from impala_jax.types import ArraySpec, PyTree
 
 _EXACT_INTEGERS = 2**24  # float32 holds every integer up to here.
 
 
-class ObservationError(ValueError):
+class ObservationError(Violation):
     """An observation that its spec does not describe. The message names the leaf, the value and the remedy."""
 
 
@@ -29,6 +30,7 @@ class Leaf(NamedTuple):
     spec: ArraySpec
     declared: np.dtype  # in the environment's own spec
     as_declared: bool  # whether the agent uses the declared dtype
+    bounds: tuple[int, int] | None  # where a value beyond them would be read wrongly
 
 
 def leaves(spec: PyTree, declared: PyTree) -> list[Leaf]:
@@ -39,7 +41,7 @@ def leaves(spec: PyTree, declared: PyTree) -> list[Leaf]:
       declared: The dtypes of the environment's own spec, nested alike.
     """
     return [
-        Leaf(path, leaf, np.dtype(dtype), np.dtype(dtype) == leaf.dtype)
+        Leaf(path, leaf, np.dtype(dtype), np.dtype(dtype) == leaf.dtype, _bounds(leaf))
         for (path, leaf), dtype in zip(_paths(spec), values(spec, declared), strict=True)
     ]
 
@@ -86,15 +88,34 @@ def write(leaf: Leaf, value: Any, out: np.ndarray, i: int) -> None:
         out[i] = _converted(leaf, value)
 
 
-def not_finite(leaves: list[Leaf], arrays: list[np.ndarray]) -> dict[int, ObservationError]:
-    """Errors by the index of the environment, for numbers in `arrays`, each [N, ...], that are not finite."""
+def unreadable(leaves: list[Leaf], arrays: list[np.ndarray]) -> dict[int, ObservationError]:
+    """Errors by the index of the environment, for numbers in `arrays`, each [N, ...], that no network can read.
+
+    They are not finite, or beyond bounds that the network relies on.
+    """
     errors: dict[int, ObservationError] = {}
     for leaf, array in zip(leaves, arrays, strict=True):
+        if leaf.bounds is not None:
+            low, high = leaf.bounds
+            if array.min() < low or array.max() > high:
+                outside = (array < low) | (array > high)
+                for i in np.flatnonzero(outside.reshape(len(array), -1).any(axis=1)).tolist():
+                    value = array[i][outside[i]][0]
+                    errors.setdefault(
+                        i, ObservationError(f'{leaf.path} has the value {value}, but its spec says {low} to {high}')
+                    )
         if array.dtype.kind != 'f' or math.isfinite(np.vdot(array, array)):  # Also without an overflow in the product.
             continue
         for i in np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1)).tolist():
             errors.setdefault(i, _not_finite(leaf, array[i]))
     return errors
+
+
+def _bounds(spec: ArraySpec) -> tuple[int, int] | None:
+    """Those of a category, whose values have a row each, and of bytes, which are divided by the greatest."""
+    if spec.num_values is not None:
+        return 0, spec.num_values - 1
+    return spec.bounds if spec.dtype == np.uint8 else None
 
 
 def _paths(spec: PyTree, path: str = 'observation') -> Iterator[tuple[str, ArraySpec]]:

@@ -22,6 +22,7 @@ import numpy as np
 from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import base
 from impala_jax.environments.worker import ANSWER, ERROR, Arguments
+from impala_jax.machine import kill_processes_in
 from impala_jax.types import EnvironmentSpec, StepInfo, TimeStep
 
 _logger = logging.getLogger(__name__)
@@ -324,6 +325,8 @@ class _Worker:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # It has not made its session yet.
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.kill()
+            if self._folder is not None:
+                kill_processes_in(self._folder.name)
             try:
                 self._process.wait(_CLOSE_TIMEOUT_S)
             except subprocess.TimeoutExpired:

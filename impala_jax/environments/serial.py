@@ -108,7 +108,7 @@ class SerialVectorEnvironment:
             except base.RAISED_BY_ENVIRONMENTS as error:
                 self._rebuild(i, error, 'in reset' if starts else f'at step {self._num_steps[i] + 1}', arrays)
                 step_types[i], restarts[i] = FIRST, 1
-        for i, error in observations.not_finite(self._leaves, arrays).items():
+        for i, error in observations.unreadable(self._leaves, arrays).items():
             starts = step_types[i] == FIRST
             self._rebuild(i, error, 'in reset' if starts else f'at step {self._num_steps[i]}', arrays)
             step_types[i], rewards[i], discounts[i], restarts[i] = FIRST, 0, 1, 1
@@ -191,7 +191,7 @@ class SerialVectorEnvironment:
         """Resets environment i, and writes its observation."""
         timestep = self._environments[i].reset()
         if timestep.step_type != FIRST:
-            raise ValueError(f'reset() returned step type {timestep.step_type!r}; it must be FIRST')
+            raise base.Violation(f'reset() returned step type {timestep.step_type!r}; it must be FIRST')
         self._write_observation(i, timestep.observation, arrays)
         self._over[i] = False
         self._returns[i] = 0.0
@@ -203,7 +203,7 @@ class SerialVectorEnvironment:
         step_type, reward, discount = timestep.step_type, timestep.reward, timestep.discount
         self._write_observation(i, timestep.observation, arrays)
         if step_type not in (MID, LAST):
-            raise ValueError(
+            raise base.Violation(
                 f'step() returned step type {step_type!r} within an episode; an episode ends with a LAST timestep'
             )
         if type(reward) is not float:
@@ -213,9 +213,9 @@ class SerialVectorEnvironment:
         episode_return = self._returns[i] + reward
         # The comparisons are false for NaN.
         if not (-_LARGEST <= reward <= _LARGEST and -_LARGEST <= episode_return <= _LARGEST):
-            raise ValueError(f'the reward is {reward}, after a return of {self._returns[i]}; both must be finite')
+            raise base.Violation(f'the reward is {reward}, after a return of {self._returns[i]}; both must be finite')
         if not 0 <= discount <= 1:
-            raise ValueError(f'the discount is {discount}; it must lie in [0, 1]')
+            raise base.Violation(f'the discount is {discount}; it must lie in [0, 1]')
         self._returns[i] = episode_return
         self._num_steps[i] += 1
         if self._num_steps[i] >= self._max_episode_steps:
@@ -242,10 +242,10 @@ class SerialVectorEnvironment:
                 base.require_same_spec(self._name, self.spec, index, base.environment_spec(environment, self._name))
                 self._environments[i] = environment
                 self._begin(i, arrays)
-                not_finite = observations.not_finite(self._leaves, [array[i : i + 1] for array in arrays])
-                if not not_finite:
+                errors = observations.unreadable(self._leaves, [array[i : i + 1] for array in arrays])
+                if not errors:
                     return
-                error = not_finite[0]
+                error = errors[0]
             except ConfigError:
                 raise
             except base.RAISED_BY_ENVIRONMENTS as next_error:
@@ -281,4 +281,4 @@ def _number(value: Any, what: str) -> float:
             return float(array.item())
     except ValueError:  # Lists of different lengths.
         pass
-    raise ValueError(f'the {what} is {value!r}; it must be one number')
+    raise base.Violation(f'the {what} is {value!r}; it must be one number')

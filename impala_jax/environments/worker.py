@@ -23,6 +23,7 @@ from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import base
 from impala_jax.environments.factories import environment_factory
 from impala_jax.environments.serial import SerialVectorEnvironment
+from impala_jax.machine import kill_processes_in
 
 _LOOK_S = 1.0
 _CLOSE_TIMEOUT_S = 5.0
@@ -70,7 +71,8 @@ def main(pipe: int, lifeline: int, folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # The parent, if it still lives, tries too, and reports what stays.
     sys.stdout.flush()
     sys.stderr.flush()
-    os.killpg(0, signal.SIGKILL)  # With what the environments have left running; the parent may be gone.
+    kill_processes_in(folder)  # What the environments have left running; the parent may be gone.
+    os.killpg(0, signal.SIGKILL)
 
 
 def _answer_requests(connection: Connection, send: Any) -> None:
@@ -127,6 +129,8 @@ def _portable(error: BaseException) -> tuple[type[Exception], str]:
         reason, error = str(error), error.__cause__ or error
     else:
         reason = base.one_line(error)
+    if isinstance(error, base.Violation):
+        return base.EnvironmentFailure, reason  # The traceback would be of this package.
     text = ''.join(traceback.format_exception(error))
     return base.EnvironmentFailure, f'in the worker process:\n{text}{reason}'
 
@@ -137,6 +141,7 @@ def _end_with_parent(parent: int, lifeline: int, folder: str) -> None:
     while os.getppid() == parent and not select.select([lifeline], [], [], _LOOK_S)[0]:
         pass
     time.sleep(_CLOSE_TIMEOUT_S)  # The pipe has ended, too: by now the environments should be closed.
+    kill_processes_in(folder)
     shutil.rmtree(folder, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
 

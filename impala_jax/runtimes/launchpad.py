@@ -32,6 +32,7 @@ from impala_jax import allocator, compilation_cache
 from impala_jax.agent import Agent
 from impala_jax.checkpoint import CheckpointError
 from impala_jax.config import Config, ConfigError
+from impala_jax.environments import EnvironmentFailure
 from impala_jax.inference import InferenceServer
 from impala_jax.learner import LearnerLoop
 from impala_jax.machine import connect_without_proxy, start_of
@@ -308,9 +309,9 @@ def _failure_stops_program(setup: _Setup) -> Iterator[None]:
     try:
         yield
     except BaseException as error:  # noqa: BLE001
-        has_remedy = isinstance(error, (ConfigError, CheckpointError))
+        says_all = isinstance(error, (ConfigError, CheckpointError, EnvironmentFailure, TimeoutError))
         with contextlib.suppress(FileExistsError), open(setup.notes / _FAILURE, 'x', **_TEXT) as file:
-            file.write(f'error: {error}' if has_remedy else traceback.format_exc().strip())
+            file.write(nodes.described(error) if says_all else traceback.format_exc().strip())
         setup.stop_program()
 
 

@@ -39,6 +39,12 @@ class NodeFailure(RuntimeError):
     """A node in another thread or process raised; the message is its traceback."""
 
 
+def described(error: BaseException) -> str:
+    """Text of an error whose last line is the reason, behind an environment's own traceback where there is one."""
+    *traceback, reason = str(error).splitlines() or [type(error).__name__]
+    return '\n'.join([*traceback, f'error: {reason}'])
+
+
 class StopSignals:
     """While active, SIGTERM, SIGINT and SIGHUP set `stop`; the first is remembered. A second SIGINT interrupts at once.
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import sys
 import threading
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +11,7 @@ import jax
 
 from impala_jax import allocator, compilation_cache, environments
 from impala_jax.agent import Agent
-from impala_jax.checkpoint import check_config, restore
+from impala_jax.checkpoint import check_config, require_utf8, restore
 from impala_jax.config import Config, ConfigError, closest
 from impala_jax.environments import suites
 from impala_jax.evaluation import Evaluation
@@ -87,7 +85,7 @@ def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunR
             'or --runtime launchpad --launch-type local_mt'
         )
     workdir = Path(workdir).absolute()
-    _require_utf8(workdir)
+    require_utf8(workdir)
     if config.actor.num_actors:
         suites.assign(config.environment, config.actor.num_actors, config.actor.num_envs)  # Refused before any work.
     share = nodes.share(config)
@@ -117,19 +115,6 @@ def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunR
             except Closed:
                 raise Interrupted(signals.received or 0, frames, workdir) from None
         return RunResult(workdir, frames, num_updates, evaluation)
-
-
-def _require_utf8(workdir: Path) -> None:
-    """Raises ConfigError if TensorStore, which writes checkpoints, would write to another folder than Python."""
-    try:
-        same = str(workdir).encode() == os.fsencode(workdir)
-    except UnicodeEncodeError:  # Bytes that the locale cannot decode.
-        same = False
-    if not same:
-        raise ConfigError(
-            f'--workdir {str(workdir)!a}: this name needs UTF-8, but the locale is {sys.getfilesystemencoding()}; set '
-            'LC_ALL=C.UTF-8 or PYTHONUTF8=1, or give a name in ASCII'
-        )
 
 
 def _evaluate_last(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> Evaluation:

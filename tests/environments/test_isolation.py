@@ -94,19 +94,21 @@ def test_an_environment_may_have_children():
     assert not children()
 
 
-def test_children_of_an_environment_end_with_it():
-    environment = make('hostile:starts')
+@pytest.mark.parametrize('name', ['hostile:starts', 'hostile:starts_a_session'])
+def test_children_of_an_environment_end_with_it(name):
+    environment = make(name)
     pid = int(environment.reset().observation[0, 0, 0])
     assert alive(pid)
     environment.close()
     wait_for(lambda: not alive(pid), timeout_s=10)
 
 
-def test_a_killed_worker_whose_children_hold_its_pipe_is_noticed_at_once(caplog):
-    environment = make('hostile:starts')
+@pytest.mark.parametrize('name', ['hostile:starts', 'hostile:starts_a_session'])
+def test_a_killed_worker_whose_children_hold_its_pipe_is_noticed_at_once(name, caplog):
+    environment = make(name)
     try:
         pid = int(environment.reset().observation[0, 0, 0])
-        os.kill(children('hostile:starts')[0], signal.SIGKILL)
+        os.kill(children(name)[0], signal.SIGKILL)
         start = time.monotonic()
         timestep, info = environment.step([0])
         assert time.monotonic() - start < 10
@@ -120,7 +122,7 @@ PARENT = """
 import sys, time
 from impala_jax.config import EnvironmentConfig
 from impala_jax.environments import make
-environment = make(EnvironmentConfig('hostile:starts', processes=1), 1, 0)
+environment = make(EnvironmentConfig(sys.argv[2], processes=1), 1, 0)
 print(int(environment.reset().observation[0, 0, 0]), environment._workers[0].pid, flush=True)
 if sys.argv[1] == 'raise':
     raise ZeroDivisionError
@@ -128,11 +130,12 @@ time.sleep(60)
 """
 
 
+@pytest.mark.parametrize('name', ['hostile:starts', 'hostile:starts_a_session'])
 @pytest.mark.parametrize('ending', ['kill', 'terminate', 'raise'])
-def test_nothing_of_an_environment_outlives_the_program(tmp_path, ending):
+def test_nothing_of_an_environment_outlives_the_program(tmp_path, ending, name):
     script = tmp_path / 'parent.py'
     script.write_text(PARENT)
-    parent = programs.start(tmp_path, str(script), ending)
+    parent = programs.start(tmp_path, str(script), ending, name)
     assert parent.stdout is not None
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(pids) == 2
