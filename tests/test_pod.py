@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from impala_jax import checkpoint, command_line, evaluation, kernels
 from impala_jax.agent import Agent
 from impala_jax.config import Config, ConfigError, LearnerConfig, ReplayConfig
 from impala_jax.learner import Learner
-from impala_jax.runtimes import nodes, pod
+from impala_jax.runtimes import nodes, pod, supervisor
 
 TWO_BY_TWO = ['--simulate-hosts', '2', '--simulate-devices', '2']
 SMALL = '--evaluator.episodes 4 --actor.num-actors 1 --actor.num-envs 8 --network.mlp-sizes 16'.split()
@@ -27,8 +26,7 @@ RUNTIMES = ['threads', pytest.param('launchpad', marks=[pytest.mark.launchpad, p
 
 
 def free_address():
-    with socket.create_server(('localhost', 0)) as server:
-        return f'localhost:{server.getsockname()[1]}'
+    return f'localhost:{supervisor.free_port()}'
 
 
 def learned_alone(num_devices):

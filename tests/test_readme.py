@@ -4,13 +4,14 @@ import importlib.util
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import programs
 import pytest
+
+from impala_jax.runtimes.supervisor import free_port
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r'^```(\w+)\n(.*?)^```', (ROOT / 'README.md').read_text(), re.MULTILINE | re.DOTALL)
@@ -93,9 +94,7 @@ def test_training_commands(line, tmp_path):
 @pytest.mark.launchpad
 def test_commands_for_actors_on_other_machines(tmp_path):
     """As they stand, but for a port that is free here, and less to do."""
-    with socket.socket() as probe:
-        probe.bind(('', 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     small = '--total-frames 2000 --evaluator.episodes 1'.split()
     serve, join = ([word.replace('5000', port) for word in arguments_of(line, tmp_path)] for line in JOINED)
     actors = programs.start(tmp_path / 'actors', *join)

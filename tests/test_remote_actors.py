@@ -5,7 +5,6 @@ import dataclasses
 import json
 import re
 import signal
-import socket
 import subprocess
 import threading
 from pathlib import Path
@@ -21,6 +20,7 @@ from impala_jax import checkpoint, environments
 from impala_jax.config import Config, ConfigError
 from impala_jax.environments import suites
 from impala_jax.runtimes.nodes import NodeFailure
+from impala_jax.runtimes.supervisor import free_port
 
 pytestmark = pytest.mark.launchpad
 
@@ -38,12 +38,6 @@ SERVE = (
     '--runtime launchpad --actor.num-actors 0 --learner.num-devices 1 --evaluator.episodes 0 --logging.interval-s 0.2'
 ).split()
 ENDLESS = ['--total-frames', '100000000']
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(('', 0))
-        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager

@@ -63,8 +63,7 @@ def simulate(num_hosts: int, num_devices: int, command: Sequence[str]) -> int:
     Returns:
       0, or the exit status of the first host whose own is another.
     """
-    with socket.create_server(('localhost', 0)) as free:
-        address = f'localhost:{free.getsockname()[1]}'
+    address = f'localhost:{free_port()}'
     flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={num_devices}'.strip()
     environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
     hosts: list[subprocess.Popen] = []
@@ -94,6 +93,20 @@ def simulate(num_hosts: int, num_devices: int, command: Sequence[str]) -> int:
                 host.kill()
                 host.wait()
     return next((_status(host.returncode) for host in hosts if host.returncode), 0)
+
+
+def free_port() -> int:
+    """A port of this machine that a program can listen at some seconds later.
+
+    Not one that the system would choose: those it also gives to connections that anybody opens meanwhile.
+
+    Raises:
+      OSError: None was found.
+    """
+    for port in secrets.SystemRandom().sample(range(20_000, 32_768), 100):
+        with contextlib.suppress(OSError), socket.create_server(('', port)):
+            return port
+    raise OSError('no port from 20000 to 32767 is free')
 
 
 def end_with(parent: int) -> None:
