@@ -299,7 +299,9 @@ class _Supervisor:
 
     def _print(self, end: End, more: str = '') -> None:
         host = f'host {end.host} ({self._names[end.host]})' if self._names else 'this host'
-        print(f'error: {host}: {end.reason}{more}', file=sys.stderr, flush=True)
+        # One write: supervisors of simulated hosts share the stream, and print() writes a line in two parts.
+        sys.stderr.write(f'error: {host}: {end.reason}{more}\n')
+        sys.stderr.flush()
 
     def _heard(self, end: End) -> None:
         if end.reason and (self._cause is None or (self._cause.follows and not end.follows)):
