@@ -81,7 +81,7 @@ def only_process(folder: Path, option: str = '--workdir') -> Iterator[None]:
             yield
         finally:
             released.set()
-            heartbeat.join()
+            heartbeat.join(_HEARTBEAT_S)  # A file system may hang.
             if _is_at(path, descriptor):
                 path.unlink()  # While it is locked: a process that has opened it before finds another file there.
             if is_new:

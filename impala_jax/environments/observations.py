@@ -164,9 +164,7 @@ def _converted(leaf: Leaf, value: Any) -> np.ndarray:
 
 def _exact_as_float32(integers: np.ndarray) -> np.ndarray:
     """Which integers float32 holds exactly."""
-    if integers.dtype == bool or integers.size == 0:
-        return np.ones(integers.shape, bool)
-    if -_EXACT_INTEGERS <= integers.min() and integers.max() <= _EXACT_INTEGERS:
+    if integers.dtype == bool or -_EXACT_INTEGERS <= integers.min() and integers.max() <= _EXACT_INTEGERS:
         return np.ones(integers.shape, bool)
     exact = [int(np.float32(value)) == value for value in integers.ravel().tolist()]
     return np.array(exact).reshape(integers.shape)

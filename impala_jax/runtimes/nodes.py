@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import signal
 import threading
@@ -24,6 +23,7 @@ from impala_jax.environments import suites
 from impala_jax.evaluation import Evaluation, Evaluator
 from impala_jax.inference import InferenceServer
 from impala_jax.learner import LearnerLoop
+from impala_jax.metrics import EVALUATIONS, append_row
 from impala_jax.parameter_store import ParameterStore
 from impala_jax.trajectory_queue import Replay, TrajectoryQueue
 from impala_jax.types import Closed, PyTree, TimeStep
@@ -236,5 +236,4 @@ def record_evaluation(config: Config, workdir: Path, version: int, evaluation: E
         'truncated_episodes': evaluation.num_truncated,
         **{f'mean_return/{task}': scores.mean for task, scores in evaluation.tasks.items()},
     }
-    with open(workdir / 'evaluations.jsonl', 'a') as file:
-        file.write(json.dumps(row) + '\n')
+    append_row(workdir / EVALUATIONS, row)
