@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from impala_jax import stopping
 from impala_jax.config import Config, ConfigError, closest, get, replace, to_dict
 from impala_jax.environments import suites
 from impala_jax.lock import only_process
@@ -30,7 +31,7 @@ from impala_jax.metrics import METRICS, quiet_libraries, read_rows, write_atomic
 RESULTS = 'results.csv'
 _CELLS = 'cells'
 _DONE = 'done.json'
-_LAST_CHECKPOINT_S = 30.0  # How long a worker may take to write one after its sweep has ended.
+_ENDING_S = stopping.LIMIT_S - 1.0  # How long a worker may take after its sweep has ended, but to write a checkpoint.
 # What a repeated run does not repeat.
 _TIMES = ('wall_time_s', 'frames_per_second', 'learner_wait_fraction')
 # Of a worker process.
@@ -185,7 +186,8 @@ def _run_sweep(
                         on_done(futures[future])
                 except BaseException:
                     stop.set()
-                    pool.shutdown(cancel_futures=True)
+                    with stopping.unhurried():  # Workers do not take long, or are writing checkpoints.
+                        pool.shutdown(cancel_futures=True)
                     raise
     finally:
         _write_results(cells, folder)
@@ -229,9 +231,9 @@ def _start_worker(stop: Any, folder: Path, runtime: str) -> None:
         while not stop.wait(0.2) and not is_orphan():
             pass
         _sweep_is_over.set()
-        deadline = time.monotonic() + _LAST_CHECKPOINT_S
+        deadline = time.monotonic() + _ENDING_S
         # An idle worker is ended by its pool, if that is still there.
-        while time.monotonic() < deadline and (_cell_runs.is_set() or not is_orphan()):
+        while stopping.is_unhurried() or (time.monotonic() < deadline and (_cell_runs.is_set() or not is_orphan())):
             # A cell that runs writes a checkpoint now. Repeated, for it may have begun but not listen yet.
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.2)

@@ -26,6 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from impala_jax import config as config_lib
+from impala_jax import stopping
 from impala_jax.config import Config, ConfigError
 from impala_jax.types import PyTree
 
@@ -101,7 +102,8 @@ class Checkpointer:
         json.dumps(header)  # What is no JSON is a mistake of the caller's, and fails before anything is written.
         what = f'cannot write checkpoint {self._path(step)}'
         size = sum(array.nbytes for array in arrays.values())
-        with _one_line_errors(what, 'the former checkpoints are intact', space=(self._directory, size)):
+        space = (self._directory, size)
+        with stopping.unhurried(), _one_line_errors(what, 'the former checkpoints are intact', space=space):
             _bounded(what, self._config.timeout_s, lambda: self._save(step, arrays, header))
 
     def restore_latest(self, template: PyTree) -> Checkpoint | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from impala_jax import allocator
+from impala_jax import allocator, stopping
 from impala_jax.config import Config, ConfigError, closest, to_dict
 
 if TYPE_CHECKING:
@@ -163,25 +162,37 @@ def override(config: Config, arguments: Sequence[str]) -> Config:
         raise
 
 
-def main(body: Callable[[], None]) -> NoReturn:
-    """Runs a script's body; ends with status 0, or non-zero with the reason, in one line or as a traceback, last."""
-    from impala_jax.checkpoint import CheckpointError
-    from impala_jax.environments import EnvironmentFailure
-    from impala_jax.learner import HostLost
-    from impala_jax.runtimes.nodes import described
-    from impala_jax.runtimes.run import Interrupted, NodeFailure
+def main(body: Callable[[], None], *, stopped: str = '') -> NoReturn:
+    """Runs a script's body; ends with status 0, or non-zero with the reason, in one line or as a traceback, last.
 
+    Args:
+      body: what the script does.
+      stopped: added to the line of a body that a signal ended.
+    """
     allocator.keep_memory()  # Before JAX starts its threads.
+    stopping.interruptible()
+    status, line = _outcome(body, stopped)
+    stopping.end(status, line)
+
+
+def _outcome(body: Callable[[], None], stopped: str) -> tuple[int, str]:
+    """The exit status, and the text to end with."""
     try:
         body()
-    except (ConfigError, CheckpointError, HostLost, EnvironmentFailure, TimeoutError) as error:
-        sys.exit(described(error))
-    except NodeFailure as error:
-        sys.exit(str(error).rstrip())
-    except Interrupted as error:
-        print(error, file=sys.stderr)
-        sys.exit(128 + error.signal_number)
-    sys.exit(0)
+    except SystemExit as end:
+        return (1, end.code) if isinstance(end.code, str) else (int(end.code or 0), '')
+    except BaseException as error:  # noqa: BLE001 - said by the caller.
+        from impala_jax.ablation import CellFailed
+        from impala_jax.runtimes import nodes
+        from impala_jax.runtimes.run import Interrupted
+
+        if isinstance(error, Interrupted):
+            return 128 + error.signal_number, str(error)
+        cause = stopping.cause(error)
+        if cause is not None:
+            return 128 + cause.signal_number, f'{cause}{stopped}'
+        return 1, str(error).rstrip() if isinstance(error, CellFailed) else nodes.last_words(error)
+    return 0, ''
 
 
 def run_sweep(cells: Sequence[Cell], output: Path, processes: int, runtime: str = 'lockstep') -> None:
@@ -197,19 +208,8 @@ def run_sweep(cells: Sequence[Cell], output: Path, processes: int, runtime: str 
 
 
 def sweep_main(body: Callable[[], None]) -> NoReturn:
-    """`main` of a script that runs a sweep, which SIGTERM ends as Ctrl-C does."""
-    from impala_jax.ablation import CellFailed
-
-    def terminate(*_):
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, terminate)
-    try:
-        main(body)
-    except KeyboardInterrupt:
-        sys.exit('stopped; the same command goes on where it was')
-    except CellFailed as error:
-        sys.exit(str(error))
+    """`main` of a script that runs a sweep."""
+    main(body, stopped='; the same command goes on where it was')
 
 
 class Parser(argparse.ArgumentParser):

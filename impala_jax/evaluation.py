@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import threading
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,6 +66,7 @@ class Evaluator:
       record: keep pictures of the first game of environment 0, in `recording`; of a suite, of its first task.
       max_episode_steps: Agent steps after which a game is truncated.
       timeout_s: Longest wait for an environment.
+      closed: once it is true, whatever goes on ends with `Closed`.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class Evaluator:
         record: bool = False,
         max_episode_steps: int = EvaluatorConfig().max_episode_steps,
         timeout_s: float = Config().timeout_s,
+        closed: Callable[[], bool] = lambda: False,
     ):
         num_envs = min(num_envs, episodes)
         # A fixed number of games each: the first N to end over all environments would favour short games.
@@ -89,6 +90,7 @@ class Evaluator:
         self._task = next(iter(self._configs))  # The one that there are environments of
         self._max_episode_steps = max_episode_steps
         self._timeout_s = timeout_s
+        self._closed = closed
         environment = self._make(self._task, seed)
         self.recording: Recording | None = None
         if record:
@@ -98,14 +100,14 @@ class Evaluator:
         self._actor = Actor(agent, environment, _UNROLL_LENGTH, seed, greedy=greedy)
         self._seed = seed
 
-    def play(self, version: int, params: PyTree, stop: threading.Event | None = None) -> Evaluation:
+    def play(self, version: int, params: PyTree) -> Evaluation:
         """Plays `episodes` games of each task from their start.
 
         Raises:
-          Closed: `stop` was set.
+          Closed: the evaluator was closed.
         """
         self._seed += 1
-        scores = {task: self._play_task(task, version, params, stop) for task in self._configs}
+        scores = {task: self._play_task(task, version, params) for task in self._configs}
         if len(scores) == 1:
             return scores[self._task]
         return Evaluation(
@@ -122,9 +124,10 @@ class Evaluator:
             evaluation=True,
             timeout_s=self._timeout_s,
             max_episode_steps=self._max_episode_steps,
+            closed=self._closed,
         )
 
-    def _play_task(self, task: str, version: int, params: PyTree, stop: threading.Event | None) -> Evaluation:
+    def _play_task(self, task: str, version: int, params: PyTree) -> Evaluation:
         if task != self._task:
             self._actor.environment.close()
             # Into the same actor, whose compiled step fits all tasks.
@@ -136,7 +139,7 @@ class Evaluator:
         num_truncated = num_at_limit = 0
         num_steps = np.zeros(len(self._quota), np.int64)  # in each environment's game
         while any(len(r) < quota for r, quota in zip(returns, self._quota, strict=True)):
-            if stop is not None and stop.is_set():
+            if self._closed():
                 raise Closed
             trajectory = self._actor.unroll(version, params)
             first = trajectory.timesteps.step_type[1:] == FIRST

@@ -30,11 +30,16 @@ def start_of(process: int) -> str | None:
 
 
 def kill_processes_in(folder: str) -> None:
-    """Kills the processes whose folder for temporary files is `folder`, this one aside, whatever their session is.
+    """`kill_marked` of processes whose folder for temporary files is `folder`."""
+    kill_marked(f'TMPDIR={folder}')
 
-    The environment variable is inherited by everything that a process starts. Does nothing where there is no /proc.
+
+def kill_marked(variable: str) -> None:
+    """Kills the processes with `NAME=value` in their environment, this one aside, whatever their session is.
+
+    The variable is inherited by everything that a process starts. Does nothing where there is no /proc.
     """
-    mark = f'TMPDIR={folder}'.encode()
+    mark = os.fsencode(variable)
     for _ in range(5):  # One may start another meanwhile.
         found = False
         for entry in Path('/proc').glob('[0-9]*'):

@@ -11,6 +11,7 @@ import numpy as np
 
 from impala_jax.config import ConfigError
 from impala_jax.environments import base
+from impala_jax.types import Closed
 
 _SHORTEST_GIF_FRAME_MS = 20  # Browsers show shorter ones for 100 ms.
 
@@ -40,6 +41,7 @@ class Recording:
         """Takes a picture, or notes in `problem` that there is none, and takes no more.
 
         Raises:
+          Closed: the run has ended.
           TimeoutError: the environment does not answer, and so cannot be played either.
         """
         if self.problem is not None:
@@ -49,7 +51,7 @@ class Recording:
         except NotImplementedError as error:
             self.problem = ' '.join(str(error).split())
             return
-        except TimeoutError:
+        except (Closed, TimeoutError):
             raise
         except Exception as error:  # Any can come from an environment; the games go on without it.
             *_, reason = str(error).strip().splitlines() or [type(error).__name__]  # A worker's follows its traceback.

@@ -1,6 +1,10 @@
 """Runs a grid of experiments: python launch/ablate.py --grid configs/ablations/table2.py --output runs/table2"""
 
-from impala_jax.metrics import quiet_libraries
+from impala_jax import stopping
+
+stopping.begin()
+
+from impala_jax.metrics import quiet_libraries  # noqa: E402
 
 quiet_libraries()  # Before they are imported.
 

@@ -1,6 +1,10 @@
 """Actors for a learner on another machine: python launch/actors.py --learner HOST:PORT --num-actors 8"""
 
-import os
+from impala_jax import stopping
+
+stopping.begin()
+
+import os  # noqa: E402
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # Actors act on the CPU; an accelerator here may be somebody else's.
 
@@ -13,7 +17,6 @@ import threading  # noqa: E402
 
 from impala_jax import command_line, compilation_cache  # noqa: E402
 from impala_jax.config import Config, ConfigError  # noqa: E402
-from impala_jax.runtimes.nodes import StopSignals  # noqa: E402
 
 
 def act() -> None:
@@ -45,7 +48,7 @@ def act() -> None:
 
     compilation_cache.keep_programs()
     stop = threading.Event()
-    with StopSignals(stop):
+    with stopping.StopSignals(stop) as signals:
         reverb_actors.run(
             arguments.learner,
             arguments.num_actors,
@@ -53,6 +56,8 @@ def act() -> None:
             adapt=lambda config: command_line.override(config, overrides),
             wait_s=arguments.wait_s,
         )
+    if signals.received is not None:
+        raise stopping.Stopped(signals.received)
 
 
 if __name__ == '__main__':

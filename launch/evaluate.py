@@ -1,6 +1,10 @@
 """Plays whole games with a checkpoint: python launch/evaluate.py --workdir runs/catch --episodes 100"""
 
-from impala_jax.metrics import quiet_libraries
+from impala_jax import stopping
+
+stopping.begin()
+
+from impala_jax.metrics import quiet_libraries  # noqa: E402
 
 quiet_libraries()  # Before they are imported.
 

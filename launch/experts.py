@@ -1,6 +1,10 @@
 """Experts and one agent: python launch/experts.py --suite minisuite --config configs/minisuite.py --output runs/x"""
 
-from impala_jax.metrics import quiet_libraries
+from impala_jax import stopping
+
+stopping.begin()
+
+from impala_jax.metrics import quiet_libraries  # noqa: E402
 
 quiet_libraries()  # Before they are imported.
 

@@ -1,6 +1,10 @@
 """Trains on this machine, or resumes: python launch/local.py --config configs/catch.py --workdir runs/catch"""
 
-from impala_jax.metrics import print_summary, quiet_libraries
+from impala_jax import stopping
+
+stopping.begin()
+
+from impala_jax.metrics import print_summary, quiet_libraries  # noqa: E402
 
 quiet_libraries()  # Before they are imported.
 

@@ -1,6 +1,10 @@
 """Trains a population: python launch/pbt.py --config configs/pbt_catch.py --workdir runs/pbt --members 4"""
 
-from impala_jax.metrics import print_summary, quiet_libraries
+from impala_jax import stopping
+
+stopping.begin()
+
+from impala_jax.metrics import print_summary, quiet_libraries  # noqa: E402
 
 quiet_libraries()  # Before they are imported.
 
@@ -17,7 +21,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  
 from impala_jax import command_line, pbt  # noqa: E402
 from impala_jax.config import Config  # noqa: E402
 from impala_jax.metrics import METRICS, read_rows  # noqa: E402
-from impala_jax.runtimes.nodes import StopSignals  # noqa: E402
 from impala_jax.runtimes.run import Interrupted, default_runtime, run  # noqa: E402
 from impala_jax.runtimes.supervisor import end_with  # noqa: E402
 
@@ -59,7 +62,8 @@ def train_members(config: Config, population: Path, count: int) -> None:
     processes: list[subprocess.Popen] = []
     stop = threading.Event()
     columns = (BarColumn(), TextColumn('{task.percentage:.0f} %'), TextColumn('{task.description}'))
-    with StopSignals(stop) as signals, Progress(*columns, TimeRemainingColumn(), TextColumn('left')) as progress:
+    progress = Progress(*columns, TimeRemainingColumn(), TextColumn('left'))
+    with stopping.StopSignals(stop) as signals, progress:
         task = progress.add_task('', total=count * config.total_updates * config.frames_per_update)
         try:
             for index, folder in enumerate(folders):
@@ -76,7 +80,8 @@ def train_members(config: Config, population: Path, count: int) -> None:
                 frames, text = progress_of(folders)
                 progress.update(task, completed=frames, description=text)
         finally:
-            end(processes)
+            with stopping.unhurried():
+                end(processes)
         frames, text = progress_of(folders)
         progress.update(task, completed=frames, description=text)
     if signals.received is not None and any(process.returncode for process in processes):

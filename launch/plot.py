@@ -1,6 +1,10 @@
 """Draws runs and sweeps: python launch/plot.py curve --workdir runs/catch --output catch.png"""
 
-from impala_jax.metrics import quiet_libraries
+from impala_jax import stopping
+
+stopping.begin()
+
+from impala_jax.metrics import quiet_libraries  # noqa: E402
 
 quiet_libraries()  # Before they are imported.
 

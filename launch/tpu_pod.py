@@ -1,12 +1,16 @@
 """Trains on all hosts of a pod, each of which runs this: python launch/tpu_pod.py --config FILE --workdir DIR"""
 
-import sys
+from impala_jax import stopping
 
-from impala_jax import command_line
-from impala_jax.command_line import PodArguments
-from impala_jax.config import ConfigError
-from impala_jax.machine import open_standard_streams
-from impala_jax.runtimes import supervisor
+stopping.begin()
+
+import sys  # noqa: E402
+
+from impala_jax import command_line  # noqa: E402
+from impala_jax.command_line import PodArguments  # noqa: E402
+from impala_jax.config import ConfigError  # noqa: E402
+from impala_jax.machine import open_standard_streams  # noqa: E402
+from impala_jax.runtimes import supervisor  # noqa: E402
 
 
 def main() -> None:
@@ -27,10 +31,8 @@ def main() -> None:
 
     quiet_libraries()  # Before they are imported.
 
-    from impala_jax.runtimes import pod
-
     channel = supervisor.Channel(arguments.supervisor)
-    pod.end_process(lambda: command_line.main(lambda: train(arguments, channel)))
+    command_line.main(lambda: train(arguments, channel))
 
 
 def train(arguments: PodArguments, channel: supervisor.Channel) -> None:

@@ -37,6 +37,7 @@ def call(monkeypatch, capsys):
         monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
         # The scripts silence other libraries for their whole process, which is this one.
         monkeypatch.setattr('impala_jax.metrics.quiet_libraries', lambda: None)
+        monkeypatch.setattr('impala_jax.stopping.begin', lambda: None)
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             command_line.main(script(name))

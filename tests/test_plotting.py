@@ -523,6 +523,7 @@ def call(monkeypatch, capsys):
     from impala_jax import command_line
 
     monkeypatch.setattr('impala_jax.metrics.quiet_libraries', lambda: None)
+    monkeypatch.setattr('impala_jax.stopping.begin', lambda: None)
     monkeypatch.setattr(plotting, '_DPI', 40)
     spec = importlib.util.spec_from_file_location('launch_plot', ROOT / 'launch' / 'plot.py')
     module = importlib.util.module_from_spec(spec)

@@ -179,16 +179,27 @@ def test_a_killed_actor_process_ends_the_run(tmp_path):
     children = [pid for pid in marked_processes(tmp_path) if is_actor(pid)]
     os.kill(int(children[0]), signal.SIGKILL)
     code, _, stderr = finish(process)
-    assert code not in (0, None) and 'died without a Python error' in stderr.splitlines()[-1]
+    assert code == 1, stderr
+    reason = (
+        r'error: actor \d \(process \d+\) was killed by signal 9 \(SIGKILL\), as by the system when memory runs out'
+    )
+    assert re.fullmatch(reason, stderr.splitlines()[-1]), stderr
     assert checkpoint.steps(tmp_path / 'checkpoints')
     assert not marked_processes(tmp_path)
 
 
 def is_actor(pid):
-    """Whether this is the Python process of an actor: Launchpad names each node's pickle, and the shell around it."""
-    command = Path(f'/proc/{pid}/cmdline').read_bytes()
-    parent = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[1]
-    return b'decorate_output' not in command and b'actor/' in Path(f'/proc/{parent}/cmdline').read_bytes()
+    """Whether this is the Python process of an actor: Launchpad names each node to the shell around its shell."""
+    if Path(f'/proc/{pid}/comm').read_text() in ('bash\n', 'decorate_output\n', 'python\n', 'sed\n'):
+        return False
+    shell = Path(f'/proc/{parent_of(pid)}/cmdline')
+    return (
+        b'actor/' in Path(f'/proc/{parent_of(parent_of(pid))}/cmdline').read_bytes() and b'python' in shell.read_bytes()
+    )
+
+
+def parent_of(pid):
+    return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[1]
 
 
 def stops_and_leaves_nothing_behind(runtime, number, tmp_path):

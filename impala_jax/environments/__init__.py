@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -29,6 +30,7 @@ def make(
     timeout_s: float = 300.0,
     max_episode_steps: int | None = None,
     task_ids: np.ndarray | None = None,
+    closed: Callable[[], bool] = lambda: False,
 ) -> VectorEnvironment:
     """Builds `num_envs` environments that step together.
 
@@ -38,6 +40,7 @@ def make(
       timeout_s: No wait for a worker process lasts longer.
       max_episode_steps: Agent steps after which an episode is truncated; None for no limit but the environment's own.
       task_ids: Of a suite, [num_envs]: the task of each environment; by default they take turns.
+      closed: Once it is true, a wait for a worker process ends with `Closed`.
     Raises:
       ConfigError: the name means nothing, something is not installed, an environment cannot be built or used, or the
         tasks of a suite differ in their specs.
@@ -46,7 +49,7 @@ def make(
         raise ConfigError(f'the number of environments must be positive, got {num_envs}')
     if config.name in suites.SUITES:
         ids = suites.assign(config, 1, num_envs)[0] if task_ids is None else task_ids
-        return _make_suite(config, ids, seed, evaluation, timeout_s, max_episode_steps)
+        return _make_suite(config, ids, seed, evaluation, timeout_s, max_episode_steps, closed)
     if config.name.startswith('atari/'):
         from impala_jax.environments.atari import AtariVectorEnvironment
 
@@ -71,6 +74,7 @@ def make(
         evaluation=evaluation,
         timeout_s=timeout_s,
         max_episode_steps=max_episode_steps,
+        closed=closed,
     )
 
 
@@ -81,6 +85,7 @@ def _make_suite(
     evaluation: bool,
     timeout_s: float,
     max_episode_steps: int | None,
+    closed: Callable[[], bool],
 ) -> VectorEnvironment:
     names = suites.tasks(config)
     indices = {task: np.flatnonzero(task_ids == task) for task in np.unique(task_ids).tolist()}
@@ -94,6 +99,7 @@ def _make_suite(
                 evaluation=evaluation,
                 timeout_s=timeout_s,
                 max_episode_steps=max_episode_steps,
+                closed=closed,
             )
             cleanup.callback(part.close)
             parts[names[task]] = part

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import signal
 import socket
 import struct
@@ -14,19 +15,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
+from impala_jax import stopping
 from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import base
-from impala_jax.environments.worker import ANSWER, ERROR, Arguments
+from impala_jax.environments.worker import ANSWER, ERROR, LOG, Arguments
 from impala_jax.machine import kill_processes_in
-from impala_jax.types import EnvironmentSpec, StepInfo, TimeStep
+from impala_jax.types import Closed, EnvironmentSpec, StepInfo, TimeStep
 
 _logger = logging.getLogger(__name__)
 _CLOSE_TIMEOUT_S = 5.0
+_BUSY_TIMEOUT_S = 1.0
 _LOOK_S = 0.2  # How long a wait goes on before it looks whether the worker has died.
 # Not `-m`, which would search this package before it has the parent's path.
 _PROGRAM = (
@@ -44,7 +48,7 @@ class ProcessVectorEnvironment:
 
     A worker that dies is replaced, and its environments start new episodes. One that is silent for `timeout_s` is an
     error. Each has its own folder for temporary files, which is removed when the worker ends. No worker, and no process
-    that its environments started, outlives this process.
+    that its environments started, outlives this process. Once `closed()`, waits end with `Closed`.
 
     Raises:
       ConfigError: as `SerialVectorEnvironment`.
@@ -60,13 +64,16 @@ class ProcessVectorEnvironment:
         evaluation: bool = False,
         timeout_s: float = 300.0,
         max_episode_steps: int | None = None,
+        closed: Callable[[], bool] = lambda: False,
     ):
         self.num_envs = num_envs
         self._name = config.name
         self._max_failures = config.max_failures
         bounds = np.linspace(0, num_envs, min(processes, num_envs) + 1).astype(int).tolist()
         self._slices = [slice(start, stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
-        self._workers = [_Worker(config, part, seed, evaluation, timeout_s, max_episode_steps) for part in self._slices]
+        self._workers = [
+            _Worker(config, part, seed, evaluation, timeout_s, max_episode_steps, closed) for part in self._slices
+        ]
         self._deaths = [0] * len(self._workers)  # since one of the worker's environments last finished an episode
         try:
             for worker in self._workers:
@@ -177,12 +184,15 @@ class _Worker:
         evaluation: bool,
         timeout_s: float,
         max_episode_steps: int | None,
+        closed: Callable[[], bool],
     ):
         self.part = part
         self._arguments = Arguments(
             config, part.stop - part.start, seed, evaluation, max_episode_steps, part.start, generation=0
         )
         self._timeout_s = timeout_s
+        self._closed = closed
+        self._asked = False  # and not answered yet
         self._starts = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Any = None
@@ -203,7 +213,9 @@ class _Worker:
         if self._process is not None:
             self.close()
             self.join(time.monotonic() + _CLOSE_TIMEOUT_S)
+        self._asked = False
         self._folder = tempfile.TemporaryDirectory(prefix='impala_jax_')
+        _living.add(self)
         ours, theirs = socket.socketpair()
         lifeline, self._lifeline = os.pipe()
         # A worker that is stopped in the middle of a message holds nobody up for longer.
@@ -231,7 +243,10 @@ class _Worker:
             self._connection.send(tuple(arguments))
 
     def send(self, request: str, argument: Any = None) -> None:
+        if self._closed():
+            raise Closed
         try:
+            self._asked = True
             self._connection.send((request, argument))
         except (BrokenPipeError, ConnectionResetError) as error:
             raise _Died(self.obituary()) from error
@@ -242,11 +257,13 @@ class _Worker:
         """The answer to `request`.
 
         Raises:
+          Closed: The run has ended.
           TimeoutError: There was none within `timeout_s`.
         """
         deadline = time.monotonic() + self._timeout_s
         while True:
             kind, content = self._next_message(request, deadline)
+            self._asked &= kind == LOG
             if kind == ANSWER:
                 return content
             if kind == ERROR:
@@ -275,6 +292,8 @@ class _Worker:
         """Waits for the process until `deadline`, then kills it, with the processes that it has left."""
         if self._process is None:
             return
+        if self._asked:  # Busy, it does not listen.
+            deadline = min(deadline, time.monotonic() + _BUSY_TIMEOUT_S)
         while not self._has_ended() and time.monotonic() < deadline:
             time.sleep(0.01)
         self._end()
@@ -288,6 +307,21 @@ class _Worker:
             except OSError as error:
                 _logger.warning('temporary files of the %s stay: %s', self, base.one_line(error))
             self._folder = None
+        _living.discard(self)
+
+    def kill(self) -> None:
+        """Kills the process, and what it has started, without waiting for their end."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # It has not made its session yet.
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()
+        if self._folder is not None:
+            kill_processes_in(self._folder.name)
+
+    def remove_files(self) -> None:
+        """Removes the temporary files of a process that was killed."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder.name, ignore_errors=True)
 
     def _next_message(self, request: str, deadline: float) -> tuple[str, Any]:
         try:
@@ -295,6 +329,8 @@ class _Worker:
                 # Its children may hold the pipe open.
                 if self._has_ended() and not self._connection.poll(0):
                     raise _Died(self.obituary())
+                if self._closed():
+                    raise Closed
                 if time.monotonic() >= deadline:
                     raise self._silent(request)
             return self._connection.recv()
@@ -322,12 +358,20 @@ class _Worker:
         """Kills the process if it still lives, and what it has left in its session, and reaps it."""
         assert self._process is not None
         if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # It has not made its session yet.
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.kill()
-            if self._folder is not None:
-                kill_processes_in(self._folder.name)
+            self.kill()
             try:
                 self._process.wait(_CLOSE_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 _logger.warning('the %s (process %d) does not end although it was killed', self, self._process.pid)
+
+
+_living: set[_Worker] = set()
+
+
+def _kill_all() -> None:
+    for action in (_Worker.kill, _Worker.remove_files):
+        for worker in list(_living):
+            action(worker)
+
+
+stopping.at_forced_end(_kill_all)

@@ -19,6 +19,7 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+from impala_jax import stopping
 from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import base
 from impala_jax.environments.factories import environment_factory
@@ -51,10 +52,11 @@ def main(pipe: int, lifeline: int, folder: str) -> None:
       lifeline: File descriptor that ends when the parent process does.
       folder: For temporary files; removed at the end.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in stopping.SIGNALS:
         # Stopping is the parent's business. A handler, because programs that are started here would inherit SIG_IGN.
         signal.signal(number, lambda *_: None)
         signal.siginterrupt(number, False)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)  # Blocked in the processes that Launchpad starts.
     parent = os.getppid()
     threading.Thread(target=_end_with_parent, args=(parent, lifeline, folder), name='lifeline', daemon=True).start()
     connection = Connection(pipe)

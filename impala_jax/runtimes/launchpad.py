@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import faulthandler
-import io
 import logging
 import os
 import secrets
+import shlex
+import shutil
+import signal
 import socket
 import sys
 import tempfile
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -23,36 +23,38 @@ import jax
 import launchpad as lp
 import reverb
 from absl import flags
-from launchpad.address import AbstractAddressBuilder
+from launchpad.address import AbstractAddressBuilder, get_port_from_address
 from launchpad.launch import worker_manager
 from launchpad.nodes.python.local_multi_processing import PythonProcess
 from launchpad.nodes.reverb.node import ReverbHandle
 
-from impala_jax import allocator, compilation_cache
+from impala_jax import allocator, compilation_cache, stopping
 from impala_jax.agent import Agent
-from impala_jax.checkpoint import CheckpointError
 from impala_jax.config import Config, ConfigError
-from impala_jax.environments import EnvironmentFailure
 from impala_jax.inference import InferenceServer
 from impala_jax.learner import LearnerLoop
-from impala_jax.machine import connect_without_proxy, start_of
+from impala_jax.machine import connect_without_proxy, kill_marked
 from impala_jax.metrics import quiet_libraries
 from impala_jax.parameter_store import ParameterStores
 from impala_jax.runtimes import nodes, reverb_actors
+from impala_jax.runtimes.control import Control, Link, Server
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.runtimes.reverb_transport import PARAMETERS, ReverbParameterStore, ReverbTrajectoryQueue, tables
 from impala_jax.trajectory_queue import from_arrays, to_arrays
 from impala_jax.types import Closed, EnvironmentSpec
 
-# From the request to stop to SIGKILL, s: Launchpad's default of 10 could cut a checkpoint short.
-_TERMINATION_NOTICE_S = 30
-# Files by which nodes tell the launching process and each other of their end.
-_FAILURE = 'failure.txt'
-_PROGRESS = 'num_updates'
-_LEARNER_ENDED = 'learner_ended'
+_ENDING_S = 6.0  # How long nodes may take to end, but for a learner that saves.
+_SAVING_S = 30.0
 _NATIVE_LOG = 'native.log'
-# A traceback may hold what the locale cannot encode, as the name of a folder.
-_TEXT: Any = {'encoding': 'utf-8', 'errors': 'backslashreplace'}
+_START = 'IMPALA_JAX_START'
+"""In the environment of all processes of a program, and of those that they start: which start they belong to."""
+# What a node's process is started by, in place of Python: somebody has to see how it ends.
+_SHELL = """#!/bin/sh
+trap '' HUP
+{python} "$@"
+status=$?
+[ $status -le 128 ] || echo $((status - 128)) > {notes}/killed-$$
+"""
 
 
 class _Setup(NamedTuple):
@@ -61,20 +63,19 @@ class _Setup(NamedTuple):
     config: Config
     spec: EnvironmentSpec
     workdir: Path
-    stop_program: Callable[[], None]
-    launcher: tuple[int, str | None]  # the launching process, and when it started
-    notes: Path  # a folder for the nodes' last words, outside the workdir
+    control: Control | str  # of the program; where nodes are processes, the address of its server
+    notes: Path | None  # the folder for temporary files of a program whose nodes are processes
     suffix: str  # of the names of Reverb's tables, see `reverb_transport.tables`
     inference: InferenceServer | None  # of `local_mt`
 
 
 class _Connection(NamedTuple):
-    """A node's queue, store and agent, and the event that tells it to end."""
+    """A node's queue, store and agent, and what it knows of the program's end."""
 
     queue: ReverbTrajectoryQueue
     store: ReverbParameterStore
     agent: Agent
-    stop: threading.Event
+    control: Control
 
 
 def build_program(setup: _Setup) -> lp.Program:
@@ -97,8 +98,10 @@ def build_program(setup: _Setup) -> lp.Program:
     return program
 
 
-def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> int:
+def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> int | None:
     """Trains until the budget is spent or the program is stopped; returns the updates done in all.
+
+    None: it was stopped, and the learner did not end in time to save.
 
     Raises:
       ConfigError: the port of `config.serve_actors` is not free.
@@ -109,50 +112,139 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     connect_without_proxy()
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(sys.argv[:1])
-    flags.FLAGS.lp_termination_notice_secs = _termination_notice_s(config)
-    with tempfile.TemporaryDirectory(prefix='impala_jax-') as notes:
-        return _run(config, agent, workdir, Path(notes), stop)
+    control = Control()
+    with _program(config, control) as (address, notes):
+        suffix = f'-{secrets.token_hex(8)}'
+        inference = nodes.make_inference(nodes.share(config), agent)
+        setup = _Setup(config, agent.spec, workdir, address, notes, suffix, inference)
+        with _native_messages_to(workdir / _NATIVE_LOG):
+            _launch(build_program(setup), setup, control, stop)
+    if control.failure is not None:
+        raise NodeFailure(control.failure) from control.error
+    # Of several hosts another may have stopped.
+    if not stop.is_set() and nodes.host() == (0, 1) and (control.num_updates or 0) < config.total_updates:
+        raise NodeFailure('error: a node of the program ended before the learner; its last words, if any, are above')
+    return control.num_updates
 
 
-def _run(config: Config, agent: Agent, workdir: Path, notes: Path, stop: threading.Event) -> int:
-    failure, progress = notes / _FAILURE, notes / _PROGRESS
-    suffix = f'-{secrets.token_hex(8)}'
-    stop_program = lp.make_program_stopper(config.launch_type)
-    inference = nodes.make_inference(nodes.share(config), agent)
-    launcher = (os.getpid(), start_of(os.getpid()))
-    setup = _Setup(config, agent.spec, workdir, stop_program, launcher, notes, suffix, inference)
-    program = build_program(setup)
-    on_cpu = PythonProcess(env={'JAX_PLATFORMS': 'cpu'})
-    in_processes = config.launch_type == 'local_mp'
-    with _native_messages_to(workdir / _NATIVE_LOG):
-        manager = lp.launch(
-            program,
-            launch_type=config.launch_type,
-            terminal='current_terminal',
-            local_resources={name: on_cpu for name in program.groups if name != 'learner'} if in_processes else None,
-        )
-        labels = [
-            f'{name}/{i}' if in_processes else name for name, group in program.groups.items() for i in range(len(group))
-        ]
+@contextlib.contextmanager
+def _program(config: Config, control: Control) -> Iterator[tuple[Control | str, Path | None]]:
+    """What the nodes of a program share: how they reach `control`, and where they are processes a folder."""
+    if config.launch_type != 'local_mp':
+        yield control, None
+        return
+    with tempfile.TemporaryDirectory(prefix='impala_jax-') as folder:
+        notes = Path(folder)
+        mark = f'{_START}={notes}'
+
+        def clean():
+            kill_marked(mark)
+            shutil.rmtree(notes, ignore_errors=True)
+
+        stopping.at_forced_end(clean)
+        server = Server(control, lambda shell: _how_it_died(shell, notes))
         try:
-            # The learner ends first; any other node that does has died.
-            manager.wait(labels, return_on_first_completed=True)
+            yield server.address, notes
         finally:
-            # It counts the seconds it waits on standard output, and kills this process after the last one.
-            with contextlib.redirect_stdout(io.StringIO()), _stuck_threads_are_shown(config):
-                manager.stop_and_wait()
-    if failure.exists():
-        raise NodeFailure(failure.read_text(**_TEXT))
-    num_updates = int(progress.read_text()) if progress.exists() else 0
-    # Launchpad hears the signals that set `stop` too, and tells its nodes. Of several hosts another may have stopped.
-    if num_updates < config.total_updates and not stop.is_set() and nodes.host() == (0, 1):
-        raise NodeFailure('a process of the program died without a Python error; its last words, if any, are above')
-    return num_updates
+            server.close()
+            kill_marked(mark)
 
 
-def _termination_notice_s(config: Config) -> int:
-    """Time that nodes have to end in; 10,000 trajectories of Atari were saved in 20 s on two cores."""
-    return _TERMINATION_NOTICE_S + (config.replay.capacity // 100 if config.num_replayed else 0)
+def _launch(program: lp.Program, setup: _Setup, control: Control, stop: threading.Event) -> None:
+    """Runs the program until all nodes have ended, or, after the request, for as long as they may take."""
+    # It would signal all descendants of this process, environments' too, and kill it after a while.
+    worker_manager._SIGNAL_HANDLERS = {  # pyright: ignore[reportAttributeAccessIssue]
+        number: set() for number in (*stopping.SIGNALS, signal.SIGQUIT, signal.SIGALRM, signal.SIGUSR1)
+    }
+    if setup.notes is None:
+        manager = lp.launch(program, launch_type='local_mt')
+    else:
+        with _inherited_by_nodes(setup.notes):
+            of_all = {_START: str(setup.notes)}
+            python = _interpreter(setup.notes)
+            processes = {
+                name: PythonProcess(
+                    env=of_all if name == 'learner' else of_all | {'JAX_PLATFORMS': 'cpu'},
+                    _absolute_interpreter_path=python,
+                )
+                for name in program.groups
+            }
+            manager = lp.launch(program, 'local_mp', terminal='current_terminal', local_resources=processes)
+    labels = [
+        name if setup.notes is None else f'{name}/{i}'
+        for name, group in program.groups.items()
+        for i in range(len(group))
+    ]
+    try:
+        # The learner ends first; any other node that does has died.
+        first = _in_thread(lambda: manager.wait(labels, raise_error=False, return_on_first_completed=True))
+        while first.is_alive() and not (stop.is_set() or control.stop.is_set()):
+            first.join(0.1)
+    finally:
+        with stopping.unhurried():
+            _end(_in_thread(lambda: manager.wait(raise_error=False)), setup, control)
+
+
+def _end(all_ended: threading.Thread, setup: _Setup, control: Control) -> None:
+    """Lets all nodes end. What does not is killed with its process, or left alone."""
+    control.stop.set()
+    start = time.monotonic()
+    # Processes that still start do not hear of it, and have nothing worth waiting for.
+    deadline = start + (_ENDING_S if control.learns or setup.notes is None else 0.0)
+    while all_ended.is_alive() and time.monotonic() < deadline:
+        all_ended.join(0.1)
+        if control.saves:
+            deadline = min(time.monotonic() + _ENDING_S, start + _saving_s(setup.config))
+    if setup.notes is not None:
+        kill_marked(f'{_START}={setup.notes}')
+        all_ended.join(_ENDING_S)
+
+
+def _saving_s(config: Config) -> float:
+    """How long a learner may take to save; 10,000 trajectories of Atari were saved in 20 s on two cores."""
+    return _SAVING_S + (config.replay.capacity / 100 if config.num_replayed else 0)
+
+
+def _in_thread(target: Any) -> threading.Thread:
+    thread = threading.Thread(target=target, name='launchpad', daemon=True)
+    thread.start()
+    return thread
+
+
+@contextlib.contextmanager
+def _inherited_by_nodes(notes: Path) -> Iterator[None]:
+    """Within, Launchpad's own files lie in `notes`, and processes are started that signals do not reach.
+
+    A signal to the process group, as Ctrl-C, is the launching process's business, which tells its nodes.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stopping.SIGNALS)
+    tempfile.tempdir, folder = str(notes), tempfile.tempdir
+    try:
+        yield
+    finally:
+        tempfile.tempdir = folder
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _interpreter(notes: Path) -> str:
+    """A script in place of Python that notes the signal that has ended it; Python where scripts must not be run."""
+    script = notes / 'python'
+    script.write_text(_SHELL.format(python=shlex.quote(sys.executable), notes=shlex.quote(str(notes))))
+    script.chmod(0o700)
+    return str(script) if os.access(script, os.X_OK) else sys.executable
+
+
+def _how_it_died(shell: int, notes: Path) -> str:
+    """Of the node that this process has started."""
+    note = notes / f'killed-{shell}'
+    deadline = time.monotonic() + 1.0
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, ValueError):
+            by = signal.Signals(int(note.read_text()))
+            more = ', as by the system when memory runs out' if by == signal.SIGKILL else ''
+            return f'was killed by signal {by:d} ({by.name}){more}'
+        time.sleep(0.05)
+    return 'died without a Python error; its last words, if any, are above'
 
 
 class _ReverbHandle(ReverbHandle):
@@ -178,18 +270,14 @@ class _ReverbNode(lp.ReverbNode):
         return self._track_handle(_ReverbHandle(self.reverb_address))
 
     def run(self) -> None:
-        with _own_process(self._setup):
-            super().run()
-            if self._setup.config.num_replayed:
-                self._outlive_learner()
-            self._server.stop()
-            del self._server  # Its finaliser needs modules that are gone when the interpreter ends.
-
-    def _outlive_learner(self) -> None:
-        """Waits while the learner reads replay from the server, to save it."""
-        deadline = time.monotonic() + _termination_notice_s(self._setup.config) - 5
-        while not (self._setup.notes / _LEARNER_ENDED).exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        with _node(self._setup, 'the Reverb server') as control:
+            config = self._setup.config
+            server = reverb.Server(self._priority_tables_fn(), port=get_port_from_address(self._address.resolve()))
+            control.stop.wait()
+            if config.num_replayed:
+                control.learner_ended.wait(_saving_s(config))  # It reads replay from the server, to save it.
+            server.stop()
+            del server  # Its finaliser needs modules that are gone when the interpreter ends.
 
 
 class _LocalPort(AbstractAddressBuilder):
@@ -218,76 +306,81 @@ def _require_free(port: int) -> None:
 
 
 def _learner(setup: _Setup, client: reverb.Client) -> None:
-    config = setup.config
-    with _ends_with_a_note(setup.notes / _LEARNER_ENDED), _node(setup, client) as connection:
-        store = connection.store if setup.inference is None else ParameterStores(connection.store, setup.inference)
-        loop = LearnerLoop(config, connection.agent, setup.workdir, store)
-        replay = nodes.restored_replay(config, setup.workdir, loop)
-        loop.begin()
-        if config.num_replayed:
-            loop.log_with(lambda: {'replay_size': connection.queue.replay_size})
-        if setup.inference is not None:
-            loop.log_with(setup.inference.metrics)
-        fetch = connection.queue.get_batch
+    with _connected(setup, client, 'the learner') as connection:
+        num_updates = None
         try:
-            trajectories = from_arrays(replay, connection.agent.trajectory_structure())
-            if trajectories is not None:
-                with contextlib.suppress(Closed):  # `loop.run` finds the end, too.
-                    connection.queue.put_replay(trajectories)
-            if config.serve_actors is not None:
-                reverb_actors.announce(client, config, setup.spec, setup.suffix)
-                # Those of other machines come and go; the program's own do not.
-                fetch = fetch if config.actor.num_actors else reverb_actors.waiting_for_actors(fetch)
-            loop.run(fetch, connection.stop)
+            num_updates = _learn(setup, client, connection)
         finally:
-            connection.queue.close()
-            try:
-                loop.finish()
-                (setup.notes / _PROGRESS).write_text(str(loop.num_updates))
-            finally:
-                loop.close()
-        if config.num_replayed:
-            nodes.save_replay(config, setup.workdir, loop, to_arrays(connection.queue.take_replay()))
+            connection.control.end_learner(num_updates)
 
 
-@contextlib.contextmanager
-def _ends_with_a_note(path: Path) -> Iterator[None]:
+def _learn(setup: _Setup, client: reverb.Client, connection: _Connection) -> int:
+    """Returns the updates done in all."""
+    config = setup.config
+    store = connection.store if setup.inference is None else ParameterStores(connection.store, setup.inference)
+    loop = LearnerLoop(config, connection.agent, setup.workdir, store)
+    replay = nodes.restored_replay(config, setup.workdir, loop)
+    loop.begin()
+    connection.control.begin_to_learn()
+    if config.num_replayed:
+        loop.log_with(lambda: {'replay_size': connection.queue.replay_size})
+    if setup.inference is not None:
+        loop.log_with(setup.inference.metrics)
+    fetch = connection.queue.get_batch
     try:
-        yield
+        trajectories = from_arrays(replay, connection.agent.trajectory_structure())
+        if trajectories is not None:
+            with contextlib.suppress(Closed):  # `loop.run` finds the end, too.
+                connection.queue.put_replay(trajectories)
+        if config.serve_actors is not None:
+            reverb_actors.announce(client, config, setup.spec, setup.suffix)
+            # Those of other machines come and go; the program's own do not.
+            fetch = fetch if config.actor.num_actors else reverb_actors.waiting_for_actors(fetch)
+        loop.run(fetch, connection.control.stop)
     finally:
-        path.touch()
+        connection.queue.close()
+        connection.control.begin_to_save()
+        try:
+            loop.finish()
+        finally:
+            loop.close()
+    if config.num_replayed:
+        nodes.save_replay(config, setup.workdir, loop, to_arrays(connection.queue.take_replay()))
+    return loop.num_updates
 
 
 def _actor(setup: _Setup, client: reverb.Client, index: int) -> None:
-    with _node(setup, client) as connection:
+    with _connected(setup, client, f'actor {index}') as connection:
         share = nodes.share(setup.config)
-        nodes.act(share, connection.agent, index, connection.queue, connection.store, setup.inference)
+        stop = connection.control.stop
+        nodes.act(share, connection.agent, index, connection.queue, connection.store, stop, setup.inference)
 
 
 def _inference(setup: _Setup, client: reverb.Client) -> None:
-    with _node(setup, client):
+    with _connected(setup, client, 'inference'):
         assert setup.inference is not None
         setup.inference.run()
 
 
 def _evaluator(setup: _Setup, client: reverb.Client) -> None:
-    with _node(setup, client) as connection:
-        nodes.evaluate_beside(setup.config, connection.agent, connection.store, setup.workdir, connection.stop)
+    with _connected(setup, client, 'the evaluator') as connection:
+        stop = connection.control.stop
+        nodes.evaluate_beside(setup.config, connection.agent, connection.store, setup.workdir, stop)
 
 
 @contextlib.contextmanager
-def _node(setup: _Setup, client: reverb.Client) -> Iterator[_Connection]:
-    """A node's life: connected; closed when the program stops; its failure is written down and stops the program."""
-    config, stop = setup.config, lp.stop_event()
+def _connected(setup: _Setup, client: reverb.Client, name: str) -> Iterator[_Connection]:
+    """A node's life, as `_node`, with its connection to the server, which is closed when the program stops."""
+    config = setup.config
     ended = threading.Event()
-    with _own_process(setup), _failure_stops_program(setup):
+    with _node(setup, name) as control:
         agent = Agent(config.network, setup.spec, config.popart.enabled)
         queue = ReverbTrajectoryQueue(client, nodes.share(config), agent, setup.suffix)
         params = jax.eval_shape(agent.init, jax.random.PRNGKey(0))
         store = ReverbParameterStore(client, params, config.timeout_s, PARAMETERS + setup.suffix)
 
         def close_when_stopped():
-            while not (stop.wait(0.1) or ended.is_set()):
+            while not (control.stop.wait(0.1) or ended.is_set()):
                 pass
             queue.close()
             store.close()
@@ -297,56 +390,43 @@ def _node(setup: _Setup, client: reverb.Client) -> Iterator[_Connection]:
         watcher = threading.Thread(target=close_when_stopped, name='stop watcher', daemon=True)
         watcher.start()
         try:
-            yield _Connection(queue, store, agent, stop)
+            yield _Connection(queue, store, agent, control)
         finally:
             ended.set()
             watcher.join(timeout=5.0)
 
 
 @contextlib.contextmanager
-def _failure_stops_program(setup: _Setup) -> Iterator[None]:
-    """Writes an exception down, for `run` to raise in the launching process, and stops the program."""
-    try:
-        yield
-    except BaseException as error:  # noqa: BLE001
-        says_all = isinstance(error, (ConfigError, CheckpointError, EnvironmentFailure, TimeoutError))
-        with contextlib.suppress(FileExistsError), open(setup.notes / _FAILURE, 'x', **_TEXT) as file:
-            file.write(nodes.described(error) if says_all else traceback.format_exc().strip())
-        setup.stop_program()
-
-
-@contextlib.contextmanager
-def _own_process(setup: _Setup) -> Iterator[None]:
-    """Sets up a node's process, where it has one of its own."""
-    if setup.config.launch_type != 'local_mp':
-        yield
+def _node(setup: _Setup, name: str) -> Iterator[Control]:
+    """A node's life, in a thread or in a process of its own; its failure is told, and stops the program."""
+    if isinstance(setup.control, Control):
+        try:
+            yield setup.control
+        except BaseException as error:  # noqa: BLE001
+            setup.control.fail(error)
         return
-    threading.Thread(target=_end_with, args=setup.launcher, name='launcher watcher', daemon=True).start()
-    quiet_libraries()
-    allocator.keep_memory()
-    compilation_cache.keep_programs()
-    # The launching process does the killing, after a time that lets a checkpoint be finished; this one's own manager
-    # would not wait for as long.
-    worker_manager.get_worker_manager()._termination_notice_secs = -1
-    with _native_messages_to(setup.workdir / _NATIVE_LOG):
-        yield
 
+    def end():
+        """At once, when the launching process is gone: another may have the workdir's lock by now."""
+        kill_marked(f'{_START}={setup.notes}')
+        shutil.rmtree(str(setup.notes), ignore_errors=True)
+        os._exit(1)
 
-def _end_with(launcher: int, start: str | None) -> None:
-    """Ends this process when the launching one was killed: at once, for another may have the workdir's lock by now."""
-    while start_of(launcher) == start:
-        time.sleep(0.2)
-    os._exit(1)
-
-
-@contextlib.contextmanager
-def _stuck_threads_are_shown(config: Config) -> Iterator[None]:
-    """Writes where every thread is to standard error before Launchpad kills a process whose nodes do not end."""
-    faulthandler.dump_traceback_later(_termination_notice_s(config) - 5, file=sys.stderr)
+    for number in stopping.SIGNALS:
+        signal.signal(number, lambda *_: None)  # The launching process tells its nodes.
+    link = Link(setup.control, name, end)
     try:
-        yield
+        quiet_libraries()
+        absl.logging.set_verbosity(absl.logging.ERROR)  # Launchpad has set another since.
+        allocator.keep_memory()
+        compilation_cache.keep_programs()
+        with _native_messages_to(setup.workdir / _NATIVE_LOG):
+            yield link
+    except BaseException as error:  # noqa: BLE001
+        link.fail(error)
     finally:
-        faulthandler.cancel_dump_traceback_later()
+        link.close()
+    stopping.end_process(0)  # TensorFlow takes seconds to end.
 
 
 @contextlib.contextmanager

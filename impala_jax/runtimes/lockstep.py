@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,21 @@ from impala_jax.learner import LearnerLoop
 from impala_jax.parameter_store import LocalParameterStore
 from impala_jax.runtimes import nodes
 from impala_jax.trajectory_queue import concatenate
-from impala_jax.types import PyTree
+from impala_jax.types import Closed, PyTree
+
+_PATIENCE_S = 3.0  # How long environments may take to answer after a signal.
 
 _logger = logging.getLogger(__name__)
 
 
-def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> int:
+def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> int | None:
     """Trains until the budget is spent or `stop` is set; returns the updates done in all.
 
     An update consumes one batch, acted with the parameters of exactly `config.policy_lag` updates before (of the
     first parameters, in the first updates). With a lag of 0 this is batched A2C.
+
+    None: it was stopped while environments were busy. Actors have acted for an update that was not made, and going on
+    from here would be another run: the last checkpoint stands.
 
     Raises:
       ConfigError: a batch that is no multiple of all actors' environments.
@@ -41,11 +47,14 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
         )
     loop = LearnerLoop(config, agent, workdir, LocalParameterStore(config.timeout_s))
     _require_same_environments(config, loop)
-    actors = [nodes.make_actor(config, agent, i, loop.num_updates) for i in range(config.actor.num_actors)]
+    patience = _Patience(stop)
+    actors: list[Actor] = []
     replay = nodes.make_replay(config)
     history: collections.deque[tuple[int, PyTree]] = collections.deque(maxlen=config.policy_lag + 1)
     started = loop.num_updates
     try:
+        for i in range(config.actor.num_actors):
+            actors.append(nodes.make_actor(config, agent, i, loop.num_updates, closed=patience.is_over))
         restored = loop.restored_runtime_state
         for version in sorted(restored.get('history', {}), key=int):
             history.append((int(version), restored['history'][version]))
@@ -81,9 +90,11 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
             while not loop.done and not stop.is_set():
                 started = loop.num_updates
                 version, params = history[0]
+                patience.has_end = True
                 unrolls = [
                     actor.unroll(version, params) for _ in range(config.num_fresh // num_envs) for actor in actors
                 ]
+                patience.has_end = False
                 loop.step(loop.batch(replay.mix(concatenate(unrolls))))
                 history.append((loop.num_updates, loop.params))
                 if loop.num_updates % config.logging.interval_updates == 0:
@@ -91,6 +102,10 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
                 if loop.save_due:
                     loop.save()
             loop.finish()
+        except Closed:
+            if can_save_actors:
+                return None
+            loop.save()
         except BaseException:
             if loop.num_updates > started or not can_save_actors:
                 loop.save()
@@ -103,6 +118,21 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
         for actor in actors:
             actor.environment.close()
     return loop.num_updates
+
+
+class _Patience:
+    """How long environments are waited for once `stop` is set."""
+
+    def __init__(self, stop: threading.Event):
+        self.has_end = True
+        self._stop = stop
+        self._since: float | None = None
+
+    def is_over(self) -> bool:
+        if not (self.has_end and self._stop.is_set()):
+            return False
+        self._since = self._since or time.monotonic()
+        return time.monotonic() - self._since > _PATIENCE_S
 
 
 def _states(actors: Sequence[Actor]) -> dict[str, np.ndarray] | None:

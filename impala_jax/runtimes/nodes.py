@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-import signal
 import threading
-import types
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from impala_jax.actor import Actor, run_actor
 from impala_jax.agent import Agent, AgentStep
 from impala_jax.checkpoint import Checkpointer, CheckpointError
 from impala_jax.config import Config, ConfigError
-from impala_jax.environments import suites
+from impala_jax.environments import EnvironmentFailure, suites
 from impala_jax.evaluation import Evaluation, Evaluator
 from impala_jax.inference import InferenceServer
-from impala_jax.learner import LearnerLoop
+from impala_jax.learner import HostLost, LearnerLoop
 from impala_jax.metrics import EVALUATIONS, append_row
 from impala_jax.parameter_store import ParameterStore
 from impala_jax.trajectory_queue import Replay, TrajectoryQueue
@@ -39,42 +39,20 @@ class NodeFailure(RuntimeError):
     """A node in another thread or process raised; the message is its traceback."""
 
 
-def described(error: BaseException) -> str:
-    """Text of an error whose last line is the reason, behind an environment's own traceback where there is one."""
-    *traceback, reason = str(error).splitlines() or [type(error).__name__]
-    return '\n'.join([*traceback, f'error: {reason}'])
+def last_words(error: BaseException) -> str:
+    """What is said of an error that ends a program; its last line is the reason.
 
-
-class StopSignals:
-    """While active, SIGTERM, SIGINT and SIGHUP set `stop`; the first is remembered. A second SIGINT interrupts at once.
-
-    Does nothing outside the main thread, where Python allows no handlers.
+    Errors that are about what a person has given, or about the world outside, are said without a traceback of ours.
     """
-
-    def __init__(self, stop: threading.Event):
-        self._stop = stop
-        self._previous: dict[int, object] = {}
-        self.received: signal.Signals | None = None
-
-    def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                    continue  # nohup
-                self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
-
-    def _handle(self, number: int, _: types.FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = self.received or signal.Signals(number)
-        self._stop.set()
-        if number == signal.SIGHUP:
-            signal.raise_signal(signal.SIGTERM)  # Launchpad does not listen to SIGHUP.
+    if isinstance(error, NodeFailure):
+        return str(error).rstrip()
+    if isinstance(error, OSError) and error.filename is not None:
+        return f'error: {error.filename}: {error.strerror}'
+    if isinstance(error, (ConfigError, CheckpointError, HostLost, EnvironmentFailure, TimeoutError)):
+        # Behind an environment's own traceback, where there is one.
+        *above, reason = str(error).splitlines() or [type(error).__name__]
+        return '\n'.join([*above, f'error: {reason}'])
+    return ''.join(traceback.format_exception(error)).rstrip()
 
 
 def host() -> tuple[int, int]:
@@ -114,17 +92,34 @@ def node_seed(config: Config, *path: int) -> int:
     return seeds.derived_seed(config.seed, *path)
 
 
-def make_actor(config: Config, agent: Agent, index: int, version: int = 0, infer: Infer = None) -> Actor:
+def make_actor(
+    config: Config,
+    agent: Agent,
+    index: int,
+    version: int = 0,
+    infer: Infer = None,
+    closed: Callable[[], bool] = lambda: False,
+) -> Actor:
     """Actor `index`; `version` is the learner's when the run starts, so that a resumed run sees new episodes."""
     seed = node_seed(config, 0, index, version)
     task_ids = suites.assign(config.environment, config.actor.num_actors, config.actor.num_envs)[index]
-    return build_actor(config, agent, seed, task_ids, infer)
+    return build_actor(config, agent, seed, task_ids, infer, closed)
 
 
-def build_actor(config: Config, agent: Agent, seed: int, task_ids: np.ndarray, infer: Infer = None) -> Actor:
-    """An actor with environments of the tasks `task_ids`, [num_envs] int32."""
+def build_actor(
+    config: Config,
+    agent: Agent,
+    seed: int,
+    task_ids: np.ndarray,
+    infer: Infer = None,
+    closed: Callable[[], bool] = lambda: False,
+) -> Actor:
+    """An actor with environments of the tasks `task_ids`, [num_envs] int32.
+
+    Once `closed()`, a wait for an environment ends with `Closed`.
+    """
     environment = environments.make(
-        config.environment, config.actor.num_envs, seed, timeout_s=config.timeout_s, task_ids=task_ids
+        config.environment, config.actor.num_envs, seed, timeout_s=config.timeout_s, task_ids=task_ids, closed=closed
     )
     return Actor(agent, environment, config.learner.unroll_length, seed, task_ids=task_ids, infer=infer)
 
@@ -182,36 +177,31 @@ def act(
     index: int,
     queue: TrajectoryQueue,
     store: ParameterStore,
+    stop: threading.Event,
     inference: InferenceServer | None = None,
 ) -> None:
-    """The life of actor `index`: until queue or store is closed."""
+    """The life of actor `index`: until queue or store is closed, or `stop` is set."""
     source = store if inference is None else inference
-    try:
+    with contextlib.suppress(Closed):
         version, _ = source.latest()
-    except Closed:
-        return
-    run_actor(make_actor(config, agent, index, version, inference and inference.step), queue, source)
+        actor = make_actor(config, agent, index, version, inference and inference.step, stop.is_set)
+        run_actor(actor, queue, source)
 
 
 def evaluate_beside(config: Config, agent: Agent, store: ParameterStore, workdir: Path, stop: threading.Event) -> None:
     """The life of the evaluator: plays with the newest parameters every so often, until `stop`."""
     if stop.wait(config.evaluator.interval_s):
         return
-    evaluator = make_evaluator(config, agent)
-    try:
+    with contextlib.suppress(Closed), contextlib.closing(make_evaluator(config, agent, stop)) as evaluator:
         while True:
             version, params = store.latest()
-            record_evaluation(config, workdir, version, evaluator.play(version, params, stop))
+            record_evaluation(config, workdir, version, evaluator.play(version, params))
             if stop.wait(config.evaluator.interval_s):
                 return
-    except Closed:
-        return
-    finally:
-        evaluator.close()
 
 
-def make_evaluator(config: Config, agent: Agent) -> Evaluator:
-    """The evaluator, as configured."""
+def make_evaluator(config: Config, agent: Agent, stop: threading.Event) -> Evaluator:
+    """The evaluator, as configured; raises `Closed` once `stop` is set."""
     return Evaluator(
         agent,
         config.environment,
@@ -221,6 +211,7 @@ def make_evaluator(config: Config, agent: Agent) -> Evaluator:
         greedy=config.evaluator.greedy,
         max_episode_steps=config.evaluator.max_episode_steps,
         timeout_s=config.timeout_s,
+        closed=stop.is_set,
     )
 
 

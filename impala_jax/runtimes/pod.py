@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import os
 import platform
 import signal
 import socket
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -183,34 +179,12 @@ def told(channel: Channel) -> Iterator[None]:
         follows = (
             isinstance(error, HostLost)
             or (isinstance(error, Interrupted) and not error.signal_number)
-            # Launchpad's nodes hand on the text of a traceback.
-            or (isinstance(error, NodeFailure) and f'{HostLost.__module__}.{HostLost.__qualname__}:' in reason)
+            or (isinstance(error, NodeFailure) and isinstance(error.__cause__, HostLost))
         )
         channel.ended(reason, follows)
         if not follows and jax.distributed.is_initialized():
             jax.distributed.shutdown()  # For as long as the supervisor lets it.
         raise
-
-
-def end_process(body: Callable[[], NoReturn]) -> NoReturn:
-    """Runs a script's body, and ends the process with its exit status.
-
-    At once: JAX would wait for the other hosts when the interpreter ends, also for one that is gone.
-    """
-    try:
-        body()
-    except SystemExit as end:
-        status = end.code
-    except BaseException:  # noqa: BLE001
-        traceback.print_exc()
-        status = 1
-    if isinstance(status, str):
-        print(status, file=sys.stderr)
-        status = 1
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status or 0)
 
 
 def _address(coordinator: str | None) -> str:

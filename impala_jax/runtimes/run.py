@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 
-from impala_jax import allocator, compilation_cache, environments
+from impala_jax import allocator, compilation_cache, environments, stopping
 from impala_jax.agent import Agent
 from impala_jax.checkpoint import check_config, require_utf8, restore
 from impala_jax.config import Config, ConfigError, closest
@@ -40,8 +40,10 @@ class Interrupted(Exception):
     """The run was stopped by a signal, here or (0) on another host; its checkpoint is written, and the same command
     resumes it."""
 
-    def __init__(self, signal_number: int, frames: int, workdir: Path):
-        if signal_number:
+    def __init__(self, signal_number: int, frames: int | None, workdir: Path):
+        if frames is None:
+            text = f'stopped by signal {signal_number} before it could save; the same command resumes from {workdir}'
+        elif signal_number:
             text = f'stopped by signal {signal_number} at {frames:,} frames; the same command resumes from {workdir}'
         else:
             text = f'stopped with another host at {frames:,} frames; the same command on every host resumes'
@@ -97,16 +99,15 @@ def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunR
         compilation_cache.keep_programs()
 
         stop = threading.Event()
-        with nodes.StopSignals(stop) as signals:
-            if runtime == 'launchpad':
-                from impala_jax.runtimes import launchpad
-
-                num_updates = launchpad.run(config, agent, workdir, stop)
-            else:
-                train = threads.run if runtime == 'threads' else lockstep.run
-                num_updates = train(config, agent, workdir, stop)
+        with stopping.StopSignals(stop) as signals:
+            try:
+                num_updates = _train(runtime, config, agent, workdir, stop)
+            except Closed:
+                num_updates = None
             if jax.distributed.is_initialized():
                 jax.distributed.shutdown()  # Waits for the others, who meet no more: the first evaluates for all.
+            if num_updates is None:
+                raise Interrupted(signals.received or 0, None, workdir)
             frames = num_updates * config.frames_per_update
             if num_updates < config.total_updates:
                 raise Interrupted(signals.received or 0, frames, workdir)
@@ -117,11 +118,19 @@ def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunR
         return RunResult(workdir, frames, num_updates, evaluation)
 
 
+def _train(runtime: str, config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> int | None:
+    if runtime == 'launchpad':
+        from impala_jax.runtimes import launchpad
+
+        return launchpad.run(config, agent, workdir, stop)
+    return (threads.run if runtime == 'threads' else lockstep.run)(config, agent, workdir, stop)
+
+
 def _evaluate_last(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> Evaluation:
     checkpoint = restore(workdir, {'learner': {'params': None}})
-    evaluator = nodes.make_evaluator(config, agent)
+    evaluator = nodes.make_evaluator(config, agent, stop)
     try:
-        evaluation = evaluator.play(checkpoint.step, checkpoint.state['learner']['params'], stop)
+        evaluation = evaluator.play(checkpoint.step, checkpoint.state['learner']['params'])
     finally:
         evaluator.close()
     # A run that had ended before repeats its last evaluation for the caller.

@@ -24,11 +24,12 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from impala_jax import stopping
+
 _CONNECT_S = 60.0  # How long a supervisor waits for the others.
 _ENDING_S = 20.0  # How long a program may take to end by itself after that of another host has ended.
 _VERDICT_S = 10.0  # How long a supervisor whose program followed another one waits to hear which.
 _LAST_WORDS_S = 2.0  # How long a supervisor that has ended lets the others hear it.
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)  # Handed on to the program, which writes a checkpoint.
 # A machine that is gone without a word is found out after about 20 s.
 _KEEP_ALIVE = {'SO_KEEPALIVE': 1, 'TCP_KEEPIDLE': 5, 'TCP_KEEPINTVL': 5, 'TCP_KEEPCNT': 3}
 
@@ -405,14 +406,15 @@ def _status(returncode: int) -> int:
 
 @contextlib.contextmanager
 def _signals_to(send: Callable[[int], Any]) -> Iterator[None]:
-    """While active, SIGTERM and SIGINT are handed on."""
+    """While active, signals to stop are handed on to programs, which end in time by themselves."""
 
     def handle(number: int, _: types.FrameType | None) -> None:
         send(number)
 
-    previous = {number: signal.signal(number, handle) for number in _SIGNALS}
+    previous = {number: signal.signal(number, handle) for number in stopping.SIGNALS}
     try:
-        yield
+        with stopping.unhurried():
+            yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -15,7 +16,7 @@ from impala_jax.parameter_store import LocalParameterStore, ParameterStores
 from impala_jax.runtimes import nodes
 from impala_jax.trajectory_queue import LocalTrajectoryQueue
 
-_JOIN_TIMEOUT_S = 8.0
+_JOIN_TIMEOUT_S = 4.0
 
 
 class NodeThreads:
@@ -48,10 +49,10 @@ class NodeThreads:
         for thread in self._threads:
             thread.join(max(deadline - time.monotonic(), 0.0))
         stuck = [thread.name for thread in self._threads if thread.is_alive()]
-        if self._first_error is not None:
-            raise self._first_error
         if stuck:
             logging.getLogger(__name__).warning('did not end within %g s: %s', _JOIN_TIMEOUT_S, ', '.join(stuck))
+        if self._first_error is not None:
+            raise self._first_error
 
 
 def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> int:
@@ -78,7 +79,8 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     threads = NodeThreads(on_failure=stop_all)
     try:
         for index in range(config.actor.num_actors):
-            threads.start(f'actor {index}', lambda i=index: nodes.act(share, agent, i, queue, store, inference))
+            life = functools.partial(nodes.act, share, agent, index, queue, store, node_stop, inference)
+            threads.start(f'actor {index}', life)
         if inference is not None:
             threads.start('inference', inference.run)
             loop.log_with(inference.metrics)
