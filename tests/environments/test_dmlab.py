@@ -6,16 +6,19 @@ import importlib
 import logging
 import os
 import pickle
+import select
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import children, wait_for
+from programs import children, marked_processes, wait_for
 
 from impala_jax import data, environments
 from impala_jax.config import ConfigError, EnvironmentConfig
@@ -26,6 +29,7 @@ from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec
 STAND_INS = Path(__file__).parents[1] / 'stand_ins'
 FORWARD, BACKWARD, FIRE = 0, 1, 8
 PLAIN, LANGUAGE = 'dmlab/rooms_watermaze', 'dmlab/language_select_described_object'
+PSYCHLAB = 'contributed/dmlab30/psychlab_continuous_recognition'
 STEPS = 11  # of an episode of the stand-in: 42 frames, four a step
 
 
@@ -462,3 +466,76 @@ deepmind_lab.Lab('seekavoid_arena_01', ['INSTR'], level_cache=Cache()).reset()
 """
         env = {**os.environ, 'PYTHONPATH': str(STAND_INS)}
         assert subprocess.run([sys.executable, '-c', code], env=env, timeout=60).returncode == -signal.SIGABRT
+
+    def test_a_slow_reset_keeps_the_interpreters_lock(self, stand_in, monkeypatch, tmp_path):
+        monkeypatch.setenv('DMLAB_STAND_IN_RESET_S', '0.5')
+        cache = dmlab.LevelCache(tmp_path)
+        for expected in (0.5, 0.0):  # The second one is cached.
+            lab = stand_in.Lab('seekavoid_arena_01', ['INSTR'], level_cache=cache)
+            ticks, stop = [time.monotonic()], threading.Event()
+
+            def tick(ticks=ticks, stop=stop):
+                while not stop.wait(0.02):
+                    ticks.append(time.monotonic())
+
+            ticker = threading.Thread(target=tick)
+            ticker.start()
+            start = time.monotonic()
+            lab.reset(seed=3)
+            took = time.monotonic() - start
+            stop.set()
+            ticker.join(10)
+            assert expected <= took < expected + 0.4
+            assert max(np.diff([*ticks, time.monotonic()])) >= expected - 0.1
+            lab.close()
+
+    def test_a_step_is_slow_now_and_then(self, stand_in, monkeypatch):
+        monkeypatch.setenv('DMLAB_STAND_IN_STEP_S', '0.3')
+        monkeypatch.setenv('DMLAB_STAND_IN_STEP_EVERY', '3')
+        lab = stand_in.Lab('seekavoid_arena_01', ['INSTR'])
+        lab.reset()
+        slow = []
+        for _ in range(6):
+            start = time.monotonic()
+            lab.step(np.zeros(7, np.intc))
+            slow.append(time.monotonic() - start >= 0.3)
+        assert slow == [False, False, True] * 2
+
+    def test_what_compiles_maps_inherits_pipes_and_outlives_the_process(self, stand_in, tmp_path):
+        ours, theirs = os.pipe()
+        env = {'PYTHONPATH': str(STAND_INS), 'RUN_MARK': str(tmp_path), 'DMLAB_STAND_IN_RESET_S': '60'}
+        code = "import deepmind_lab; deepmind_lab.Lab('seekavoid_arena_01', ['INSTR']).reset()"
+        process = subprocess.Popen([sys.executable, '-c', code], env={**os.environ, **env}, pass_fds=(theirs,))
+        os.close(theirs)
+        try:
+            wait_for(lambda: len(marked_processes(tmp_path)) == 3, process)
+        finally:
+            process.kill()
+            process.wait(10)
+            left = marked_processes(tmp_path)
+            held = not select.select([ours], [], [], 0)[0]
+            for pid in left:
+                os.kill(int(pid), signal.SIGKILL)
+        assert len(left) == 2 and held
+        assert os.read(ours, 1) == b''
+        os.close(ours)
+
+    @pytest.mark.parametrize(
+        'code, end',
+        [
+            ("lab = Lab('seekavoid_arena_01', []); lab.close(); lab.reset()", -signal.SIGSEGV),
+            ("Lab('seekavoid_arena_01', [], level_cache=Damaged()).reset()", 1),
+            (f"Lab('{PSYCHLAB}', [], {{'datasetPath': '.'}}).reset()", -signal.SIGABRT),
+        ],
+    )
+    def test_what_ends_the_process(self, code, end):
+        code = f"""
+from pathlib import Path
+from deepmind_lab import Lab
+class Damaged:
+    def fetch(self, key, path): return bool(Path(path).write_text('no map'))
+{code}
+"""
+        env = {**os.environ, 'PYTHONPATH': str(STAND_INS)}
+        done = subprocess.run([sys.executable, '-c', code], env=env, timeout=60, capture_output=True)
+        assert done.returncode == end

@@ -5,18 +5,35 @@ refuses, misreads, dies of or hangs at, this one does too, so that code which pa
 
 * wrong types and values raise, an action that is not contiguous is misread in silence (as no action);
 * after an episode's end there are no observations; frames that `num_steps` skips count, though they were not played;
-* True from the cache's `fetch` without the file, a missing map and a wrong `datasetPath` end the process;
+* True from the cache's `fetch` without the file, a missing or damaged map, a `datasetPath` without the pictures and a
+  reset after `close` end the process;
 * children that are forked from a process that holds a Lab which was reset hang;
+* levels outside DMLab-30 may have no INSTR;
 * the temporary folder is used as it is and left behind.
 
 Every level is a corridor: moving forward is rewarded by 1 a frame, firing costs 0.5 a frame. An episode lasts 42
 frames, which four do not divide, so that its last step ends early.
+
+Environment variables make it as slow and as noisy as the real one, in all processes that inherit them:
+
+| variable | effect |
+|---|---|
+| `DMLAB_STAND_IN_RESET_S` | compiling a map in `reset` takes so many seconds; the level cache's maps take none |
+| `DMLAB_STAND_IN_STEP_S` | a step takes so many seconds now and then, as where a map is loaded inside an episode |
+| `DMLAB_STAND_IN_STEP_EVERY` | every how many steps of a Lab (default 10) |
+| `DMLAB_STAND_IN_WARNS` | if not empty, importing the module warns as the real wheel does |
+
+As in the real module, a shell with a child of its own does that work. Both inherit every file descriptor that is
+inheritable, and outlive a worker that is killed. Meanwhile the call keeps the interpreter's lock: no other thread of
+the process runs, and Python's signal handlers run only afterwards.
 """
 
+import ctypes
 import hashlib
 import os
 import signal
 import tempfile
+import warnings
 import weakref
 from pathlib import Path
 
@@ -35,8 +52,10 @@ _DMLAB30 = (
     'explore_obstructed_goals_small explore_obstructed_goals_large explore_goal_locations_small '
     'explore_goal_locations_large explore_object_rewards_few explore_object_rewards_many'
 ).split()
-# A level outside DMLab-30, and one whose map is missing.
+_WITHOUT_INSTRUCTION = {'tests/empty_room_test', 'demos/random_maze'}
+# Levels outside DMLab-30, one of them without its map.
 _LEVELS = {f'contributed/dmlab30/{name}' for name in _DMLAB30} | {'seekavoid_arena_01', 'tests/missing_map'}
+_LEVELS |= _WITHOUT_INSTRUCTION
 _HELD_OUT = ('rooms_collect_good_objects_test', 'rooms_exploit_deferred_effects_test')
 _NEED_DATASET = ('psychlab_arbitrary_visuomotor_mapping', 'psychlab_continuous_recognition')
 _SETTINGS = {
@@ -51,8 +70,21 @@ _ACTIONS = (
     ('JUMP', 0, 1),
     ('CROUCH', 0, 1),
 )
+_PICTURES = 2400
 _was_reset = weakref.WeakSet()
+_libc = ctypes.PyDLL(None)  # Unlike CDLL, it keeps the interpreter's lock.
+_libc.popen.restype = ctypes.c_void_p
+_libc.pclose.argtypes = (ctypes.c_void_p,)
+_libc.fread.argtypes = (ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p)
 os.register_at_fork(after_in_child=lambda: signal.pause() if len(_was_reset) else None)
+
+if os.environ.get('DMLAB_STAND_IN_WARNS'):
+    for category, text in {
+        DeprecationWarning: 'the imp module is deprecated in favour of importlib',
+        UserWarning: 'pkg_resources is deprecated as an API.\nRefrain from using it, or pin to Setuptools<81.',
+        ImportWarning: '_SixMetaPathImporter.find_spec() not found; falling back to find_module()',
+    }.items():
+        warnings.warn(text, category, stacklevel=2)
 
 
 class Lab:
@@ -81,6 +113,7 @@ class Lab:
                 raise RuntimeError(f'Level "{level}" needs datasetPath')
             if config['datasetPath'] != 'dummy' and not os.path.isdir(config['datasetPath']):
                 os.abort()
+        self._pictures = config['datasetPath'] if self._level in _NEED_DATASET else 'dummy'
         self._width, self._height = int(config.get('width', 320)), int(config.get('height', 240))
         if self._width % 4:
             raise RuntimeError('width must be a multiple of 4')
@@ -89,9 +122,11 @@ class Lab:
             'RGB': ((3, self._height, self._width), np.uint8),
             'INSTR': ((), str),
         }
+        if level in _WITHOUT_INSTRUCTION:
+            del shapes['INSTR']
         for name in observations:
             if name not in shapes:
-                raise ValueError(f'Unknown observation: "{name}"')
+                raise ValueError(f"Unknown observation '{name}'.")
         self._spec = [{'name': name, 'shape': shapes[name][0], 'dtype': shapes[name][1]} for name in observations]
         self._mixer_seed = config.get('mixerSeed', '0')
         self._cache = level_cache
@@ -99,14 +134,15 @@ class Lab:
         (self._folder / 'engine').write_text(str(os.getpid()))
         self._properties = {}
         self._episode = -1
-        self._seed = self._frames = self._counted = 0
+        self._seed = self._frames = self._counted = self._steps = 0
         self._running = self._closed = False
 
     def __reduce__(self):
         raise TypeError(f'cannot pickle {type(self).__name__!r} object')
 
     def reset(self, episode=-1, seed=None):
-        self._require(not self._closed, 'Environment closed')
+        if self._closed:
+            signal.raise_signal(signal.SIGSEGV)
         if seed is not None and (type(seed) is not int or not 0 <= seed < 2**63):
             raise ValueError(f"'seed' must be an int below 2**63, not {seed!r}")
         if type(episode) is not int:
@@ -117,6 +153,8 @@ class Lab:
         self._episode = self._episode + 1 if episode < 0 else episode
         self._seed = int.from_bytes(os.urandom(4), 'little') if seed is None else seed
         self._load_map()
+        if self._pictures != 'dummy' and not os.path.isfile(f'{self._pictures}/{self._seed % _PICTURES + 1:04d}.png'):
+            os.abort()
         self._frames = self._counted = 0
         self._running = True
         _was_reset.add(self)
@@ -137,6 +175,9 @@ class Lab:
         for value, (name, low, high) in zip(action.tolist(), _ACTIONS, strict=True):
             if not low <= value <= high:
                 raise ValueError(f'action {name} must lie in [{low}, {high}], got {value}')
+        self._steps += 1
+        if self._steps % int(os.environ.get('DMLAB_STAND_IN_STEP_EVERY', '10')) == 0:
+            _work(os.environ.get('DMLAB_STAND_IN_STEP_S', ''))
         played = min(num_steps, EPISODE_FRAMES - self._frames)
         self._frames += played
         self._counted += num_steps
@@ -158,12 +199,6 @@ class Lab:
 
     def action_spec(self):
         return [{'name': name, 'min': low, 'max': high} for name, low, high in _ACTIONS]
-
-    def fps(self):
-        return 60
-
-    def environment_name(self):
-        return 'deepmind_lab'
 
     def events(self):
         self._require(not self._closed, 'Environment closed')
@@ -201,9 +236,11 @@ class Lab:
         if self._cache is not None and self._cache.fetch(key, str(path)):
             if not path.is_file():
                 os.abort()
-            if path.read_text() != f'map of {key}' * 1000:
-                os.abort()
+            if path.read_bytes() != f'map of {key}'.encode() * 1000:
+                print(f"ERROR: Couldn't load maps/{self._level}.bsp", flush=True)
+                os._exit(1)
             return
+        _work(os.environ.get('DMLAB_STAND_IN_RESET_S', ''))
         path.write_text(f'map of {key}' * 1000)
         (self._folder / 'compiled').write_text(str(self._episode))
         if self._cache is not None:
@@ -213,3 +250,15 @@ class Lab:
     def _require(condition, message):
         if not condition:
             raise RuntimeError(message)
+
+
+def _work(seconds):
+    """A shell and its child take so many seconds; '' for no work."""
+    if not seconds:
+        return
+    # More than one command, so that every shell starts a process for the first.
+    pipe = _libc.popen(f'sleep {float(seconds)}; echo done'.encode(), b'r')
+    output = ctypes.create_string_buffer(4096)
+    while _libc.fread(output, 1, len(output), pipe):
+        pass
+    _libc.pclose(pipe)
