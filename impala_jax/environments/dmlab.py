@@ -113,7 +113,8 @@ class DeepMindLab(dm_env.Environment):
     """A level; observations are {'rgb': [72, 96, 3] uint8, 'instruction': [16] int32}, see `word_ids`.
 
     The engine has no observation after an episode's last action: a LAST timestep repeats the one before it. Its
-    discount is 0, as in the released code, so that nothing is bootstrapped from it.
+    discount is 0, as in the released code, so that nothing is bootstrapped from it. A level without instructions, which
+    no level of DMLab-30 is, has the instruction of no words.
 
     The engine ends its whole process when a map is missing, starts threads, and must not be forked: build this in a
     process of its own (`processes.py`), whose end also removes what a killed engine leaves in its temporary folder.
@@ -125,7 +126,7 @@ class DeepMindLab(dm_env.Environment):
       cache: For compiled maps.
       seed: Of the episodes' seeds.
     Raises:
-      ConfigError: the engine does not know the level, or cannot build it.
+      ConfigError: the engine does not know the level, or cannot build it, or a level of DMLab-30 has no instruction.
     """
 
     def __init__(self, config: EnvironmentConfig, level: str, evaluation: bool, cache: LevelCache | None, seed: int):
@@ -143,21 +144,30 @@ class DeepMindLab(dm_env.Environment):
         self._running = False
         self._observation: dict[str, np.ndarray] = {}
         self._folder = tempfile.mkdtemp(prefix='dmlab_')
-        try:
-            self._lab = deepmind_lab.Lab(
+        in_dmlab30 = level.removeprefix(_DMLAB30) in {name for pair in data.dmlab30_levels().items() for name in pair}
+
+        def build(observations: list[str]) -> Any:
+            return deepmind_lab.Lab(
                 level,
-                ['RGB_INTERLEAVED', 'INSTR'],
+                observations,
                 settings,
                 renderer=config.renderer,
                 level_cache=cache,
                 temp_folder=self._folder,
             )
-        except RuntimeError as error:
+
+        try:
+            try:
+                self._lab = build(['RGB_INTERLEAVED', 'INSTR'])
+            except ValueError as error:  # Nothing else tells what a level has before the engine is built.
+                if in_dmlab30 or "Unknown observation 'INSTR'" not in str(error):
+                    raise
+                self._lab = build(['RGB_INTERLEAVED'])
+        except (RuntimeError, ValueError) as error:
             shutil.rmtree(self._folder)
-            known = level.removeprefix(_DMLAB30) in {name for pair in data.dmlab30_levels().items() for name in pair}
             suggestion = closest(level.removeprefix(_DMLAB30), data.dmlab30_levels(), 'dmlab/')
-            remedy = 'is the build complete?' if known else suggestion
-            reason = ' '.join(str(error).split())
+            remedy = 'is the build complete?' if in_dmlab30 else suggestion
+            reason = ' '.join(str(error).split()).rstrip('.')
             raise ConfigError(f'DeepMind Lab cannot build {config.name!r}: {reason}; {remedy}') from error
 
     def reset(self) -> dm_env.TimeStep:
@@ -195,7 +205,7 @@ class DeepMindLab(dm_env.Environment):
 
     def _observe(self) -> dict[str, np.ndarray]:
         seen = self._lab.observations()
-        self._observation = {'rgb': seen['RGB_INTERLEAVED'], INSTRUCTION: word_ids(seen['INSTR'])}
+        self._observation = {'rgb': seen['RGB_INTERLEAVED'], INSTRUCTION: word_ids(seen.get('INSTR', ''))}
         return self._observation
 
 

@@ -186,8 +186,24 @@ def test_all_levels_of_the_real_engine(level, make):
     assert vector.step([FORWARD])[0].step_type == MID
 
 
-def test_levels_outside_dmlab30(stand_in, make):
-    assert make('dmlab/seekavoid_arena_01').reset().step_type == FIRST
+@pytest.mark.parametrize('level', ['seekavoid_arena_01', 'demos/random_maze'])
+def test_levels_outside_dmlab30(level, engine, make):
+    """Some of which have no instruction."""
+    vector = make(f'dmlab/{level}', num_envs=2)
+    for timestep in (vector.reset(), vector.step([FORWARD] * 2)[0]):
+        assert timestep.observation['instruction'].shape == (2, 16)
+        assert not timestep.observation['instruction'].any()
+    assert timestep.step_type.tolist() == [MID] * 2
+
+
+def test_a_level_of_dmlab30_without_instruction_is_refused(stand_in, monkeypatch):
+    monkeypatch.setattr(stand_in, '_WITHOUT_INSTRUCTION', {'contributed/dmlab30/rooms_watermaze'})
+    with pytest.raises(ConfigError) as error:
+        dmlab.factory(EnvironmentConfig(name=PLAIN, level_cache=''))(0)
+    assert str(error.value) == (
+        "DeepMind Lab cannot build 'dmlab/rooms_watermaze': Unknown observation 'INSTR'; is the build complete?"
+    )
+    assert not os.listdir(tempfile.gettempdir())
 
 
 def refusal(name=PLAIN, **options):
