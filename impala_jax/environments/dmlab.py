@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +64,7 @@ def factory(config: EnvironmentConfig, evaluation: bool = False) -> Callable[[in
     """
     level = _engine_level(config, evaluation)
     try:
-        importlib.import_module('deepmind_lab')
+        _import_engine()
     except ImportError as error:
         raise ConfigError(
             f'{config.name} needs the module deepmind_lab, which no package index has: build it as docs/dmlab.md (or '
@@ -79,6 +80,13 @@ def factory(config: EnvironmentConfig, evaluation: bool = False) -> Callable[[in
     if config.dataset_path not in ('', 'dummy') and not os.path.isdir(config.dataset_path):
         raise ConfigError(f"environment.dataset_path {config.dataset_path!r} is no folder; give one, or 'dummy'")
     return functools.partial(DeepMindLab, config, level, evaluation, _level_cache(config.level_cache))
+
+
+def _import_engine() -> Any:
+    """The engine's module; its import, in every process of a run, would warn of what it is made with."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return importlib.import_module('deepmind_lab')
 
 
 def _level_cache(path: str) -> LevelCache | None:
@@ -132,7 +140,7 @@ class DeepMindLab(dm_env.Environment):
     def __init__(self, config: EnvironmentConfig, level: str, evaluation: bool, cache: LevelCache | None, seed: int):
         # The software renderer's threads would fight over the cores with those of other environments.
         os.environ.setdefault('LP_NUM_THREADS', '0')
-        deepmind_lab: Any = importlib.import_module('deepmind_lab')
+        deepmind_lab = _import_engine()
         settings = {'width': str(_WIDTH), 'height': str(_HEIGHT), 'logLevel': 'WARN'}
         if config.dataset_path:
             settings['datasetPath'] = config.dataset_path

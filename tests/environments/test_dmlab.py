@@ -206,6 +206,12 @@ def test_a_level_of_dmlab30_without_instruction_is_refused(stand_in, monkeypatch
     assert not os.listdir(tempfile.gettempdir())
 
 
+def program_environment():
+    """For a program that uses the stand-in as it stands here."""
+    root = Path(__file__).parents[2]
+    return {**os.environ, 'PYTHONPATH': f'{STAND_INS}:{root}', 'TMPDIR': tempfile.gettempdir()}
+
+
 def refusal(name=PLAIN, **options):
     """The one line that refuses an environment, and no process is left."""
     with pytest.raises(ConfigError) as error:
@@ -236,6 +242,20 @@ def test_refusals(stand_in, tmp_path):
 def test_without_the_module_the_error_says_what_to_do():
     text = refusal()
     assert 'deepmind_lab' in text and 'docs/dmlab.md' in text
+
+
+def test_warnings_at_import_are_not_shown_and_others_are(stand_in, monkeypatch, make, capfd):
+    monkeypatch.setenv('DMLAB_STAND_IN_WARNS', '1')
+    monkeypatch.setenv('PYTHONWARNINGS', 'always')
+    vector = make(num_envs=2)
+    vector.reset()
+    vector.close()
+    output = ''.join(capfd.readouterr())
+    code = "import warnings; from impala_jax.environments import dmlab; dmlab._import_engine(); warnings.warn('kept')"
+    done = subprocess.run([sys.executable, '-c', code], env=program_environment(), capture_output=True, text=True)
+    for text in ('pkg_resources is deprecated', 'the imp module is deprecated', '_SixMetaPathImporter'):
+        assert text not in output and text not in done.stderr
+    assert 'UserWarning: kept' in done.stderr
 
 
 def workers():
@@ -297,9 +317,7 @@ if __name__ == '__main__':
     print('ready', flush=True)
     time.sleep(60)
 """)
-    root = Path(__file__).parents[2]
-    path = {'PYTHONPATH': f'{STAND_INS}:{root}', 'TMPDIR': tempfile.gettempdir()}
-    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env={**os.environ, **path})
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env=program_environment())
     assert parent.stdout is not None and parent.stdout.readline() == b'ready\n'
     assert len(folders()) == 2
     parent.kill()
