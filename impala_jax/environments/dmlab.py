@@ -241,8 +241,10 @@ def _report_long_instructions() -> None:
 class LevelCache:
     """The engine's level cache as a folder: maps that were compiled once are not compiled again.
 
-    Any number of processes may share the folder: a file appears there whole or not at all. What cannot be written, as
-    on a full disk, is compiled again; only one of the processes that share the folder says so, and once.
+    Any number of processes may share the folder: a file appears there whole or not at all. Each file ends with a
+    checksum of its key and map, because a damaged map ends the engine's process: what does not fit is removed. What
+    cannot be written, as on a full disk, is compiled again. Of the processes that share the folder only one reports
+    this, and each kind of trouble once.
 
     Raises:
       ConfigError: the folder cannot be made.
@@ -250,7 +252,8 @@ class LevelCache:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._reported = False
+        self._reported: set[str] = set()
+        self._is_reporter: bool | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -263,12 +266,19 @@ class LevelCache:
 
         The engine dies if this is True without the file, and lets exceptions out of `reset`.
         """
+        path = self._path(key)
         try:
-            shutil.copyfile(self._path(key), pk3_path)
+            stored = path.read_bytes()
+            content = stored[: -hashlib.sha256().digest_size]
+            if stored != content + _checksum(key, content):
+                path.unlink(missing_ok=True)
+                self._report('damaged', f"held a damaged file (or an older version's), {path.name}, which was removed")
+                return False
+            Path(pk3_path).write_bytes(content)
         except FileNotFoundError:
             return False
         except OSError as error:
-            self._report('read', error)
+            self._report('read', f'cannot be read: {error.strerror or error}')
             with contextlib.suppress(OSError):
                 os.unlink(pk3_path)
             return False
@@ -279,17 +289,15 @@ class LevelCache:
         partial = None
         try:
             self._folder.mkdir(parents=True, exist_ok=True)  # Somebody may have emptied the cache.
-            with (
-                open(pk3_path, 'rb') as source,
-                tempfile.NamedTemporaryFile(dir=self._folder, suffix='.partial', delete=False) as file,
-            ):
+            content = Path(pk3_path).read_bytes()
+            with tempfile.NamedTemporaryFile(dir=self._folder, suffix='.partial', delete=False) as file:
                 partial = Path(file.name)
-                shutil.copyfileobj(source, file)
+                file.write(content + _checksum(key, content))
                 file.flush()
                 os.fsync(file.fileno())  # Otherwise a crash of the machine could leave the name without the content.
             os.replace(partial, self._path(key))
         except OSError as error:
-            self._report('written', error)
+            self._report('written', f'cannot be written: {error.strerror or error}')
             if partial is not None:
                 with contextlib.suppress(OSError):
                     partial.unlink()
@@ -297,16 +305,30 @@ class LevelCache:
     def _path(self, key: str) -> Path:
         return self._folder / f'{hashlib.sha256(key.encode()).hexdigest()}.pk3'
 
-    def _report(self, what: str, error: OSError) -> None:
-        if self._reported:
+    def _report(self, kind: str, text: str) -> None:
+        if kind in self._reported:
             return
-        self._reported = True
-        # The process that reports keeps this lock for its life, so that the others, which fail alike, need not report.
+        self._reported.add(kind)
+        if self._is_reporter is None:
+            self._is_reporter = self._become_reporter()
+        if self._is_reporter:
+            _logger.warning('the level cache %s %s; such maps are compiled again', self._folder, text)
+
+    def _become_reporter(self) -> bool:
+        """Whether this process reports: the first one, which keeps a lock for its life. All others fail alike."""
         try:
-            fcntl.flock(os.open(self._folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = os.open(self._folder, os.O_RDONLY)
+        except OSError:  # Without a lock, all report.
+            return True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return
+            os.close(descriptor)
+            return False
         except OSError:
-            pass  # Without a lock, all report.
-        reason = error.strerror or error
-        _logger.warning('the level cache %s cannot be %s: %s; its maps are compiled anew', self._folder, what, reason)
+            os.close(descriptor)
+        return True
+
+
+def _checksum(key: str, content: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + b'\0' + content).digest()

@@ -429,13 +429,55 @@ class TestLevelCache:
         second.write('key', str(tmp_path / 'map'))
         assert len(caplog.records) == 1
 
-    def test_what_cannot_be_read_is_compiled_anew(self, tmp_path, caplog):
+    def test_what_cannot_be_read_is_compiled_again(self, tmp_path, caplog):
         cache = dmlab.LevelCache(tmp_path)
         cache._path('key').mkdir()
         assert cache.fetch('key', str(tmp_path / 'fetched')) is False
         assert not (tmp_path / 'fetched').exists() and 'cannot be read: Is a directory' in caplog.text
 
-    def test_a_cache_that_was_emptied_is_made_anew(self, tmp_path):
+    @pytest.mark.parametrize('size', [0, 20, 4000])
+    def test_a_damaged_file_is_removed_and_reported_once(self, size, tmp_path, caplog):
+        cache, target = dmlab.LevelCache(tmp_path / 'cache'), tmp_path / 'fetched'
+        (tmp_path / 'map').write_bytes(b'walls' * 1000)
+        for key in 'abc':
+            cache.write(key, str(tmp_path / 'map'))
+            stored = cache._path(key).read_bytes()
+            damaged = stored[: size - 1] + b'x' + stored[size:] if size else stored[:-1]
+            cache._path(key).write_bytes(damaged)
+        assert cache.fetch('a', str(target)) is False and cache.fetch('b', str(target)) is False
+        assert not target.exists() and list((tmp_path / 'cache').iterdir()) == [cache._path('c')]
+        assert len(caplog.records) == 1 and f"held a damaged file (or an older version's), {cache._path('a').name}" in (
+            caplog.text
+        )
+        # Another process need not report it again, but does remove it.
+        assert dmlab.LevelCache(tmp_path / 'cache').fetch('c', str(target)) is False
+        assert not list((tmp_path / 'cache').iterdir()) and len(caplog.records) == 1
+        cache.write('a', str(tmp_path / 'map'))
+        assert cache.fetch('a', str(target)) is True and target.read_bytes() == b'walls' * 1000
+
+    def test_a_whole_file_of_another_map_or_of_an_older_version_is_not_believed(self, tmp_path):
+        cache = dmlab.LevelCache(tmp_path / 'cache')
+        (tmp_path / 'map').write_bytes(b'walls')
+        cache.write('a', str(tmp_path / 'map'))
+        os.rename(cache._path('a'), cache._path('b'))
+        cache._path('c').write_bytes(b'walls')
+        for key in 'bc':
+            assert cache.fetch(key, str(tmp_path / 'fetched')) is False
+        assert not list((tmp_path / 'cache').iterdir())
+
+    def test_a_damaged_map_does_not_end_the_engine(self, stand_in, make, tmp_path, caplog):
+        vector = make(max_failures=1)
+        for _ in range(12):
+            vector.reset()
+        vector.close()
+        for path in (tmp_path / 'cache').iterdir():
+            path.write_bytes(path.read_bytes()[:-100])
+        vector = make(max_failures=1)
+        for _ in range(12):
+            vector.reset()
+        assert len(caplog.records) == 1 and 'damaged' in caplog.text
+
+    def test_a_cache_that_was_emptied_is_made_again(self, tmp_path):
         cache = dmlab.LevelCache(tmp_path / 'cache')
         (tmp_path / 'cache').rmdir()
         (tmp_path / 'map').write_bytes(b'walls')
