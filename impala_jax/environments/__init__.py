@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from impala_jax.config import ConfigError, EnvironmentConfig, num_cores
-from impala_jax.environments import suites
+from impala_jax.environments import dmlab, suites
 from impala_jax.environments.base import EnvironmentFailure, VectorEnvironment
 from impala_jax.environments.factories import BUILT_IN, environment_factory
 from impala_jax.environments.processes import ProcessVectorEnvironment
@@ -130,9 +130,14 @@ def spec(config: EnvironmentConfig, timeout_s: float = 300.0) -> EnvironmentSpec
         try:
             environment = make(in_process, 1, seed=0, timeout_s=timeout_s)
             cleanup.callback(environment.close)
-            if isinstance(environment, ProcessVectorEnvironment) and not config.name.startswith('dmlab/'):
-                environment.reset()  # DeepMind Lab's takes a minute, and its observations are ours.
+            # DeepMind Lab's reset may take a minute, and its observations are ours; but it is there that the engine
+            # looks for a GPU, and ends its process.
+            is_level = config.name.startswith('dmlab/')
+            if isinstance(environment, ProcessVectorEnvironment) and (not is_level or config.renderer == 'hardware'):
+                environment.reset()
             return environment.spec
         except (EnvironmentFailure, TimeoutError) as error:
             reason = str(error).splitlines()[-1]
+            if config.name.startswith('dmlab/') and config.renderer == 'hardware':
+                reason = f'{reason}; {dmlab.HARDWARE}'
             raise ConfigError(f'environment {config.name!r} cannot be used: {reason}') from error

@@ -31,10 +31,17 @@ INSTRUCTION_LENGTH = 16
 NUM_WORD_IDS = 1001
 """0 stands for no word; words are hashed into the other 1000 (section 3 of the released network)."""
 
+HARDWARE = (
+    "environment.renderer 'hardware' needs a module that was built with libdmlab_headless_hw.so, and a GPU that EGL "
+    "finds; 'software' draws on the CPU"
+)
+"""What to do where hardware rendering fails; the engine's own words are on the standard error."""
+
 _HEIGHT, _WIDTH = 72, 96
 _DMLAB30 = 'contributed/dmlab30/'
 # Without the pictures of Brady et al. (2008), or a word in place of their folder, these cannot be built.
-_NEED_DATASET = ('psychlab_arbitrary_visuomotor_mapping', 'psychlab_continuous_recognition')
+_NEED_PICTURES = ('psychlab_arbitrary_visuomotor_mapping', 'psychlab_continuous_recognition')
+_NUM_PICTURES = 2400
 _TEST_MIXER_SEED = '0x600D5EED'
 
 # Appendix D, in the engine's terms: look right and up (pixels a frame), strafe right, move, fire, jump, crouch.
@@ -62,7 +69,7 @@ def factory(config: EnvironmentConfig, evaluation: bool = False) -> Callable[[in
     Raises:
       ConfigError: `deepmind_lab` is not installed, or the level or an option cannot be used.
     """
-    level = _engine_level(config, evaluation)
+    level = engine_level(config, evaluation)
     try:
         _import_engine()
     except ImportError as error:
@@ -70,15 +77,6 @@ def factory(config: EnvironmentConfig, evaluation: bool = False) -> Callable[[in
             f'{config.name} needs the module deepmind_lab, which no package index has: build it as docs/dmlab.md (or '
             f'docs/users/build.md of github.com/google-deepmind/lab) says ({error})'
         ) from error
-    short = level.removeprefix(_DMLAB30)
-    if short in _NEED_DATASET and not config.dataset_path:
-        raise ConfigError(
-            f'{config.name} needs pictures: set --environment.dataset-path to the folder that docs/dmlab.md describes, '
-            "or to 'dummy' for plain colours, which are another task than the paper's"
-        )
-    # A wrong one aborts the process.
-    if config.dataset_path not in ('', 'dummy') and not os.path.isdir(config.dataset_path):
-        raise ConfigError(f"environment.dataset_path {config.dataset_path!r} is no folder; give one, or 'dummy'")
     return functools.partial(DeepMindLab, config, level, evaluation, _level_cache(config.level_cache))
 
 
@@ -100,10 +98,15 @@ def _level_cache(path: str) -> LevelCache | None:
     return None if folder is None else LevelCache(folder)
 
 
-def _engine_level(config: EnvironmentConfig, evaluation: bool) -> str:
-    """The engine's name of a level: `contributed/dmlab30/<level>` for those of DMLab-30, others as they are."""
+def engine_level(config: EnvironmentConfig, evaluation: bool = False) -> str:
+    """The engine's name of a level: `contributed/dmlab30/<level>` for those of DMLab-30, others as they are.
+
+    Raises:
+      ConfigError: The level or its data set cannot be used, as far as this can be known without the engine.
+    """
     name = config.name.removeprefix('dmlab/')
     short, tested = name.removeprefix(_DMLAB30), data.dmlab30_levels()
+    _check_data_set(config, needs_pictures=short in _NEED_PICTURES)
     if short in tested:
         return _DMLAB30 + (tested[short] if evaluation else short)
     for train, test in tested.items():
@@ -115,6 +118,30 @@ def _engine_level(config: EnvironmentConfig, evaluation: bool) -> str:
                 )
             return _DMLAB30 + short
     return name
+
+
+def _check_data_set(config: EnvironmentConfig, needs_pictures: bool) -> None:
+    """Refuses a folder that would abort the engine's process, some at once, others in the middle of an episode."""
+    path = config.dataset_path
+    if needs_pictures and not path:
+        raise ConfigError(
+            f'{config.name} needs pictures: set --environment.dataset-path to the folder that docs/dmlab.md describes, '
+            "or to 'dummy' for plain colours, which are another task than the paper's"
+        )
+    if path in ('', 'dummy'):
+        return
+    try:
+        present = set(os.listdir(path))
+    except OSError as error:
+        raise ConfigError(f"environment.dataset_path {path!r}: {error.strerror}; give a folder, or 'dummy'") from error
+    if needs_pictures:
+        missing = [name for i in range(_NUM_PICTURES) if (name := f'{i + 1:04d}.png') not in present]
+        if missing:
+            raise ConfigError(
+                f'environment.dataset_path {path!r} lacks {len(missing)} of the {_NUM_PICTURES} pictures '
+                f'0001.png to {_NUM_PICTURES}.png that docs/dmlab.md describes, {missing[0]} first; add them, or give '
+                "'dummy'"
+            )
 
 
 class DeepMindLab(dm_env.Environment):
@@ -176,6 +203,8 @@ class DeepMindLab(dm_env.Environment):
             suggestion = closest(level.removeprefix(_DMLAB30), data.dmlab30_levels(), 'dmlab/')
             remedy = 'is the build complete?' if in_dmlab30 else suggestion
             reason = ' '.join(str(error).split()).rstrip('.')
+            if config.renderer == 'hardware' and 'RL API' in reason:  # The library of this renderer cannot be loaded.
+                remedy = HARDWARE
             raise ConfigError(f'DeepMind Lab cannot build {config.name!r}: {reason}; {remedy}') from error
 
     def reset(self) -> dm_env.TimeStep:

@@ -231,11 +231,39 @@ def test_refusals(stand_in, tmp_path):
     assert 'held out' in text and 'train on dmlab/rooms_collect_good_objects_train' in text
     text = refusal('dmlab/psychlab_continuous_recognition')
     assert '--environment.dataset-path' in text and "'dummy'" in text
-    assert 'no folder' in refusal('dmlab/psychlab_continuous_recognition', dataset_path=str(tmp_path / 'none'))
+    for name in (PLAIN, 'dmlab/psychlab_continuous_recognition'):
+        assert 'No such file or directory' in refusal(name, dataset_path=str(tmp_path / 'none'))
     (tmp_path / 'file').touch()
     assert 'Not a directory' in refusal(level_cache=str(tmp_path / 'file' / 'cache'))
     with pytest.raises(ConfigError, match='environment.processes 2: each environment .* has a process of its own'):
         EnvironmentConfig(name=PLAIN, processes=2)
+
+
+def test_a_folder_without_the_pictures_is_refused_where_they_are_needed(stand_in, make, tmp_path):
+    name, folder = 'dmlab/psychlab_continuous_recognition', tmp_path / 'pictures'
+    folder.mkdir()
+    assert refusal(name, dataset_path=str(folder)) == (
+        f"environment.dataset_path '{folder}' lacks 2400 of the 2400 pictures 0001.png to 2400.png that docs/dmlab.md "
+        "describes, 0001.png first; add them, or give 'dummy'"
+    )
+    assert make(PLAIN, dataset_path=str(folder)).reset().step_type == FIRST  # As of an own level with other pictures.
+    for i in range(2400):
+        (folder / f'{i + 1:04d}.png').touch()
+    assert make(name, dataset_path=str(folder)).reset().step_type == FIRST
+    (folder / '0777.png').unlink()
+    with pytest.raises(ConfigError, match='lacks 1 of the 2400 pictures .* 0777.png first'):
+        make(name, dataset_path=str(folder))
+
+
+@pytest.mark.parametrize('failure, reason', [('no library', 'Failed to connect RL API'), ('no GPU', 'exit code 3')])
+def test_hardware_rendering_that_fails_is_refused_before_a_run_begins(failure, reason, stand_in, monkeypatch, capfd):
+    monkeypatch.setenv('DMLAB_STAND_IN_HARDWARE', failure)
+    assert environments.spec(EnvironmentConfig(name=PLAIN, level_cache='')).num_actions == 9
+    with pytest.raises(ConfigError) as error:
+        environments.spec(EnvironmentConfig(name=PLAIN, level_cache='', renderer='hardware'))
+    text = str(error.value)
+    assert reason in text and "'software' draws on the CPU" in text and '\n' not in text
+    assert not children() and not os.listdir(tempfile.gettempdir())
 
 
 @pytest.mark.skipif(importlib.util.find_spec('deepmind_lab') is not None, reason='deepmind_lab is installed')

@@ -21,6 +21,7 @@ Environment variables make it as slow and as noisy as the real one, in all proce
 | `DMLAB_STAND_IN_RESET_S` | compiling a map in `reset` takes so many seconds; the level cache's maps take none |
 | `DMLAB_STAND_IN_STEP_S` | a step takes so many seconds now and then, as where a map is loaded inside an episode |
 | `DMLAB_STAND_IN_STEP_EVERY` | every how many steps of a Lab (default 10) |
+| `DMLAB_STAND_IN_HARDWARE` | hardware rendering fails: `no library` for it, or `no GPU` |
 | `DMLAB_STAND_IN_WARNS` | if not empty, importing the module warns as the real wheel does |
 
 As in the real module, a shell with a child of its own does that work. Both inherit every file descriptor that is
@@ -103,6 +104,9 @@ class Lab:
                 raise RuntimeError(f'Invalid setting. Key: "{key}"')
         if renderer not in ('software', 'hardware'):
             raise RuntimeError(f'Invalid renderer! Actual: "{renderer}"; Expected: "hardware" or "software"')
+        self._failure = os.environ.get('DMLAB_STAND_IN_HARDWARE', '') if renderer == 'hardware' else ''
+        if self._failure == 'no library':
+            raise RuntimeError('Failed to connect RL API')
         if level not in _LEVELS:
             raise RuntimeError(f'Level not found: "{level}"')
         self._level = level.rpartition('/')[2]
@@ -147,6 +151,9 @@ class Lab:
             raise ValueError(f"'seed' must be an int below 2**63, not {seed!r}")
         if type(episode) is not int:
             raise ValueError(f"'episode' must be an int, not {episode!r}")
+        if self._failure == 'no GPU':
+            print('Failed to create EGL display for device index 0!', flush=True)
+            os._exit(3)
         if self._level == 'missing_map':
             print("ERROR: Couldn't load maps/missing_map.bsp", flush=True)
             os._exit(1)
