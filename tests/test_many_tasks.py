@@ -116,6 +116,16 @@ def test_a_trajectory_carries_its_task():
     assert single.unroll(0, params).task.tolist() == [0, 0, 0]
 
 
+def test_an_actor_whose_environments_are_not_the_agents_is_refused():
+    """As where a suite's spec was found out from one of its tasks, and another one's differs."""
+    config = small_config(environment=EnvironmentConfig('delayed_bandit'))
+    agent = Agent(config.network, environments.spec(EnvironmentConfig('catch')))
+    with pytest.raises(
+        ConfigError, match="environments of 'delayed_bandit' differ: an actor's have .* the agent knows"
+    ):
+        nodes.make_actor(config, agent, 0)
+
+
 def test_lockstep_resumes_bit_for_bit(tmp_path):
     config = small_config(
         **POPART_AND_REPLAY,

@@ -109,7 +109,10 @@ def _make_suite(
 
 
 def spec(config: EnvironmentConfig, timeout_s: float = 300.0) -> EnvironmentSpec:
-    """What an agent for this environment must know; builds one environment (of each task) to find out.
+    """What an agent for this environment must know; builds one environment to find out, of a suite one of each task.
+
+    Of DeepMind Lab's levels, whose specs are the same by construction, it builds only the first, and looks at the
+    settings of the others.
 
     Only built-in environments and Atari are built in this process. Any other one is built in a worker process and
     reset once, so that one that exits, hangs or contradicts its own spec is refused before anything else begins.
@@ -122,8 +125,13 @@ def spec(config: EnvironmentConfig, timeout_s: float = 300.0) -> EnvironmentSpec
     if config.name in suites.SUITES:
         names = suites.tasks(config)
         configs = [suites.task_config(config, task) for task in names]
+        levels = [task for task in configs if task.name.startswith('dmlab/')]
+        for level in levels:
+            dmlab.engine_level(level)
+        built = [task for task in configs if task not in levels[1:]]
         with concurrent.futures.ThreadPoolExecutor(num_cores()) as pool:
-            specs = dict(zip(names, pool.map(lambda task: spec(task, timeout_s), configs), strict=True))
+            found = pool.map(lambda task: spec(task, timeout_s), built)
+            specs = {task.name: own for task, own in zip(built, found, strict=True)}
         return suites.common_spec(config.name, specs)._replace(tasks=names)
     in_process = dataclasses.replace(config, processes=0) if config.name in BUILT_IN else config
     with contextlib.ExitStack() as cleanup:

@@ -121,6 +121,12 @@ def build_actor(
     environment = environments.make(
         config.environment, config.actor.num_envs, seed, timeout_s=config.timeout_s, task_ids=task_ids, closed=closed
     )
+    played, known = environment.spec, agent.spec
+    if (played.observation, played.num_actions) != (known.observation, known.num_actions):
+        environment.close()
+        raise ConfigError(
+            f"the environments of {config.environment.name!r} differ: an actor's have {played}, the agent knows {known}"
+        )
     return Actor(agent, environment, config.learner.unroll_length, seed, task_ids=task_ids, infer=infer)
 
 

@@ -75,6 +75,24 @@ def test_spec(engine, tmp_path):
     assert not children()
 
 
+def test_the_spec_of_the_suite_takes_one_engine(stand_in, monkeypatch):
+    started = []
+
+    class Counted(environments.ProcessVectorEnvironment):
+        def __init__(self, config, *args, **kwargs):
+            started.append(config.name)
+            super().__init__(config, *args, **kwargs)
+
+    monkeypatch.setattr(environments, 'ProcessVectorEnvironment', Counted)
+    spec = environments.spec(EnvironmentConfig('dmlab30', level_cache='', dataset_path='dummy'))
+    assert len(spec.tasks) == 30 and started == ['dmlab/rooms_collect_good_objects_train']
+    assert spec._replace(tasks=()) == environments.spec(EnvironmentConfig(name=PLAIN, level_cache=''))
+    started.clear()
+    with pytest.raises(ConfigError, match='dmlab/psychlab_arbitrary_visuomotor_mapping needs pictures'):
+        environments.spec(EnvironmentConfig('dmlab30', level_cache=''))
+    assert not started
+
+
 def test_an_episode_of_the_engine(engine, make):
     """What holds of every level of either module."""
     vector = make(LANGUAGE, num_envs=2)
