@@ -25,4 +25,9 @@ def get_config() -> Config:
         actor=ActorConfig(num_actors=30, num_envs=5),  # Five environments a level, as with the paper's 150 actors
         # An evaluation of 30 levels would keep up the training: score the checkpoints with launch/evaluate.py.
         evaluator=EvaluatorConfig(episodes=0),
+        # On two busy cores, one environment of each level took 0.4 to 45 s for a reset, and single steps, which load
+        # maps, up to 8 s. Five a level that all reset at once, as at the start, may then take 5 x 45 s. Later, all
+        # environments of an actor wait for each one's reset: 5 x 45 s in an unroll, and 5 x 8 s for steps. With the
+        # steps themselves that is ten minutes for a trajectory, here three times over for slower machines.
+        timeout_s=1800,
     )

@@ -189,6 +189,8 @@ def test_the_papers_settings():
     assert dmlab.loss.entropy_cost == 0.0033391318945337044
     assert (dmlab.optimizer.learning_rate, dmlab.optimizer.epsilon) == (0.00031866995608948655, 0.1)
     assert dmlab.optimizer.max_grad_norm == np.inf
+    # The slowest trajectory of real levels that was thought of, see the file.
+    assert dmlab.timeout_s >= 2 * 5 * 45 + 5 * 8 + 110
 
 
 @pytest.mark.slow
