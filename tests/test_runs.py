@@ -190,9 +190,7 @@ def is_actor(pid):
     """Whether this is the Python process of an actor: Launchpad names each node to the shell around its shell."""
     if Path(f'/proc/{pid}/comm').read_text() in ('bash\n', 'decorate_output\n', 'python\n', 'sed\n'):
         return False
-    return (
-        b'actor/' in Path(f'/proc/{parent_of(parent_of(pid))}/cmdline').read_bytes() and b'python' in shell.read_bytes()
-    )
+    return b'actor/' in Path(f'/proc/{parent_of(parent_of(pid))}/cmdline').read_bytes()
 
 
 def parent_of(pid):
