@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+import select
+import shutil
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+START = 'IMPALA_JAX_START'
+"""In the environment of all processes of a Launchpad program, and of those that they start: which start it is."""
 
 _CGROUPS = Path('/sys/fs/cgroup')
 _OWN_CGROUPS = Path('/proc/self/cgroup')
@@ -29,17 +35,19 @@ def start_of(process: int) -> str | None:
     return None if fields[0] in 'ZX' else fields[19]
 
 
-def kill_processes_in(folder: str) -> None:
-    """`kill_marked` of processes whose folder for temporary files is `folder`."""
-    kill_marked(f'TMPDIR={folder}')
-
-
-def kill_marked(variable: str) -> None:
+def kill_marked(variable: str, number: int = signal.SIGKILL) -> bool:
     """Kills the processes with `NAME=value` in their environment, this one aside, whatever their session is.
 
     The variable is inherited by everything that a process starts. Does nothing where there is no /proc.
+
+    Args:
+      variable: the mark.
+      number: another signal to send once; 0 only looks.
+    Returns:
+      Whether there were any.
     """
     mark = os.fsencode(variable)
+    any_found = False
     for _ in range(5):  # One may start another meanwhile.
         found = False
         for entry in Path('/proc').glob('[0-9]*'):
@@ -51,14 +59,36 @@ def kill_marked(variable: str) -> None:
                 continue
             try:
                 if mark in (entry / 'environ').read_bytes().split(b'\0'):
-                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-                    found = True
+                    signal.pidfd_send_signal(descriptor, number)
+                    found = any_found = True
             except OSError:
                 continue
             finally:
                 os.close(descriptor)
-        if not found:
-            return
+        if not found or number != signal.SIGKILL:
+            break
+    return any_found
+
+
+def clean_up_after(parent: int, lifeline: int, mark: str, folder: str) -> None:
+    """Waits for the end of the parent process, however it ends; kills what it has left, and removes its files.
+
+    Args:
+      parent: its id.
+      lifeline: file descriptor that ends when it does.
+      mark: of the processes, as in `kill_marked`. They have some seconds to end by themselves.
+      folder: is removed.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    # A process that the parent has forked may hold the other end open.
+    while os.getppid() == parent and not select.select([lifeline], [], [], 1.0)[0]:
+        pass
+    deadline = time.monotonic() + 3.0
+    while kill_marked(mark, 0) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    kill_marked(mark)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def expand_home(path: str) -> Path | None:

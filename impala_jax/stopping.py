@@ -2,7 +2,7 @@
 
 Python runs signal handlers in the main thread, between two of its own instructions. While that thread is in a library,
 as for the minutes that XLA compiles, nothing would happen; so a thread of this module ends a program that has not ended
-by itself within `LIMIT_S`. Programs call `begin` first; only the standard library is imported here.
+by itself within `LIMIT_S`. Programs call `begin` first; nothing that takes time is imported here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from impala_jax.machine import open_standard_streams
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LIMIT_S = 7.0
@@ -73,7 +75,7 @@ class _Program:
         self.interruptible = False
         self.over = False
         self.cause: Stopped | None = None  # It was raised.
-        self.cleanups: list[Callable[[], None]] = []
+        self.cleanups: list[Callable[[], Any]] = []
         for number in SIGNALS:
             if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN):
                 signal.signal(number, self._handle)
@@ -127,6 +129,7 @@ def begin() -> None:
     """
     global _program
     if _program is None and threading.current_thread() is threading.main_thread():
+        open_standard_streams()
         _program = _Program()
 
 
@@ -161,7 +164,7 @@ def is_unhurried() -> bool:
     return _num_unhurried > 0
 
 
-def at_forced_end(cleanup: Callable[[], None]) -> None:
+def at_forced_end(cleanup: Callable[[], Any]) -> None:
     """Calls `cleanup`, from another thread, before a program is ended that did not end by itself."""
     if _program is not None:
         _program.cleanups.append(cleanup)

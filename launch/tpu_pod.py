@@ -9,13 +9,11 @@ import sys  # noqa: E402
 from impala_jax import command_line  # noqa: E402
 from impala_jax.command_line import PodArguments  # noqa: E402
 from impala_jax.config import ConfigError  # noqa: E402
-from impala_jax.machine import open_standard_streams  # noqa: E402
 from impala_jax.runtimes import supervisor  # noqa: E402
 
 
 def main() -> None:
     """What a person starts: one host, or several simulated ones; or, started by its supervisor, a host's program."""
-    open_standard_streams()
     try:
         arguments = command_line.pod_arguments()
     except ConfigError as error:

@@ -7,13 +7,13 @@ import json
 import logging
 import os
 import pickle
-import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -25,7 +25,7 @@ from impala_jax import stopping
 from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import base
 from impala_jax.environments.worker import ANSWER, ERROR, LOG, Arguments
-from impala_jax.machine import kill_processes_in
+from impala_jax.machine import START, kill_marked
 from impala_jax.types import Closed, EnvironmentSpec, StepInfo, TimeStep
 
 _logger = logging.getLogger(__name__)
@@ -35,8 +35,45 @@ _LOOK_S = 0.2  # How long a wait goes on before it looks whether the worker has 
 # Not `-m`, which would search this package before it has the parent's path.
 _PROGRAM = (
     'import json, sys; sys.path[:] = json.loads(sys.argv[1]); '
-    'from impala_jax.environments import worker; worker.main(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])'
+    'from impala_jax.environments import worker; worker.main(int(sys.argv[2]), sys.argv[3])'
 )
+_CLEANER = (
+    'import json, sys; sys.path[:] = json.loads(sys.argv[1]); '
+    'from impala_jax import machine; machine.clean_up_after(int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])'
+)
+_MARK = 'IMPALA_JAX_WORKERS'
+"""In the environment of all workers of a process, and of what they start: the folder of all their temporary files."""
+
+
+_homes: dict[int, tuple[str, subprocess.Popen]] = {}  # by this process's id, which is another one after a fork
+_lock = threading.Lock()
+
+
+def _home() -> str:
+    """The folder of all temporary files of this process's workers.
+
+    A process beside this one removes it, and kills what is left of the workers, when this one has ended, however it
+    ends. No thread of a worker could: an engine may keep the interpreter's lock for a minute.
+    """
+    with _lock:
+        own = os.getpid()
+        if own not in _homes:
+            home = tempfile.mkdtemp(prefix='impala_jax_')
+            mark = f'{_MARK}={home}'
+            theirs, _ = os.pipe()  # This end is never closed.
+            environment = {name: value for name, value in os.environ.items() if name != START}
+            cleaner = subprocess.Popen(
+                [sys.executable, '-S', '-c', _CLEANER, json.dumps(sys.path), str(own), str(theirs), mark, home],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # Who reads this process's output waits for all that write there.
+                pass_fds=(theirs,),
+                start_new_session=True,
+                env=environment,
+            )
+            os.close(theirs)
+            stopping.at_forced_end(lambda: kill_marked(mark))
+            _homes[own] = home, cleaner
+        return _homes[own][0]
 
 
 class _Died(base.EnvironmentFailure):
@@ -196,7 +233,6 @@ class _Worker:
         self._starts = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Any = None
-        self._lifeline: int | None = None  # Its other end is the worker's, and ends with this process.
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __str__(self) -> str:
@@ -214,29 +250,26 @@ class _Worker:
             self.close()
             self.join(time.monotonic() + _CLOSE_TIMEOUT_S)
         self._asked = False
-        self._folder = tempfile.TemporaryDirectory(prefix='impala_jax_')
-        _living.add(self)
+        home = _home()
+        self._folder = tempfile.TemporaryDirectory(dir=home)
         ours, theirs = socket.socketpair()
-        lifeline, self._lifeline = os.pipe()
         # A worker that is stopped in the middle of a message holds nobody up for longer.
         bound = struct.pack('ll', int(self._timeout_s), int(self._timeout_s % 1 * 1e6))
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             ours.setsockopt(socket.SOL_SOCKET, option, bound)
         self._connection = Connection(ours.detach())
         path = json.dumps([os.path.abspath(entry) for entry in sys.path])
-        descriptors = [str(theirs.fileno()), str(lifeline)]
         try:
             self._process = subprocess.Popen(  # The last argument shows in lists of processes.
-                [sys.executable, '-c', _PROGRAM, path, *descriptors, self._folder.name, str(self)],
+                [sys.executable, '-c', _PROGRAM, path, str(theirs.fileno()), self._folder.name, str(self)],
                 stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), lifeline),
+                pass_fds=(theirs.fileno(),),
                 start_new_session=True,
                 # For an environment that uses JAX: the accelerator is the learner's.
-                env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'TMPDIR': self._folder.name},
+                env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'TMPDIR': self._folder.name, _MARK: home},
             )
         finally:
             theirs.close()
-            os.close(lifeline)
         arguments = self._arguments._replace(generation=self._starts)
         self._starts += 1
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # The first request reports its death.
@@ -298,30 +331,12 @@ class _Worker:
             time.sleep(0.01)
         self._end()
         self._process = None
-        if self._lifeline is not None:
-            os.close(self._lifeline)
-            self._lifeline = None
         if self._folder is not None:
             try:
                 self._folder.cleanup()
             except OSError as error:
                 _logger.warning('temporary files of the %s stay: %s', self, base.one_line(error))
             self._folder = None
-        _living.discard(self)
-
-    def kill(self) -> None:
-        """Kills the process, and what it has started, without waiting for their end."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # It has not made its session yet.
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.kill()
-        if self._folder is not None:
-            kill_processes_in(self._folder.name)
-
-    def remove_files(self) -> None:
-        """Removes the temporary files of a process that was killed."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder.name, ignore_errors=True)
 
     def _next_message(self, request: str, deadline: float) -> tuple[str, Any]:
         try:
@@ -358,20 +373,12 @@ class _Worker:
         """Kills the process if it still lives, and what it has left in its session, and reaps it."""
         assert self._process is not None
         if self._process.returncode is None:
-            self.kill()
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # It has not made its session yet.
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()
+            if self._folder is not None:
+                kill_marked(f'TMPDIR={self._folder.name}')
             try:
                 self._process.wait(_CLOSE_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 _logger.warning('the %s (process %d) does not end although it was killed', self, self._process.pid)
-
-
-_living: set[_Worker] = set()
-
-
-def _kill_all() -> None:
-    for action in (_Worker.kill, _Worker.remove_files):
-        for worker in list(_living):
-            action(worker)
-
-
-stopping.at_forced_end(_kill_all)

@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import shutil
 import signal
 import sys
 import threading
-import time
 import traceback
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -24,10 +22,8 @@ from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import base
 from impala_jax.environments.factories import environment_factory
 from impala_jax.environments.serial import SerialVectorEnvironment
-from impala_jax.machine import kill_processes_in
+from impala_jax.machine import kill_marked
 
-_LOOK_S = 1.0
-_CLOSE_TIMEOUT_S = 5.0
 LOG, ANSWER, ERROR = 'log', 'answer', 'error'
 """Kinds of messages from a worker, each with its content: (logger's name, level, text); any object; (type, text)."""
 
@@ -44,12 +40,11 @@ class Arguments(NamedTuple):
     generation: int  # how often the worker was replaced
 
 
-def main(pipe: int, lifeline: int, folder: str) -> None:
+def main(pipe: int, folder: str) -> None:
     """Runs the worker.
 
     Args:
       pipe: File descriptor of requests and answers.
-      lifeline: File descriptor that ends when the parent process does.
       folder: For temporary files; removed at the end.
     """
     for number in stopping.SIGNALS:
@@ -57,8 +52,6 @@ def main(pipe: int, lifeline: int, folder: str) -> None:
         signal.signal(number, lambda *_: None)
         signal.siginterrupt(number, False)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)  # Blocked in the processes that Launchpad starts.
-    parent = os.getppid()
-    threading.Thread(target=_end_with_parent, args=(parent, lifeline, folder), name='lifeline', daemon=True).start()
     connection = Connection(pipe)
     lock = threading.Lock()
 
@@ -73,7 +66,7 @@ def main(pipe: int, lifeline: int, folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # The parent, if it still lives, tries too, and reports what stays.
     sys.stdout.flush()
     sys.stderr.flush()
-    kill_processes_in(folder)  # What the environments have left running; the parent may be gone.
+    kill_marked(f'TMPDIR={folder}')  # What the environments have left running; the parent may be gone.
     os.killpg(0, signal.SIGKILL)
 
 
@@ -135,17 +128,6 @@ def _portable(error: BaseException) -> tuple[type[Exception], str]:
         return base.EnvironmentFailure, reason  # The traceback would be of this package.
     text = ''.join(traceback.format_exception(error))
     return base.EnvironmentFailure, f'in the worker process:\n{text}{reason}'
-
-
-def _end_with_parent(parent: int, lifeline: int, folder: str) -> None:
-    """Kills this process and its children some seconds after the parent is gone, whatever they are doing."""
-    # A process that the parent has forked may hold the other end open.
-    while os.getppid() == parent and not select.select([lifeline], [], [], _LOOK_S)[0]:
-        pass
-    time.sleep(_CLOSE_TIMEOUT_S)  # The pipe has ended, too: by now the environments should be closed.
-    kill_processes_in(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.killpg(0, signal.SIGKILL)
 
 
 class _ToParent(logging.Handler):

@@ -33,7 +33,7 @@ from impala_jax.agent import Agent
 from impala_jax.config import Config, ConfigError
 from impala_jax.inference import InferenceServer
 from impala_jax.learner import LearnerLoop
-from impala_jax.machine import connect_without_proxy, kill_marked
+from impala_jax.machine import START, connect_without_proxy, kill_marked
 from impala_jax.metrics import quiet_libraries
 from impala_jax.parameter_store import ParameterStores
 from impala_jax.runtimes import nodes, reverb_actors
@@ -46,8 +46,6 @@ from impala_jax.types import Closed, EnvironmentSpec
 _ENDING_S = 6.0  # How long nodes may take to end, but for a learner that saves.
 _SAVING_S = 30.0
 _NATIVE_LOG = 'native.log'
-_START = 'IMPALA_JAX_START'
-"""In the environment of all processes of a program, and of those that they start: which start they belong to."""
 # What a node's process is started by, in place of Python: somebody has to see how it ends.
 _SHELL = """#!/bin/sh
 trap '' HUP
@@ -135,7 +133,7 @@ def _program(config: Config, control: Control) -> Iterator[tuple[Control | str, 
         return
     with tempfile.TemporaryDirectory(prefix='impala_jax-') as folder:
         notes = Path(folder)
-        mark = f'{_START}={notes}'
+        mark = f'{START}={notes}'
 
         def clean():
             kill_marked(mark)
@@ -160,7 +158,7 @@ def _launch(program: lp.Program, setup: _Setup, control: Control, stop: threadin
         manager = lp.launch(program, launch_type='local_mt')
     else:
         with _inherited_by_nodes(setup.notes):
-            of_all = {_START: str(setup.notes)}
+            of_all = {START: str(setup.notes)}
             python = _interpreter(setup.notes)
             processes = {
                 name: PythonProcess(
@@ -196,7 +194,7 @@ def _end(all_ended: threading.Thread, setup: _Setup, control: Control) -> None:
         if control.saves:
             deadline = min(time.monotonic() + _ENDING_S, start + _saving_s(setup.config))
     if setup.notes is not None:
-        kill_marked(f'{_START}={setup.notes}')
+        kill_marked(f'{START}={setup.notes}')
         all_ended.join(_ENDING_S)
 
 
@@ -408,7 +406,7 @@ def _node(setup: _Setup, name: str) -> Iterator[Control]:
 
     def end():
         """At once, when the launching process is gone: another may have the workdir's lock by now."""
-        kill_marked(f'{_START}={setup.notes}')
+        kill_marked(f'{START}={setup.notes}')
         shutil.rmtree(str(setup.notes), ignore_errors=True)
         os._exit(1)
 

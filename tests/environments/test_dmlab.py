@@ -22,7 +22,7 @@ from programs import children, marked_processes, wait_for
 
 from impala_jax import data, environments
 from impala_jax.config import ConfigError, EnvironmentConfig
-from impala_jax.environments import EnvironmentFailure, dmlab
+from impala_jax.environments import EnvironmentFailure, dmlab, processes
 from impala_jax.environments.base import environment_spec
 from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec
 
@@ -192,7 +192,7 @@ def test_all_levels_of_dmlab30(stand_in, tmp_path):
                 assert (environment._lab._mixer_seed == '0x600D5EED') == evaluation  # pyright: ignore
                 assert environment.reset().first()
                 environment.close()
-    assert not os.listdir(tempfile.gettempdir())
+    assert not os.listdir(processes._home())
 
 
 @pytest.mark.dmlab
@@ -221,7 +221,7 @@ def test_a_level_of_dmlab30_without_instruction_is_refused(stand_in, monkeypatch
     assert str(error.value) == (
         "DeepMind Lab cannot build 'dmlab/rooms_watermaze': Unknown observation 'INSTR'; is the build complete?"
     )
-    assert not os.listdir(tempfile.gettempdir())
+    assert not os.listdir(processes._home())
 
 
 def program_environment():
@@ -244,7 +244,7 @@ def test_refusals(stand_in, tmp_path):
     assert 'dmlab/rooms_watermase' in text and "did you mean 'dmlab/rooms_watermaze'" in text
     with pytest.raises(ConfigError, match='rooms_watermaze'):
         dmlab.factory(EnvironmentConfig(name='dmlab/rooms_watermase', level_cache=''))(0)
-    assert not os.listdir(tempfile.gettempdir())
+    assert not os.listdir(processes._home())
     text = refusal('dmlab/rooms_collect_good_objects_test')
     assert 'held out' in text and 'train on dmlab/rooms_collect_good_objects_train' in text
     text = refusal('dmlab/psychlab_continuous_recognition')
@@ -281,7 +281,7 @@ def test_hardware_rendering_that_fails_is_refused_before_a_run_begins(failure, r
         environments.spec(EnvironmentConfig(name=PLAIN, level_cache='', renderer='hardware'))
     text = str(error.value)
     assert reason in text and "'software' draws on the CPU" in text and '\n' not in text
-    assert not children() and not os.listdir(tempfile.gettempdir())
+    assert not children() and not os.listdir(processes._home())
 
 
 @pytest.mark.skipif(importlib.util.find_spec('deepmind_lab') is not None, reason='deepmind_lab is installed')
@@ -310,7 +310,7 @@ def workers():
 
 def folders():
     """The engines' temporary folders: each process has one."""
-    return [Path(file).parent for file in glob.glob(os.path.join(tempfile.gettempdir(), '*', 'dmlab_*', 'engine'))]
+    return [Path(file).parent for file in glob.glob(os.path.join(processes._home(), '*', 'dmlab_*', 'engine'))]
 
 
 def test_each_environment_has_a_process_and_a_temporary_folder(stand_in, make):
@@ -319,7 +319,7 @@ def test_each_environment_has_a_process_and_a_temporary_folder(stand_in, make):
     assert {int((folder / 'engine').read_text()) for folder in folders()} == set(workers().values())
     assert len(children()) == 3
     vector.close()
-    assert not os.listdir(tempfile.gettempdir())
+    assert not os.listdir(processes._home())
 
 
 def test_a_killed_process_is_replaced_and_its_folder_removed(stand_in, make, caplog):
@@ -336,11 +336,11 @@ def test_a_killed_process_is_replaced_and_its_folder_removed(stand_in, make, cap
     assert 'exit code -9 (SIGKILL); it is replaced' in caplog.text
     after = {folder.parent for folder in folders()}
     assert len(after) == 3 and len(before & after) == 2
-    assert {path.name for path in Path(tempfile.gettempdir()).iterdir()} == {path.name for path in after}
+    assert {path.name for path in Path(processes._home()).iterdir()} == {path.name for path in after}
     for _ in range(STEPS):
         timestep, info = vector.step([FORWARD] * 3)
     vector.close()
-    assert not os.listdir(tempfile.gettempdir())
+    assert not os.listdir(processes._home())
 
 
 def test_a_missing_map_ends_the_run_after_some_attempts(stand_in, make):
@@ -348,7 +348,7 @@ def test_a_missing_map_ends_the_run_after_some_attempts(stand_in, make):
     with pytest.raises(EnvironmentFailure, match='exit code 1.*2 times'):
         vector.reset()
     vector.close()
-    assert not os.listdir(tempfile.gettempdir())
+    assert not os.listdir(processes._home())
 
 
 def test_nothing_stays_when_the_parent_is_killed(stand_in, tmp_path):
@@ -365,13 +365,13 @@ if __name__ == '__main__':
 """)
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env=program_environment())
     assert parent.stdout is not None and parent.stdout.readline() == b'ready\n'
-    assert len(folders()) == 2
+    assert len(glob.glob(os.path.join(tempfile.gettempdir(), '*', '*', 'dmlab_*', 'engine'))) == 2
     parent.kill()
     parent.wait(10)
     # Its workers held the other ends of the pipe of its output, too: when it ends, they have ended.
     assert parent.stdout.read() == b''
     parent.stdout.close()
-    assert not os.listdir(tempfile.gettempdir())
+    wait_for(lambda: not os.listdir(tempfile.gettempdir()))
 
 
 def test_seeds_decide_the_episodes(stand_in, make):
