@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import math
 import types
@@ -17,8 +18,9 @@ from impala_jax import allocator, checkpoint, compilation_cache, environments
 from impala_jax.actor import Actor
 from impala_jax.agent import Agent
 from impala_jax.config import Config, ConfigError, EnvironmentConfig, EvaluatorConfig, closest
-from impala_jax.environments import VectorEnvironment, suites
-from impala_jax.scores import Estimate, suite_scores
+from impala_jax.environments import EnvironmentFailure, VectorEnvironment, suites
+from impala_jax.partial_scores import PartialScores
+from impala_jax.scores import Estimate, human_normalised, suite_scores
 from impala_jax.types import FIRST, Closed, PyTree, StepInfo, TimeStep
 from impala_jax.video import Recording, VideoError, check_video
 
@@ -51,6 +53,10 @@ class Evaluation(NamedTuple):
         if self.tasks:
             return math.sqrt(sum((len(task.returns) / n * task.stderr) ** 2 for task in self.tasks.values()))
         return float(np.std(self.returns, ddof=1) / math.sqrt(n)) if n > 1 else 0.0
+
+
+class TaskFailed(EnvironmentFailure):
+    """A task of a suite cannot be played; the message names it."""
 
 
 class Evaluator:
@@ -86,62 +92,130 @@ class Evaluator:
         num_envs = min(num_envs, episodes)
         # A fixed number of games each: the first N to end over all environments would favour short games.
         self._quota = np.full([num_envs], episodes // num_envs) + (np.arange(num_envs) < episodes % num_envs)
+        self._config = config
         self._configs = {task: suites.task_config(config, task) for task in suites.tasks(config)}
-        self._task = next(iter(self._configs))  # The one that there are environments of
+        self._first = next(iter(self._configs))
+        self._task: str | None = None  # The one that there are environments of
         self._max_episode_steps = max_episode_steps
         self._timeout_s = timeout_s
         self._closed = closed
-        environment = self._make(self._task, seed)
         self.recording: Recording | None = None
-        if record:
-            repeat = config.frames_per_step
-            self.recording = Recording(environment.spec.render_fps or (60 / repeat if repeat > 1 else 5))
-            environment = _Recorder(environment, self.recording)
-        self._actor = Actor(agent, environment, _UNROLL_LENGTH, seed, greedy=greedy)
+        self._record = record
+        self._agent = agent
+        self._actor: Actor | None = None
         self._seed = seed
+        self._greedy = greedy
 
-    def play(self, version: int, params: PyTree) -> Evaluation:
+    def play(
+        self,
+        version: int,
+        params: PyTree,
+        *,
+        partial: Path | None = None,
+        report: Callable[[str], None] = lambda _: None,
+    ) -> Evaluation:
         """Plays `episodes` games of each task from their start.
+
+        Args:
+          version: Of the parameters.
+          params: The agent's.
+          partial: A file for the tasks of a suite that have been played. Those that are there, of the same parameters,
+            seed and settings, are not played again. Where a task fails, the others are played nevertheless. The caller
+            removes the file when the scores are where they belong.
+          report: Called with a line of text for each task of a suite when it has been played.
 
         Raises:
           Closed: the evaluator was closed.
+          TaskFailed: A task of a suite cannot be played.
+          EnvironmentFailure, TimeoutError, ConfigError: The environment cannot be played.
         """
+        identity = {} if partial is None else self._identity(version, params)
         self._seed += 1
-        scores = {task: self._play_task(task, version, params) for task in self._configs}
-        if len(scores) == 1:
-            return scores[self._task]
+        if len(self._configs) == 1:
+            return self._play_task(self._first, version, params)
+        saved = None if partial is None else PartialScores(partial, identity, self._quota.sum())
+        before = {} if saved is None else {task: _from_row(row) for task, row in saved.rows.items()}
+        if self._record:
+            before.pop(self._first, None)  # Its pictures are gone.
+        tasks: dict[str, Evaluation] = {}
+        failures: dict[str, Exception] = {}
+        for i, task in enumerate(self._configs):
+            try:
+                tasks[task] = before[task] if task in before else self._play_task(task, version, params)
+            except (EnvironmentFailure, TimeoutError, ConfigError) as error:
+                if saved is None:
+                    raise _task_failed({task: error}) from error
+                failures[task] = error
+                _logger.warning('%s cannot be played, the other tasks are: %s', task, str(error).splitlines()[-1])
+                continue
+            if saved is not None and task not in before:
+                saved.add(task, _to_row(task, tasks[task]))
+            remark = ' (played before)' if task in before else ''
+            report(f'{i + 1}/{len(self._configs)} {_task_text(task, tasks[task])}{remark}')
+        if failures:
+            raise _task_failed(failures, f'; {len(tasks)} other tasks are in {partial}, and not played again')
         return Evaluation(
-            [value for score in scores.values() for value in score.returns],
-            scores,
-            sum(score.num_truncated for score in scores.values()),
+            [value for scores in tasks.values() for value in scores.returns],
+            tasks,
+            sum(scores.num_truncated for scores in tasks.values()),
         )
 
-    def _make(self, task: str, seed: int) -> VectorEnvironment:
-        return environments.make(
+    def _identity(self, version: int, params: PyTree) -> dict[str, Any]:
+        """What decides the scores of a suite."""
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(params):
+            digest.update(np.asarray(leaf).tobytes())
+        return {
+            'checkpoint_step': version,
+            'suite': self._config.name,
+            'tasks': list(self._configs),
+            'episodes': int(self._quota.sum()),
+            'num_envs': len(self._quota),
+            'seed': self._seed,
+            'greedy': self._greedy,
+            'max_episode_steps': self._max_episode_steps,
+            'parameters': digest.hexdigest()[:16],
+            'environment': dataclasses.asdict(self._config),
+        }
+
+    def _enter(self, task: str) -> Actor:
+        """An actor at the environments of `task`, in place of those of another."""
+        if self._actor is not None and task == self._task:
+            return self._actor
+        self.close()
+        environment = environments.make(
             self._configs[task],
             len(self._quota),
-            seed,
+            self._seed,
             evaluation=True,
             timeout_s=self._timeout_s,
             max_episode_steps=self._max_episode_steps,
             closed=self._closed,
         )
+        if self._record and self.recording is None and task == self._first:
+            repeat = self._config.frames_per_step
+            self.recording = Recording(environment.spec.render_fps or (60 / repeat if repeat > 1 else 5))
+            environment = _Recorder(environment, self.recording)
+        if self._actor is None:
+            self._actor = Actor(self._agent, environment, _UNROLL_LENGTH, self._seed, greedy=self._greedy)
+        else:
+            self._actor.environment = environment  # Into the same actor, whose compiled step fits all tasks.
+        self._task = task
+        return self._actor
 
     def _play_task(self, task: str, version: int, params: PyTree) -> Evaluation:
-        if task != self._task:
-            self._actor.environment.close()
-            # Into the same actor, whose compiled step fits all tasks.
-            self._actor.environment = self._make(task, self._seed)
-            self._task = task
+        if self._closed():
+            raise Closed
+        actor = self._enter(task)
         # From a reset, so that no game half played with older parameters is counted.
-        self._actor.reset(self._seed)
+        actor.reset(self._seed)
         returns: list[list[float]] = [[] for _ in self._quota]
         num_truncated = num_at_limit = 0
         num_steps = np.zeros(len(self._quota), np.int64)  # in each environment's game
         while any(len(r) < quota for r, quota in zip(returns, self._quota, strict=True)):
             if self._closed():
                 raise Closed
-            trajectory = self._actor.unroll(version, params)
+            trajectory = actor.unroll(version, params)
             first = trajectory.timesteps.step_type[1:] == FIRST
             discount, info = trajectory.timesteps.discount[1:], trajectory.info
             for t, ended in enumerate(info.episode_ended):
@@ -163,7 +237,40 @@ class Evaluator:
 
     def close(self) -> None:
         """Ends the environments."""
-        self._actor.environment.close()
+        if self._actor is not None and self._task is not None:
+            self._task = None
+            self._actor.environment.close()
+
+
+def _task_failed(failures: Mapping[str, Exception], remark: str = '') -> TaskFailed:
+    """One error of all tasks that failed, with what the first one says, and behind its traceback where it has one."""
+    (task, error), *others = failures.items()
+    *traceback, reason = str(error).splitlines() or [type(error).__name__]
+    also = f' (as do {", ".join(name for name, _ in others)})' if others else ''
+    return TaskFailed('\n'.join([*traceback, f'task {task} fails{also}: {reason}{remark}']))
+
+
+def _task_text(task: str, scores: Evaluation) -> str:
+    """Scores of a task as one line."""
+    normalised = human_normalised(task, scores.mean)
+    text = f'{task}: mean return {scores.mean:.2f}, standard error {scores.stderr:.2f}'
+    return text if normalised is None else f'{text}, human-normalised {normalised:.1f} %'
+
+
+def _to_row(task: str, scores: Evaluation) -> dict[str, Any]:
+    """For `PartialScores`."""
+    return {
+        'episodes': len(scores.returns),
+        'mean_return': scores.mean,
+        'stderr': scores.stderr,
+        'human_normalised': human_normalised(task, scores.mean),
+        'truncated_episodes': scores.num_truncated,
+        'returns': scores.returns,
+    }
+
+
+def _from_row(row: Mapping[str, Any]) -> Evaluation:
+    return Evaluation(row['returns'], num_truncated=row['truncated_episodes'])
 
 
 class _Recorder:
@@ -212,6 +319,7 @@ def evaluate(
     video: str | Path | None = None,
     max_episode_steps: int | None = None,
     timeout_s: float | None = None,
+    partial: str | Path | None = None,
 ) -> dict[str, Any]:
     """Plays whole games with the newest checkpoint of a run.
 
@@ -225,6 +333,8 @@ def evaluate(
       video: an mp4 or gif file for one game.
       max_episode_steps: Agent steps after which a game is truncated; None for the run's `evaluator.max_episode_steps`.
       timeout_s: Longest wait for an environment, s; None for the run's own.
+      partial: File for the tasks of a suite as they are played, see `Evaluator.play`; the same call goes on with it.
+        Removed at the end.
 
     Returns:
       What `launch/evaluate.py --json` writes: `episodes`, `mean_return`, `median_return`, `stderr`, `min_return`,
@@ -236,6 +346,7 @@ def evaluate(
     Raises:
       ConfigError: a video that cannot be written, an unknown suite, or one that the run's agent cannot play.
       CheckpointError: the run has no checkpoint, or one whose parameters do not fit the environment as it is now.
+      TaskFailed: a task of a suite cannot be played; with `partial` the others have been.
       VideoError: the games were played, but there is no video; the error has the scores.
     """
     if video is not None:
@@ -250,7 +361,10 @@ def evaluate(
         record=video is not None,
         max_episode_steps=max_episode_steps,
         timeout_s=timeout_s,
+        partial=None if partial is None else Path(partial),
     )
+    if partial is not None:
+        Path(partial).unlink(missing_ok=True)
     if video is not None and recording is not None:
         try:
             recording.write(Path(video))
@@ -271,8 +385,10 @@ def play(
     record: bool,
     max_episode_steps: int | None,
     timeout_s: float | None,
+    partial: Path | None = None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, Any], Recording | None]:
-    """As `evaluate`: the scores, and the pictures of one game if wanted."""
+    """As `evaluate`: the scores, and the pictures of one game if wanted. The caller removes `partial`."""
     config = checkpoint.load_config(Path(workdir))
     allocator.keep_memory()
     compilation_cache.keep_programs()
@@ -295,7 +411,7 @@ def play(
         timeout_s=timeout_s,
     )
     try:
-        evaluation = evaluator.play(saved.step, saved.state['learner']['params'])
+        evaluation = evaluator.play(saved.step, saved.state['learner']['params'], partial=partial, report=report)
     finally:
         evaluator.close()
     tasks = evaluation.tasks or {environment.name: evaluation}

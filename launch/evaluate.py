@@ -29,7 +29,12 @@ def evaluate() -> None:
     parser.add_argument('--num-envs', type=int, default=16, help='games played together (default: %(default)s)')
     parser.add_argument('--greedy', action='store_true', help='play the most likely action instead of sampling')
     parser.add_argument('--seed', type=int, default=1_000_003, help='of games and actions (default: %(default)s)')
-    parser.add_argument('--json', type=Path, help='write the scores to this file')
+    parser.add_argument(
+        '--json',
+        type=Path,
+        help='write the scores to this file; of a suite, each task goes to FILE.partial.jsonl when it has been played, '
+        'and the same command goes on there after an error or a stop',
+    )
     parser.add_argument('--plot', type=Path, help="draw a suite's scores into this png or svg file")
     parser.add_argument('--video', type=Path, help='write one game to this mp4 or gif file')
     parser.add_argument('--max-episode-steps', type=int, help='truncate games there (default: as the run)')
@@ -52,6 +57,7 @@ def evaluate() -> None:
         if arguments.json.is_dir():
             raise ConfigError(f'--json {arguments.json}: there is a directory of this name; give a file')
 
+    partial = None if arguments.json is None else arguments.json.with_name(f'{arguments.json.name}.partial.jsonl')
     scores, recording = play(
         arguments.workdir,
         suite=arguments.suite,
@@ -62,6 +68,8 @@ def evaluate() -> None:
         record=arguments.video is not None,
         max_episode_steps=arguments.max_episode_steps,
         timeout_s=arguments.timeout_s,
+        partial=partial,
+        report=lambda line: print(line, flush=True),
     )
     if 'tasks' in scores:
         Console().print(table(scores))
@@ -77,6 +85,8 @@ def evaluate() -> None:
             arguments.json.write_text(json.dumps(scores, indent=2) + '\n')
         except OSError as error:
             raise ConfigError(f'--json {arguments.json}: cannot be written: {error.strerror}') from error
+        if partial is not None:
+            partial.unlink(missing_ok=True)
     if arguments.plot is not None:
         plotting.save(plotting.suite(scores), arguments.plot)
         print(f'figure: {arguments.plot}')

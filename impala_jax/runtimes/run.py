@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import threading
 from pathlib import Path
@@ -23,6 +24,7 @@ from impala_jax.types import Closed
 
 __all__ = ['Interrupted', 'NodeFailure', 'RunResult', 'default_runtime', 'run']
 
+PARTIAL = 'evaluations.partial.jsonl'  # in the workdir: of a suite's last evaluation, what has been played
 RUNTIMES = ('launchpad', 'threads', 'lockstep')
 
 
@@ -130,11 +132,14 @@ def _evaluate_last(config: Config, agent: Agent, workdir: Path, stop: threading.
     checkpoint = restore(workdir, {'learner': {'params': None}})
     evaluator = nodes.make_evaluator(config, agent, stop)
     try:
-        evaluation = evaluator.play(checkpoint.step, checkpoint.state['learner']['params'])
+        params = checkpoint.state['learner']['params']
+        report = functools.partial(print, flush=True)
+        evaluation = evaluator.play(checkpoint.step, params, partial=workdir / PARTIAL, report=report)
     finally:
         evaluator.close()
     # A run that had ended before repeats its last evaluation for the caller.
     recorded = {(row.get('learner_steps'), row.get('episodes')) for row in read_rows(workdir / EVALUATIONS)}
     if (checkpoint.step, len(evaluation.returns)) not in recorded:
         nodes.record_evaluation(config, workdir, checkpoint.step, evaluation)
+    (workdir / PARTIAL).unlink(missing_ok=True)
     return evaluation
