@@ -1,8 +1,9 @@
 """DeepMind Lab: against a stand-in with the real module's interface and pitfalls, and the real one where installed."""
 
+import concurrent.futures
 import contextlib
-import glob
 import importlib
+import json
 import logging
 import os
 import pickle
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 from programs import children, marked_processes, wait_for
 
+import impala_jax
 from impala_jax import data, environments
 from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import EnvironmentFailure, dmlab, processes
@@ -310,7 +312,7 @@ def workers():
 
 def folders():
     """The engines' temporary folders: each process has one."""
-    return [Path(file).parent for file in glob.glob(os.path.join(processes._home(), '*', 'dmlab_*', 'engine'))]
+    return [file.parent for file in Path(processes._home()).rglob('engine')]
 
 
 def test_each_environment_has_a_process_and_a_temporary_folder(stand_in, make):
@@ -349,6 +351,88 @@ def test_a_missing_map_ends_the_run_after_some_attempts(stand_in, make):
         vector.reset()
     vector.close()
     assert not os.listdir(processes._home())
+
+
+@pytest.fixture
+def slow(stand_in, monkeypatch, tmp_path):
+    """Sets how long a reset takes; `compilers()` are the processes that take the time."""
+    monkeypatch.setenv('RUN_MARK', str(tmp_path))
+
+    def set_reset(seconds):
+        monkeypatch.setenv('DMLAB_STAND_IN_RESET_S', f'{seconds}')
+
+    set_reset.compilers = lambda: {pid for pid in marked_processes(tmp_path) if 'sleep' in command_line(pid)}
+    return set_reset
+
+
+def command_line(pid):
+    with contextlib.suppress(OSError):
+        return Path(f'/proc/{pid}/cmdline').read_text()
+    return ''
+
+
+def require_nothing_left(slow):
+    assert not children()
+    wait_for(lambda: not slow.compilers(), timeout_s=5)
+    assert not folders()
+
+
+def test_a_worker_killed_in_a_reset_is_replaced_at_once(slow, make, caplog):
+    """Its compilers, which hold its pipe, would take a minute."""
+    slow(60)
+    vector = make(level_cache='')
+    (worker,) = children('environments 0 to')
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        timestep = pool.submit(vector.reset)
+        wait_for(lambda: len(slow.compilers()) == 2, timeout_s=30)
+        compilers = slow.compilers()
+        slow(0.1)
+        os.kill(worker, signal.SIGKILL)
+        start = time.monotonic()
+        assert timestep.result(30).step_type == FIRST
+        took = time.monotonic() - start
+    assert took < 15 and 'exit code -9 (SIGKILL); it is replaced' in caplog.text
+    wait_for(lambda: not compilers & slow.compilers(), timeout_s=5)
+    vector.close()
+    require_nothing_left(slow)
+
+
+def test_a_reset_beyond_the_time_out_is_said_and_leaves_nothing(slow, tmp_path):
+    slow(60)
+    vector = environments.make(EnvironmentConfig(name=PLAIN, level_cache=''), 2, 0, timeout_s=8)
+    start = time.monotonic()
+    try:
+        with pytest.raises(
+            TimeoutError, match="waited 8 s for the worker process .* to answer 'reset'; raise timeout_s"
+        ):
+            vector.reset()
+        assert len(slow.compilers()) == 4
+    finally:
+        vector.close()
+    assert time.monotonic() - start < 8 + 10
+    require_nothing_left(slow)
+
+
+def test_a_run_over_slow_and_noisy_levels_trains(slow, monkeypatch, tmp_path, capfd):
+    """Without instructions, too; every third episode or so has a step of a second."""
+    slow(0.7)
+    for name, value in (('STEP_S', '1'), ('STEP_EVERY', '31'), ('WARNS', '1')):
+        monkeypatch.setenv(f'DMLAB_STAND_IN_{name}', value)
+    config = impala_jax.Config(
+        total_frames=1200,
+        environment=EnvironmentConfig(name='dmlab/demos/random_maze', level_cache=''),
+        network=impala_jax.NetworkConfig(torso='shallow', core='lstm', lstm_size=8),
+        learner=impala_jax.LearnerConfig(batch_size=4, unroll_length=15, num_devices=1),
+        actor=impala_jax.ActorConfig(num_actors=2, num_envs=2),
+        evaluator=impala_jax.EvaluatorConfig(episodes=2, num_envs=2),
+    )
+    result = impala_jax.run(config, tmp_path / 'run', runtime='threads')
+    assert result.frames == 1200 and result.evaluation is not None and len(result.evaluation.returns) == 2
+    rows = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+    assert rows[-1]['episodes'] >= 4 and rows[-1]['environment_restarts'] == 0
+    output = ''.join(capfd.readouterr())
+    assert 'pkg_resources' not in output and 'Traceback' not in output
+    require_nothing_left(slow)
 
 
 def test_nothing_stays_when_the_parent_is_killed(stand_in, tmp_path):
