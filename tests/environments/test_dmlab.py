@@ -449,7 +449,7 @@ if __name__ == '__main__':
 """)
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env=program_environment())
     assert parent.stdout is not None and parent.stdout.readline() == b'ready\n'
-    assert len(glob.glob(os.path.join(tempfile.gettempdir(), '*', '*', 'dmlab_*', 'engine'))) == 2
+    assert len(list(Path(tempfile.gettempdir()).rglob('engine'))) == 2
     parent.kill()
     parent.wait(10)
     # Its workers held the other ends of the pipe of its output, too: when it ends, they have ended.
