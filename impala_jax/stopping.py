@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from impala_jax.machine import open_standard_streams
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-LIMIT_S = 7.0
+LIMIT_S = 6.0
 """How long a program may take to end by itself."""
 _AFTERWARDS_S = 6.0  # How long it may take once what must not be cut short is done.
 _TOGETHER_S = 1.0  # Ctrl-C may come twice, from the terminal and from a program between; later it is meant.

@@ -30,7 +30,7 @@ from impala_jax.types import Closed, EnvironmentSpec, StepInfo, TimeStep
 
 _logger = logging.getLogger(__name__)
 _CLOSE_TIMEOUT_S = 5.0
-_BUSY_TIMEOUT_S = 1.0
+_BUSY_TIMEOUT_S = 0.5  # A worker that owes an answer does not hear that it is to end.
 _LOOK_S = 0.2  # How long a wait goes on before it looks whether the worker has died.
 # Not `-m`, which would search this package before it has the parent's path.
 _PROGRAM = (
@@ -150,9 +150,8 @@ class ProcessVectorEnvironment:
     def close(self) -> None:
         for worker in self._workers:
             worker.close()
-        deadline = time.monotonic() + _CLOSE_TIMEOUT_S
         for worker in self._workers:
-            worker.join(deadline)
+            worker.join()
 
     def _ask_all(self, request: str, arguments: list[Any] | None = None) -> list[Any]:
         for i, worker in enumerate(self._workers):
@@ -230,6 +229,7 @@ class _Worker:
         self._timeout_s = timeout_s
         self._closed = closed
         self._asked = False  # and not answered yet
+        self._ends_until = 0.0  # time.monotonic()
         self._starts = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Any = None
@@ -248,7 +248,7 @@ class _Worker:
         """Starts the process, again if there was one, without waiting for it."""
         if self._process is not None:
             self.close()
-            self.join(time.monotonic() + _CLOSE_TIMEOUT_S)
+            self.join()
         self._asked = False
         home = _home()
         self._folder = tempfile.TemporaryDirectory(dir=home)
@@ -318,16 +318,15 @@ class _Worker:
 
     def close(self) -> None:
         """Tells the process to end: its pipe ends."""
+        self._ends_until = time.monotonic() + (_BUSY_TIMEOUT_S if self._asked else _CLOSE_TIMEOUT_S)
         if self._connection is not None:
             self._connection.close()
 
-    def join(self, deadline: float) -> None:
-        """Waits for the process until `deadline`, then kills it, with the processes that it has left."""
+    def join(self) -> None:
+        """Waits for a process that was closed, for some seconds, then kills it, with the processes that it has left."""
         if self._process is None:
             return
-        if self._asked:  # Busy, it does not listen.
-            deadline = min(deadline, time.monotonic() + _BUSY_TIMEOUT_S)
-        while not self._has_ended() and time.monotonic() < deadline:
+        while not self._has_ended() and time.monotonic() < self._ends_until:
             time.sleep(0.01)
         self._end()
         self._process = None

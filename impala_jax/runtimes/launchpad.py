@@ -43,7 +43,7 @@ from impala_jax.runtimes.reverb_transport import PARAMETERS, ReverbParameterStor
 from impala_jax.trajectory_queue import from_arrays, to_arrays
 from impala_jax.types import Closed, EnvironmentSpec
 
-_ENDING_S = 6.0  # How long nodes may take to end, but for a learner that saves.
+_ENDING_S = 5.0  # How long nodes may take to end, but for a learner that saves.
 _SAVING_S = 30.0
 _NATIVE_LOG = 'native.log'
 # What a node's process is started by, in place of Python: somebody has to see how it ends.

@@ -21,7 +21,7 @@ from impala_jax.runtimes import nodes
 from impala_jax.trajectory_queue import concatenate
 from impala_jax.types import Closed, PyTree
 
-_PATIENCE_S = 3.0  # How long environments may take to answer after a signal.
+_PATIENCE_S = 2.0  # How long environments may take to answer after a signal.
 
 _logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from impala_jax.parameter_store import LocalParameterStore, ParameterStores
 from impala_jax.runtimes import nodes
 from impala_jax.trajectory_queue import LocalTrajectoryQueue
 
-_JOIN_TIMEOUT_S = 4.0
+_JOIN_TIMEOUT_S = 3.0
 
 
 class NodeThreads:

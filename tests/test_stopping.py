@@ -1,0 +1,184 @@
+"""Signals: each command ends within 10 s, in every phase, with one line, 128 + n, and nothing left behind."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import programs
+import pytest
+from programs import finish, marked_processes, wait_for
+
+from impala_jax import checkpoint
+
+STAND_INS = Path(__file__).parent / 'stand_ins'
+SECONDS = 15  # 10 on a machine that is idle, which it is not beside other tests.
+TRAIN = [
+    *('launch/local.py', '--config', 'configs/catch.py', '--total-frames', '100000000', '--evaluator.episodes', '0'),
+    *('--learner.num-devices', '1'),
+]
+# Maps take a minute to compile, by grandchildren, while the worker's interpreter is locked.
+SLOW = ['--environment.name', 'dmlab/rooms_watermaze', '--environment.level-cache', '', '--network.torso', 'shallow']
+RUNTIMES = [
+    ['--runtime', 'lockstep'],
+    ['--runtime', 'threads'],
+    pytest.param(['--runtime', 'launchpad'], marks=pytest.mark.launchpad),
+    pytest.param(
+        ['--runtime', 'launchpad', '--launch-type', 'local_mp'], marks=[pytest.mark.launchpad, pytest.mark.slow]
+    ),
+]
+IDS = ['lockstep', 'threads', 'launchpad', 'launchpad_processes']
+
+
+def start(folder, *command, reset_s='60'):
+    """In a process group of its own, and with a folder for temporary files."""
+    temporary = folder / 'temporary'
+    temporary.mkdir(exist_ok=True)
+    environment = {
+        'PYTHONPATH': f'{programs.ROOT}:{programs.ROOT / "tests"}:{STAND_INS}',
+        'TMPDIR': str(temporary),
+        'DMLAB_STAND_IN_RESET_S': reset_s,
+    }
+    return programs.start(folder, *command, environment=environment, prefix=['setsid'])
+
+
+def stops(process, folder, number, *, group=True):
+    """Ends as promised; returns the last line, the only one but for warnings of what a resumed run cannot have."""
+    (os.killpg if group else os.kill)(process.pid, number)
+    sent = time.monotonic()
+    code, stdout, stderr = finish(process, timeout_s=60)
+    took = time.monotonic() - sent
+    assert code == 128 + number, stdout + stderr
+    assert took < SECONDS, f'{took} s: {stderr}'
+    *above, line = stderr.splitlines()
+    assert all('a resumed run will start new episodes' in warning for warning in above), stderr
+    assert line.startswith(f'stopped by signal {number:d}')
+    wait_for(lambda: not marked_processes(folder), timeout_s=5)
+    wait_for(lambda: not os.listdir(folder / 'temporary'), timeout_s=5)
+    return line
+
+
+def compilers(folder):
+    """The grandchildren that a reset waits for."""
+    return [pid for pid in marked_processes(folder) if b'sleep' in Path(f'/proc/{pid}/cmdline').read_bytes()]
+
+
+@pytest.mark.parametrize('runtime', RUNTIMES, ids=IDS)
+def test_while_environments_reset(runtime, tmp_path):
+    """To the whole group, as SLURM does, and systemd."""
+    process = start(tmp_path, *TRAIN, '--workdir', str(tmp_path / 'run'), *runtime, *SLOW)
+    wait_for(lambda: compilers(tmp_path), process)
+    stops(process, tmp_path, signal.SIGTERM)
+
+
+@pytest.mark.parametrize('runtime', RUNTIMES[2:], ids=IDS[2:])
+@pytest.mark.parametrize('seconds', [0.05, 1.0, 4.0])
+def test_at_any_moment_of_the_start(runtime, seconds, tmp_path):
+    process = start(tmp_path, *TRAIN, '--workdir', str(tmp_path / 'run'), *runtime)
+    # Python's own start is not ours.
+    wait_for(lambda: 'stop signals' in threads_of(process.pid) or marked_processes(tmp_path) == [], process)
+    time.sleep(seconds)  # Whatever it hits, the promise is the same.
+    stops(process, tmp_path, signal.SIGINT)
+
+
+def threads_of(pid):
+    """Number of its threads; `begin` starts the first one beside the main thread."""
+    return 'stop signals' if len(os.listdir(f'/proc/{pid}/task')) > 1 else ''
+
+
+def test_in_an_environment_that_hangs_when_it_is_built(tmp_path):
+    process = start(tmp_path, *TRAIN, '--workdir', str(tmp_path / 'run'), '--environment.name', 'hostile:hangs')
+    wait_for(lambda: len(marked_processes(tmp_path)) > 2, process)
+    assert stops(process, tmp_path, signal.SIGINT) == 'stopped by signal 2'
+    assert not (tmp_path / 'run').exists()
+
+
+def test_in_an_evaluation(tmp_path):
+    """Of a game whose first reset takes a minute."""
+    run = ['--workdir', str(tmp_path / 'run')]
+    options = [
+        '--total-frames',
+        '80',
+        '--learner.unroll-length',
+        '20',
+        '--learner.batch-size',
+        '1',
+        '--network.torso',
+        'mlp',
+    ]
+    train = [
+        *TRAIN[:3],
+        *options,
+        '--evaluator.episodes',
+        '0',
+        *SLOW[:4],
+        '--actor.num-actors',
+        '1',
+        '--actor.num-envs',
+        '1',
+    ]
+    code, _, stderr = finish(start(tmp_path, *train, '--runtime', 'lockstep', *run, reset_s='0'))
+    assert code == 0, stderr
+    assert checkpoint.steps(tmp_path / 'run' / 'checkpoints')
+    process = start(tmp_path, 'launch/evaluate.py', *run, '--episodes', '1', '--video', str(tmp_path / 'game.mp4'))
+    wait_for(lambda: compilers(tmp_path), process)
+    assert stops(process, tmp_path, signal.SIGTERM) == 'stopped by signal 15'
+    assert not list(tmp_path.glob('*.mp4')) and not list(tmp_path.glob('.*'))
+
+
+def program(folder, body):
+    """A script whose main thread is in a library for minutes, as while XLA compiles."""
+    script = folder / 'script.py'
+    script.write_text(f"""
+from impala_jax import stopping
+
+stopping.begin()
+
+import hashlib
+import os
+from pathlib import Path
+
+from impala_jax import command_line
+
+def work():
+    Path({str(folder / 'began')!r}).touch()
+    {body}
+
+command_line.main(work)
+""")
+    process = start(folder, str(script))
+    wait_for((folder / 'began').exists, process)
+    return process
+
+
+COMPILES = "hashlib.pbkdf2_hmac('sha256', b'', b'', 1_000_000_000)"
+
+
+def test_while_a_library_does_not_return(tmp_path):
+    process = program(tmp_path, COMPILES)
+    assert 'it had not ended by itself within 6 s' in stops(process, tmp_path, signal.SIGTERM)
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path):
+    process = program(tmp_path, COMPILES)
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(1.2)  # Sooner it could be the same one, from the terminal and from a program between.
+    sent = time.monotonic()
+    assert stops(process, tmp_path, signal.SIGINT) == 'stopped by signal 2, at once'
+    assert time.monotonic() - sent < 3
+
+
+def test_what_is_saved_is_not_cut_short(tmp_path):
+    saves = f"""
+    import threading, time
+    stop = threading.Event()
+    with stopping.StopSignals(stop):
+        stop.wait()
+        with stopping.unhurried():
+            time.sleep(7.5)
+            Path({str(tmp_path / 'saved')!r}).touch()
+    raise stopping.Stopped(15)
+"""
+    process = program(tmp_path, saves.strip())
+    assert stops(process, tmp_path, signal.SIGTERM) == 'stopped by signal 15'
+    assert (tmp_path / 'saved').exists()
