@@ -456,7 +456,7 @@ def _orbax() -> ocp.Checkpointer:
 
 def _orbax_save(path: Path, arrays: dict[str, np.ndarray]) -> None:
     if arrays:
-        with _quiet_orbax(), contextlib.closing(_orbax()) as checkpointer:
+        with _quiet_orbax(), _quiet_tensorstore(), contextlib.closing(_orbax()) as checkpointer:
             checkpointer.save(path, args=ocp.args.PyTreeSave(arrays))
 
 
@@ -478,6 +478,21 @@ def _quiet_orbax() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _quiet_tensorstore() -> Iterator[None]:
+    """After a write that failed, TensorStore prints a traceback for each other one: nobody waits for them any more."""
+    previous = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'):
+            previous(unraisable)
+
+    sys.unraisablehook = hook
+    yield
+    sys.unraisablehook = previous  # Not after an error: they still come.
 
 
 def _bounded(what: str, timeout_s: float, fn: Callable[[], _T]) -> _T:
