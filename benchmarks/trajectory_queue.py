@@ -31,10 +31,11 @@ def reverb_queue(config: Config, agent: Agent) -> Iterator[TrajectoryQueue]:
     """A queue with a server of its own."""
     import reverb
 
+    from impala_jax.runtimes import seals
     from impala_jax.runtimes.reverb_transport import ReverbTrajectoryQueue, tables
 
     server = reverb.Server(tables(config))
-    queue = ReverbTrajectoryQueue(reverb.Client(f'localhost:{server.port}'), config, agent)
+    queue = ReverbTrajectoryQueue(reverb.Client(f'localhost:{server.port}'), seals.new_key(), config, agent)
     try:
         yield queue
     finally:

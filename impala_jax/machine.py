@@ -8,13 +8,27 @@ import select
 import shutil
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 START = 'IMPALA_JAX_START'
 """In the environment of all processes of a Launchpad program, and of those that they start: which start it is."""
+
+PARENT = 'IMPALA_JAX_PARENT'
+"""In the environment of a process's workers, and of what they start: the parent's `own_folder`."""
+
+_CLEANER = (
+    'import sys; sys.path.insert(0, sys.argv[1]); '
+    'from impala_jax import machine; machine.clean_up_after(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])'
+)
+_PACKAGES = str(Path(__file__).parents[1])
+_own_folders: dict[int, tuple[str, subprocess.Popen]] = {}  # by this process's id, which is another one after a fork
+_lock = threading.Lock()
 
 _CGROUPS = Path('/sys/fs/cgroup')
 _OWN_CGROUPS = Path('/proc/self/cgroup')
@@ -70,15 +84,45 @@ def kill_marked(variable: str, number: int = signal.SIGKILL) -> bool:
     return any_found
 
 
-def clean_up_after(parent: int, lifeline: int, mark: str, folder: str) -> None:
-    """Waits for the end of the parent process, however it ends; kills what it has left, and removes its files.
+def own_folder() -> str:
+    """A folder for temporary files of this process and its workers, which only this user can enter.
+
+    A process beside this one removes it, and kills workers that are left, when this one has ended, however it ends. No
+    thread of a worker could: an engine may keep the interpreter's lock for a minute.
+    """
+    with _lock:
+        own = os.getpid()
+        if own not in _own_folders:
+            folder = tempfile.mkdtemp(prefix='impala_jax_')
+            theirs, _ = os.pipe()  # This end is never closed.
+            cleaner = subprocess.Popen(
+                [sys.executable, '-S', '-c', _CLEANER, _PACKAGES, str(own), str(theirs), folder],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # Who reads this process's output waits for all that write there.
+                pass_fds=(theirs,),
+                start_new_session=True,
+                env={name: value for name, value in os.environ.items() if name != START},
+            )
+            os.close(theirs)
+            _own_folders[own] = folder, cleaner
+        return _own_folders[own][0]
+
+
+def kill_workers() -> None:
+    """Kills this process's workers, and what they have started."""
+    if os.getpid() in _own_folders:
+        kill_marked(f'{PARENT}={_own_folders[os.getpid()][0]}')
+
+
+def clean_up_after(parent: int, lifeline: int, folder: str) -> None:
+    """Waits for the end of the parent process, however it ends; kills its workers, and removes its files.
 
     Args:
       parent: its id.
       lifeline: file descriptor that ends when it does.
-      mark: of the processes, as in `kill_marked`. They have some seconds to end by themselves.
-      folder: is removed.
+      folder: its `own_folder`.
     """
+    mark = f'{PARENT}={folder}'
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     # A process that the parent has forked may hold the other end open.

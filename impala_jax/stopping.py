@@ -18,7 +18,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from impala_jax.machine import open_standard_streams
+from impala_jax.machine import kill_workers, open_standard_streams
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LIMIT_S = 6.0
@@ -111,7 +111,7 @@ class _Program:
 
     def end_by(self, number: int, line: str) -> NoReturn:
         """Ends this process now, with what it would leave behind."""
-        for cleanup in self.cleanups:
+        for cleanup in [kill_workers, *self.cleanups]:
             with contextlib.suppress(Exception):  # Nobody is left to hear of it.
                 cleanup()
         end_process(128 + number, line)

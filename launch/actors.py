@@ -14,19 +14,27 @@ quiet_libraries()  # Before they are imported.
 
 import importlib.util  # noqa: E402
 import threading  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 from impala_jax import command_line, compilation_cache  # noqa: E402
 from impala_jax.config import Config, ConfigError  # noqa: E402
+from impala_jax.runtimes import gate  # noqa: E402
 
 
 def act() -> None:
     parser = command_line.Parser(
         description='Acts for a learner that was started with --serve-actors; joins it again whenever it was lost.',
         epilog='What does not change what is learned can be set for this machine, as in --actor.num-envs 32 or '
-        '--environment.processes 4.',
+        '--environment.processes 4. Code of your own is imported only if it is named here: --environment.name '
+        'my_module:my_function.',
     )
     parser.add_argument('--learner', required=True, help='its HOST:PORT')
     parser.add_argument('--num-actors', required=True, type=int, help='threads, each with its own environments')
+    parser.add_argument(
+        '--secret-file',
+        type=Path,
+        help=f'holds what the learner and its actors share, which only you may read; or set {gate.SECRET_VARIABLE}',
+    )
     parser.add_argument(
         '--wait-s',
         type=float,
@@ -39,7 +47,8 @@ def act() -> None:
         raise ConfigError(f'--learner must be HOST:PORT, got {arguments.learner!r}')
     if arguments.num_actors < 1:
         raise ConfigError(f'--num-actors must be positive, got {arguments.num_actors}')
-    command_line.override(Config(), overrides)  # A typo is refused at once, not when a learner is there.
+    own = command_line.override(Config(), overrides)  # A typo is refused at once, not when a learner is there.
+    secret = gate.actors_secret(arguments.secret_file)
     if importlib.util.find_spec('reverb') is None:
         raise ConfigError('actors join over Reverb, which is not installed: make doctor tells more (Python 3.10)')
     import rlax  # noqa: F401 - TensorFlow Probability refuses an old TensorFlow that was imported before it.
@@ -53,7 +62,9 @@ def act() -> None:
             arguments.learner,
             arguments.num_actors,
             stop,
+            secret=secret,
             adapt=lambda config: command_line.override(config, overrides),
+            imports=(own.environment.name, own.network.torso),
             wait_s=arguments.wait_s,
         )
     if signals.received is not None:

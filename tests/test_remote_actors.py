@@ -5,8 +5,11 @@ import dataclasses
 import json
 import re
 import signal
+import socket
 import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,8 @@ import impala_jax
 from impala_jax import checkpoint, environments
 from impala_jax.config import Config, ConfigError
 from impala_jax.environments import suites
+from impala_jax.runtimes import gate
+from impala_jax.runtimes.gate import Gate, Way
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.runtimes.supervisor import free_port
 
@@ -37,20 +42,26 @@ SPEC = environments.spec(CONFIG.environment)
 SERVE = (
     '--runtime launchpad --actor.num-actors 0 --learner.num-devices 1 --evaluator.episodes 0 --logging.interval-s 0.2'
 ).split()
+SECRET = b'a secret that only the tests know'
+BEHIND = {}  # the address of the Reverb server behind each gate
 ENDLESS = ['--total-frames', '100000000']
 
 
 @contextlib.contextmanager
 def server(config=CONFIG, suffix='-test'):
-    """The address of a server with a run's tables, in this process."""
+    """The address of the gate of a server with a run's tables, in this process."""
     import reverb
 
     from impala_jax.runtimes import reverb_transport
 
     server = reverb.Server(reverb_transport.tables(config, suffix))
+    port = free_port()
+    gate = Gate(port, SECRET, f'localhost:{server.port}')
+    BEHIND[f'localhost:{port}'] = f'localhost:{server.port}'
     try:
-        yield f'localhost:{server.port}'
+        yield f'localhost:{port}'
     finally:
+        gate.close()
         server.stop()
 
 
@@ -59,13 +70,14 @@ def announce(address, config=CONFIG, spec=SPEC, suffix='-test'):
 
     from impala_jax.runtimes import reverb_actors
 
-    reverb_actors.announce(reverb.Client(address), config, spec, suffix)
+    reverb_actors.announce(reverb.Client(BEHIND[address]), SECRET, config, spec, suffix).close()
 
 
-def join(address, adapt=lambda config: config, stop=None, wait_s=0.0):
+def join(address, adapt=lambda config: config, stop=None, wait_s=0.0, secret=SECRET, imports=()):
     from impala_jax.runtimes import reverb_actors
 
-    reverb_actors.run(address, 1, stop or threading.Event(), adapt=adapt, wait_s=wait_s)
+    stop = stop or threading.Event()
+    reverb_actors.run(address, 1, stop, secret=lambda: secret, adapt=adapt, imports=imports, wait_s=wait_s)
 
 
 def test_what_does_not_fit_is_refused(monkeypatch):
@@ -84,9 +96,10 @@ def test_what_does_not_fit_is_refused(monkeypatch):
 
 
 def test_what_is_no_learner_is_refused_or_waited_for(capsys):
-    with server(dataclasses.replace(CONFIG, serve_actors=None, actor=impala_jax.ActorConfig())) as address:
-        with pytest.raises(ConfigError, match='is of no learner with --serve-actors'):
-            join(address)
+    echo = Echo()
+    with pytest.raises(ConfigError, match='it is not the gate of a learner, or of another version'):
+        join(echo.address)
+    echo.listener.close()
     with server() as address:  # Nothing was announced yet.
         with pytest.raises(NodeFailure, match='no learner at localhost:.* for 0.2 s: the learner is starting'):
             join(address, wait_s=0.2)
@@ -98,7 +111,6 @@ def test_what_is_no_learner_is_refused_or_waited_for(capsys):
 
 
 def test_a_port_in_use_is_refused(tmp_path):
-    """Reverb would share it, and half of the actors would join another experiment."""
     with server() as address:
         config = dataclasses.replace(CONFIG, serve_actors=int(address.split(':')[1]))
         with pytest.raises(ConfigError, match='serve_actors .*: Address already in use; choose another port'):
@@ -122,7 +134,7 @@ def test_a_writer_of_an_earlier_start_is_refused():
 
     agent = Agent(NetworkConfig(torso='mlp', core='lstm', lstm_size=5), transport_spec)
     with server(suffix='-second') as address:
-        queue = ReverbTrajectoryQueue(reverb.Client(address), CONFIG, agent, '-first')
+        queue = ReverbTrajectoryQueue(reverb.Client(BEHIND[address]), SECRET, CONFIG, agent, '-first')
         with pytest.raises(ServerLost, match='trajectories-first was not found'):
             queue.put(make_trajectories(1, 1))
         queue.close()
@@ -132,10 +144,13 @@ def test_a_writer_of_an_earlier_start_is_refused():
 STUCK_LEARNER = """
 import jax, rlax, reverb, time, test_remote_actors as t
 from impala_jax.agent import Agent
+from impala_jax.runtimes.reverb_actors import items_key
 from impala_jax.runtimes.reverb_transport import ReverbParameterStore
 with t.server() as address:
     params = Agent(t.CONFIG.network, t.SPEC).init(jax.random.PRNGKey(0))
-    ReverbParameterStore(reverb.Client(address), params, 20.0, 'parameters-test').publish(0, params)
+    client = reverb.Client(t.BEHIND[address])
+    store = ReverbParameterStore(client, items_key(t.SECRET, '-test'), params, 20.0, 'parameters-test')
+    store.publish(0, params)
     t.announce(address)
     print(address, flush=True)
     time.sleep(100)
@@ -151,10 +166,12 @@ def test_an_actor_that_waits_for_a_killed_learner_is_told(tmp_path, monkeypatch)
     learner, stop = programs.start(tmp_path, '-c', STUCK_LEARNER), threading.Event()
     address = learner.stdout.readline().strip()
     thread, errors = in_thread(lambda: join(address, stop=stop))
-    client = reverb.Client(address)
+    way = Way('localhost', int(address.partition(':')[2]), SECRET)
+    client = reverb.Client(way.address)
     wait_for(lambda: client.server_info(timeout=5)['trajectories-test'].current_size == 8, learner)
     learner.kill()
     finish(learner)
+    way.close()
     thread.join(CONFIG.timeout_s - 5)
     stop.set()
     assert not thread.is_alive() and 'no learner at localhost' in str(errors[0])
@@ -171,8 +188,10 @@ def start_learner(folder, port, *arguments, prefix=()):
     return programs.start(folder, *command, *SERVE, '--serve-actors', str(port), *arguments, prefix=prefix)
 
 
-def start_actors(folder, address, *arguments, num_actors=1, prefix=()):
+def start_actors(folder, address, *arguments, num_actors=1, prefix=(), secret_of=None):
     command = ['launch/actors.py', '--learner', address, '--num-actors', str(num_actors)]
+    if secret_of is not None:
+        command += ['--secret-file', str(secret_of / 'run' / gate.SECRET_FILE)]
     return programs.start(folder, *command, *arguments, prefix=prefix)
 
 
@@ -209,16 +228,21 @@ def stop(process):
 
 def test_actors_and_learner_outlive_each_other(tmp_path):
     """One of two actors is killed and started again; then the learner is stopped and started again."""
+    import reverb
+    from reverb.errors import DeadlineExceededError
+
     port = free_port()
     address, workdir = f'localhost:{port}', tmp_path / 'learner'
-    doomed, other = (start_actors(tmp_path / name, address) for name in ('doomed', 'other'))
+    doomed, other = (start_actors(tmp_path / name, address, secret_of=workdir) for name in ('doomed', 'other'))
     learner = start_learner(workdir, port, *ENDLESS)
     for actors in (doomed, other):
         assert 'next try in' in wait_until_joined(actors)  # It was there before the learner.
     wait_for_steps(workdir, learner)
+    with pytest.raises(DeadlineExceededError):  # Reverb's own client does not know the secret.
+        reverb.Client(address).server_info(timeout=2)
     doomed.kill()
     wait_for_steps(workdir, learner)
-    again = start_actors(tmp_path / 'again', address, '--actor.num-envs', '8')
+    again = start_actors(tmp_path / 'again', address, '--actor.num-envs', '8', secret_of=workdir)
     assert '1 actors of 8 environments' in wait_until_joined(again)
     other.kill()
     wait_for_steps(workdir, learner)  # From the one that came back, and from no other.
@@ -297,7 +321,7 @@ def test_catch_is_solved_by_actors_that_join(network, tmp_path):
         port = free_port()
         address = f'{"192.0.2.1" if there else "localhost"}:{port}'
         learner = start_learner(tmp_path / 'learner', port, '--evaluator.episodes', '100', prefix=here)
-        actors = start_actors(tmp_path / 'actors', address, num_actors=2, prefix=there)
+        actors = start_actors(tmp_path / 'actors', address, num_actors=2, prefix=there, secret_of=tmp_path / 'learner')
         code, stdout, stderr = finish(learner)
         said = stop(actors)
         assert code == 0, stdout + stderr + said
@@ -331,17 +355,125 @@ def test_the_documentation_says_what_the_readme_does():
     assert len(commands) == 2 and all(line in (Path(programs.ROOT) / 'README.md').read_text() for line in commands)
 
 
-def test_bytes_and_json_only():
-    """What is announced comes back as it was, and is no pickle."""
-    import reverb
-
+def test_what_is_announced_comes_back_as_it_was():
     from impala_jax.runtimes import reverb_actors
 
     config = dataclasses.replace(CONFIG, vtrace=impala_jax.VTraceConfig(rho_bar=np.inf, c_bar=2.0))
     with server() as address:
         announce(address, config)
-        session = reverb_actors._ask(address)
+        session = reverb_actors._ask(address, lambda: SECRET)
+        session.way.close()
         assert (session.config, session.spec, session.suffix) == (config, str(SPEC), '-test')
-        (sample,) = reverb.Client(address).sample('session', emit_timesteps=False)
-        _, text = (np.asarray(column)[0] for column in sample.data)
-        assert set(json.loads(text.tobytes())) == {'code', 'suffix', 'config', 'spec'}
+        assert session.key == reverb_actors.items_key(SECRET, '-test') != reverb_actors.items_key(SECRET, '-other')
+
+
+def test_only_who_knows_the_secret_is_believed():
+    """Neither end believes the other without it; what is announced by somebody behind the gate, neither."""
+    import reverb
+
+    from impala_jax.runtimes import reverb_actors
+
+    with server() as address:
+        announce(address)
+        with pytest.raises(ConfigError, match='it knows another secret; give the secret of its start$'):
+            join(address, secret=b'quite another secret')
+        other = dataclasses.replace(CONFIG, seed=7)
+        client = reverb.Client(BEHIND[address])
+        reverb_actors.announce(client, b'quite another secret', other, SPEC, '-evil').close()
+        with pytest.raises(NodeFailure, match='for 0 s: .*waited 5 s for the learner to publish'):
+            join(address)
+
+
+def test_code_of_the_learners_is_imported_only_if_it_is_named_here(tmp_path, monkeypatch):
+    (tmp_path / 'theirs.py').write_text('raise SystemExit("it was imported")')
+    monkeypatch.syspath_prepend(tmp_path)
+    for option, config in (
+        ('--environment.name', dataclasses.replace(CONFIG, environment=impala_jax.EnvironmentConfig('theirs:make'))),
+        ('--network.torso', dataclasses.replace(CONFIG, network=impala_jax.NetworkConfig(torso='theirs:Torso'))),
+    ):
+        with server() as address:
+            announce(address, config)
+            with pytest.raises(ConfigError, match=f"uses code .*'theirs:.*; add {option} theirs:") as error:
+                join(address)
+            assert '\n' not in str(error.value) and 'theirs' not in sys.modules
+            with pytest.raises((ConfigError, SystemExit), match='it was imported'):
+                join(address, imports=('theirs:make', 'theirs:Torso'))
+
+
+def test_a_secret_that_others_may_read_or_guess_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delenv(gate.SECRET_VARIABLE, raising=False)
+    made = gate.learners_secret(tmp_path)
+    path = tmp_path / gate.SECRET_FILE
+    assert path.stat().st_mode & 0o777 == 0o600 and len(made) == 64
+    assert gate.learners_secret(tmp_path) == made == gate.actors_secret(path)()
+    path.chmod(0o640)
+    with pytest.raises(ConfigError, match=r'can be read by others \(mode 640\): chmod 600'):
+        gate.learners_secret(tmp_path)
+    path.chmod(0o600)
+    path.write_text('short\n')
+    with pytest.raises(ConfigError, match='has 5 characters; give at least 16'):
+        gate.actors_secret(path)()
+    with pytest.raises(ConfigError, match='give --secret-file with a copy of the file actors_secret .* or set IMPALA'):
+        gate.actors_secret(None)
+    monkeypatch.setenv(gate.SECRET_VARIABLE, 'of the environment')
+    assert gate.learners_secret(tmp_path) == gate.actors_secret(None)() == b'of the environment'
+
+
+class Echo:
+    """A server behind a gate, which counts its connections."""
+
+    def __init__(self):
+        self.num_connections = 0
+        self.listener = socket.create_server(('localhost', 0))
+        self.address = f'localhost:{self.listener.getsockname()[1]}'
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                connected, _ = self.listener.accept()
+                self.num_connections += 1
+                threading.Thread(target=self._echo, args=(connected,), daemon=True).start()
+
+    def _echo(self, connected):
+        with connected:
+            while data := connected.recv(1000):
+                connected.sendall(data)
+
+
+def test_the_gate_lets_strangers_neither_through_nor_hold_it_up(caplog):
+    """Silent ones, ones that talk nonsense or repeat what they have heard; an actor gets through meanwhile."""
+    port, echo = free_port(), Echo()
+    open_gate = Gate(port, SECRET, echo.address)
+    silent = [socket.create_connection(('localhost', port)) for _ in range(20)]
+    for sent in (b'GET / HTTP/1.1\r\n\r\n', bytes(200), b'PRI * HTTP/2.0' + bytes(100)):
+        with socket.create_connection(('localhost', port)) as stranger:
+            stranger.sendall(sent.ljust(83, b'.'))
+            with contextlib.suppress(ConnectionResetError):
+                while stranger.recv(1000):
+                    pass
+    with socket.create_connection(('localhost', port)) as mirror:
+        mirror.sendall(mirror.recv(1000))
+        with contextlib.suppress(ConnectionResetError):
+            while mirror.recv(1000):
+                pass
+    started = time.monotonic()
+    way = Way('localhost', port, SECRET)
+    assert time.monotonic() - started < 2
+    wait_for(lambda: echo.num_connections == 1)
+    with socket.socket(socket.AF_UNIX) as actor:
+        actor.connect(way.address.removeprefix('unix:'))
+        data = bytes(range(256)) * 4000
+        threading.Thread(target=actor.sendall, args=(data,), daemon=True).start()
+        received = b''
+        while len(received) < len(data):
+            received += actor.recv(100_000)
+        assert received == data
+        open_gate.close()
+        assert actor.recv(1) == b''
+    assert echo.num_connections == 2
+    assert 'did not get through: it is not the gate' in caplog.text
+    for stranger in silent:
+        stranger.close()
+    way.close()
+    echo.listener.close()

@@ -18,10 +18,11 @@ SPEC = EnvironmentSpec(
 )
 NETWORK = NetworkConfig(torso='mlp', core='lstm', lstm_size=5)
 T, BATCH, CAPACITY = 4, 6, 12
+KEY = bytes(range(32))
 
 
 def make_config(timeout_s=30.0, **replay):
-    learner = LearnerConfig(batch_size=BATCH, queue_capacity=CAPACITY)
+    learner = LearnerConfig(batch_size=BATCH, unroll_length=T, queue_capacity=CAPACITY)
     return Config(learner=learner, replay=ReplayConfig(**replay), timeout_s=timeout_s)
 
 
@@ -72,13 +73,13 @@ def server():
     server.stop()
 
 
-def reverb_queue(address, timeout_s, **replay):
+def reverb_queue(address, timeout_s, key=KEY, **replay):
     import reverb
 
     from impala_jax.runtimes import reverb_transport
 
     config = make_config(timeout_s, **replay)
-    return reverb_transport.ReverbTrajectoryQueue(reverb.Client(address), config, Agent(NETWORK, SPEC))
+    return reverb_transport.ReverbTrajectoryQueue(reverb.Client(address), key, config, Agent(NETWORK, SPEC))
 
 
 @pytest.fixture(params=['local', pytest.param('reverb', marks=pytest.mark.launchpad)])
@@ -220,7 +221,7 @@ def make_store(request):
     from impala_jax.runtimes import reverb_transport
 
     address = f'localhost:{request.getfixturevalue("server").port}'
-    yield lambda timeout_s: reverb_transport.ReverbParameterStore(reverb.Client(address), PARAMS, timeout_s)
+    yield lambda timeout_s: reverb_transport.ReverbParameterStore(reverb.Client(address), KEY, PARAMS, timeout_s)
 
 
 def test_store_serves_the_newest(make_store):
@@ -254,7 +255,7 @@ def test_a_server_that_stops_keeps_no_reader_of_parameters(server):
     from impala_jax.runtimes.reverb_transport import ReverbParameterStore
 
     def make():
-        return ReverbParameterStore(reverb.Client(f'localhost:{server.port}'), PARAMS, 30.0)
+        return ReverbParameterStore(reverb.Client(f'localhost:{server.port}'), KEY, PARAMS, 30.0)
 
     make().publish(0, PARAMS)
     stores = [make() for _ in range(6)]

@@ -13,7 +13,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -21,11 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from impala_jax import stopping
 from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import base
 from impala_jax.environments.worker import ANSWER, ERROR, LOG, Arguments
-from impala_jax.machine import START, kill_marked
+from impala_jax.machine import PARENT, kill_marked, own_folder
 from impala_jax.types import Closed, EnvironmentSpec, StepInfo, TimeStep
 
 _logger = logging.getLogger(__name__)
@@ -37,43 +35,6 @@ _PROGRAM = (
     'import json, sys; sys.path[:] = json.loads(sys.argv[1]); '
     'from impala_jax.environments import worker; worker.main(int(sys.argv[2]), sys.argv[3])'
 )
-_CLEANER = (
-    'import json, sys; sys.path[:] = json.loads(sys.argv[1]); '
-    'from impala_jax import machine; machine.clean_up_after(int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])'
-)
-_MARK = 'IMPALA_JAX_WORKERS'
-"""In the environment of all workers of a process, and of what they start: the folder of all their temporary files."""
-
-
-_homes: dict[int, tuple[str, subprocess.Popen]] = {}  # by this process's id, which is another one after a fork
-_lock = threading.Lock()
-
-
-def _home() -> str:
-    """The folder of all temporary files of this process's workers.
-
-    A process beside this one removes it, and kills what is left of the workers, when this one has ended, however it
-    ends. No thread of a worker could: an engine may keep the interpreter's lock for a minute.
-    """
-    with _lock:
-        own = os.getpid()
-        if own not in _homes:
-            home = tempfile.mkdtemp(prefix='impala_jax_')
-            mark = f'{_MARK}={home}'
-            theirs, _ = os.pipe()  # This end is never closed.
-            environment = {name: value for name, value in os.environ.items() if name != START}
-            cleaner = subprocess.Popen(
-                [sys.executable, '-S', '-c', _CLEANER, json.dumps(sys.path), str(own), str(theirs), mark, home],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # Who reads this process's output waits for all that write there.
-                pass_fds=(theirs,),
-                start_new_session=True,
-                env=environment,
-            )
-            os.close(theirs)
-            stopping.at_forced_end(lambda: kill_marked(mark))
-            _homes[own] = home, cleaner
-        return _homes[own][0]
 
 
 class _Died(base.EnvironmentFailure):
@@ -250,7 +211,7 @@ class _Worker:
             self.close()
             self.join()
         self._asked = False
-        home = _home()
+        home = own_folder()
         self._folder = tempfile.TemporaryDirectory(dir=home)
         ours, theirs = socket.socketpair()
         # A worker that is stopped in the middle of a message holds nobody up for longer.
@@ -266,7 +227,7 @@ class _Worker:
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
                 # For an environment that uses JAX: the accelerator is the learner's.
-                env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'TMPDIR': self._folder.name, _MARK: home},
+                env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'TMPDIR': self._folder.name, PARENT: home},
             )
         finally:
             theirs.close()

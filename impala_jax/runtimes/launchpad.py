@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
 import shlex
-import shutil
 import signal
 import socket
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -23,7 +23,7 @@ import jax
 import launchpad as lp
 import reverb
 from absl import flags
-from launchpad.address import AbstractAddressBuilder, get_port_from_address
+from launchpad.address import Address, get_port_from_address
 from launchpad.launch import worker_manager
 from launchpad.nodes.python.local_multi_processing import PythonProcess
 from launchpad.nodes.reverb.node import ReverbHandle
@@ -33,25 +33,40 @@ from impala_jax.agent import Agent
 from impala_jax.config import Config, ConfigError
 from impala_jax.inference import InferenceServer
 from impala_jax.learner import LearnerLoop
-from impala_jax.machine import START, connect_without_proxy, kill_marked
+from impala_jax.machine import START, connect_without_proxy, kill_marked, own_folder
 from impala_jax.metrics import quiet_libraries
 from impala_jax.parameter_store import ParameterStores
-from impala_jax.runtimes import nodes, reverb_actors
+from impala_jax.runtimes import nodes, reverb_actors, seals
 from impala_jax.runtimes.control import Control, Link, Server
+from impala_jax.runtimes.gate import Gate, learners_secret
 from impala_jax.runtimes.nodes import NodeFailure
-from impala_jax.runtimes.reverb_transport import PARAMETERS, ReverbParameterStore, ReverbTrajectoryQueue, tables
+from impala_jax.runtimes.private_socket import listen_privately
+from impala_jax.runtimes.reverb_transport import (
+    PARAMETERS,
+    NoCheckpointer,
+    ReverbParameterStore,
+    ReverbTrajectoryQueue,
+    tables,
+)
 from impala_jax.trajectory_queue import from_arrays, to_arrays
 from impala_jax.types import Closed, EnvironmentSpec
 
 _ENDING_S = 5.0  # How long nodes may take to end, but for a learner that saves.
 _SAVING_S = 30.0
 _NATIVE_LOG = 'native.log'
+# In the program's folder: where the Reverb server listens, as nodes are told, and a socket that it listens at.
+_REVERB_ADDRESS = 'reverb_address'
+_REVERB_SOCKET = 'reverb'
+
+Connect = Callable[[threading.Event], reverb.Client]
+"""Connects a node to the Reverb server; `Closed` once the event is set."""
+
 # What a node's process is started by, in place of Python: somebody has to see how it ends.
 _SHELL = """#!/bin/sh
 trap '' HUP
 {python} "$@"
 status=$?
-[ $status -le 128 ] || echo $((status - 128)) > {notes}/killed-$$
+[ $status -le 128 ] || echo $((status - 128)) > {folder}/killed-$$
 """
 
 
@@ -62,14 +77,17 @@ class _Setup(NamedTuple):
     spec: EnvironmentSpec
     workdir: Path
     control: Control | str  # of the program; where nodes are processes, the address of its server
-    notes: Path | None  # the folder for temporary files of a program whose nodes are processes
+    folder: Path  # of the program, for temporary files; only this user can enter it
     suffix: str  # of the names of Reverb's tables, see `reverb_transport.tables`
+    key: bytes  # of the seals of all that crosses Reverb
+    secret: bytes | None  # of the actors of other machines
     inference: InferenceServer | None  # of `local_mt`
 
 
 class _Connection(NamedTuple):
     """A node's queue, store and agent, and what it knows of the program's end."""
 
+    client: reverb.Client
     queue: ReverbTrajectoryQueue
     store: ReverbParameterStore
     agent: Agent
@@ -111,10 +129,12 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(sys.argv[:1])
     control = Control()
-    with _program(config, control) as (address, notes):
+    with _program(config, control) as (address, folder):
         suffix = f'-{secrets.token_hex(8)}'
         inference = nodes.make_inference(nodes.share(config), agent)
-        setup = _Setup(config, agent.spec, workdir, address, notes, suffix, inference)
+        secret = None if config.serve_actors is None else learners_secret(workdir)
+        key = seals.new_key() if secret is None else reverb_actors.items_key(secret, suffix)
+        setup = _Setup(config, agent.spec, workdir, address, folder, suffix, key, secret, inference)
         with _native_messages_to(workdir / _NATIVE_LOG):
             _launch(build_program(setup), setup, control, stop)
     if control.failure is not None:
@@ -126,23 +146,18 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
 
 
 @contextlib.contextmanager
-def _program(config: Config, control: Control) -> Iterator[tuple[Control | str, Path | None]]:
-    """What the nodes of a program share: how they reach `control`, and where they are processes a folder."""
-    if config.launch_type != 'local_mp':
-        yield control, None
-        return
-    with tempfile.TemporaryDirectory(prefix='impala_jax-') as folder:
-        notes = Path(folder)
-        mark = f'{START}={notes}'
-
-        def clean():
-            kill_marked(mark)
-            shutil.rmtree(notes, ignore_errors=True)
-
-        stopping.at_forced_end(clean)
-        server = Server(control, lambda shell: _how_it_died(shell, notes))
+def _program(config: Config, control: Control) -> Iterator[tuple[Control | str, Path]]:
+    """What the nodes of a program share: how they reach `control`, and a folder."""
+    with tempfile.TemporaryDirectory(dir=own_folder()) as name:
+        folder = Path(name)
+        if config.launch_type != 'local_mp':
+            yield control, folder
+            return
+        mark = f'{START}={folder}'
+        stopping.at_forced_end(lambda: kill_marked(mark))
+        server = Server(control, lambda shell: _how_it_died(shell, folder))
         try:
-            yield server.address, notes
+            yield server.address, folder
         finally:
             server.close()
             kill_marked(mark)
@@ -154,12 +169,13 @@ def _launch(program: lp.Program, setup: _Setup, control: Control, stop: threadin
     worker_manager._SIGNAL_HANDLERS = {  # pyright: ignore[reportAttributeAccessIssue]
         number: set() for number in (*stopping.SIGNALS, signal.SIGQUIT, signal.SIGALRM, signal.SIGUSR1)
     }
-    if setup.notes is None:
+    in_threads = isinstance(setup.control, Control)
+    if in_threads:
         manager = lp.launch(program, launch_type='local_mt')
     else:
-        with _inherited_by_nodes(setup.notes):
-            of_all = {START: str(setup.notes)}
-            python = _interpreter(setup.notes)
+        with _inherited_by_nodes(setup.folder):
+            of_all = {START: str(setup.folder)}
+            python = _interpreter(setup.folder)
             processes = {
                 name: PythonProcess(
                     env=of_all if name == 'learner' else of_all | {'JAX_PLATFORMS': 'cpu'},
@@ -169,9 +185,7 @@ def _launch(program: lp.Program, setup: _Setup, control: Control, stop: threadin
             }
             manager = lp.launch(program, 'local_mp', terminal='current_terminal', local_resources=processes)
     labels = [
-        name if setup.notes is None else f'{name}/{i}'
-        for name, group in program.groups.items()
-        for i in range(len(group))
+        name if in_threads else f'{name}/{i}' for name, group in program.groups.items() for i in range(len(group))
     ]
     try:
         # The learner ends first; any other node that does has died.
@@ -188,13 +202,13 @@ def _end(all_ended: threading.Thread, setup: _Setup, control: Control) -> None:
     control.stop.set()
     start = time.monotonic()
     # Processes that still start do not hear of it, and have nothing worth waiting for.
-    deadline = start + (_ENDING_S if control.learns or setup.notes is None else 0.0)
+    deadline = start + (_ENDING_S if control.learns or setup.control is control else 0.0)
     while all_ended.is_alive() and time.monotonic() < deadline:
         all_ended.join(0.1)
         if control.saves:
             deadline = min(time.monotonic() + _ENDING_S, start + _saving_s(setup.config))
-    if setup.notes is not None:
-        kill_marked(f'{START}={setup.notes}')
+    if setup.control is not control:
+        kill_marked(f'{START}={setup.folder}')
         all_ended.join(_ENDING_S)
 
 
@@ -210,31 +224,31 @@ def _in_thread(target: Any) -> threading.Thread:
 
 
 @contextlib.contextmanager
-def _inherited_by_nodes(notes: Path) -> Iterator[None]:
-    """Within, Launchpad's own files lie in `notes`, and processes are started that signals do not reach.
+def _inherited_by_nodes(folder: Path) -> Iterator[None]:
+    """Within, Launchpad's own files lie in `folder`, and processes are started that signals do not reach.
 
     A signal to the process group, as Ctrl-C, is the launching process's business, which tells its nodes.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, stopping.SIGNALS)
-    tempfile.tempdir, folder = str(notes), tempfile.tempdir
+    tempfile.tempdir, before_folder = str(folder), tempfile.tempdir
     try:
         yield
     finally:
-        tempfile.tempdir = folder
+        tempfile.tempdir = before_folder
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _interpreter(notes: Path) -> str:
+def _interpreter(folder: Path) -> str:
     """A script in place of Python that notes the signal that has ended it; Python where scripts must not be run."""
-    script = notes / 'python'
-    script.write_text(_SHELL.format(python=shlex.quote(sys.executable), notes=shlex.quote(str(notes))))
+    script = folder / 'python'
+    script.write_text(_SHELL.format(python=shlex.quote(sys.executable), folder=shlex.quote(str(folder))))
     script.chmod(0o700)
     return str(script) if os.access(script, os.X_OK) else sys.executable
 
 
-def _how_it_died(shell: int, notes: Path) -> str:
+def _how_it_died(shell: int, folder: Path) -> str:
     """Of the node that this process has started."""
-    note = notes / f'killed-{shell}'
+    note = folder / f'killed-{shell}'
     deadline = time.monotonic() + 1.0
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError, ValueError):
@@ -246,50 +260,79 @@ def _how_it_died(shell: int, notes: Path) -> str:
 
 
 class _ReverbHandle(ReverbHandle):
-    """Connects without a log message."""
+    """Gives nodes what connects them: where the server listens is known when it has started."""
 
-    def dereference(self) -> reverb.Client:
-        return reverb.Client(self._address.resolve())
+    def __init__(self, address: Address, setup: _Setup):
+        super().__init__(address)
+        self._setup = setup
+
+    def dereference(self) -> Connect:
+        return functools.partial(_connect, self._setup)
+
+
+def _connect(setup: _Setup, stop: threading.Event) -> reverb.Client:
+    """Raises: Closed: the program has stopped before the server had started."""
+    said = setup.folder / _REVERB_ADDRESS
+    deadline = time.monotonic() + setup.config.timeout_s
+    while not said.exists():
+        if stop.wait(0.02):
+            raise Closed
+        if time.monotonic() > deadline:
+            raise TimeoutError(f'waited {setup.config.timeout_s:g} s for the Reverb server to start')
+    return reverb.Client(said.read_text())
 
 
 class _ReverbNode(lp.ReverbNode):
-    """Stops its server when the program stops, instead of whenever Python collects it."""
+    """Listens where other users cannot reach it, and stops when the program does."""
 
     def __init__(self, setup: _Setup):
-        super().__init__(lambda: tables(nodes.share(setup.config), setup.suffix))
+        super().__init__(list)  # `run` makes the tables.
         self._setup = setup
 
-    def bind_addresses(self, **kwargs: Any) -> None:
-        super().bind_addresses(**kwargs)
-        if self._setup.config.serve_actors is not None:
-            self.reverb_address.bind(_LocalPort(self._setup.config.serve_actors))
-
     def create_handle(self) -> ReverbHandle:
-        return self._track_handle(_ReverbHandle(self.reverb_address))
+        return self._track_handle(_ReverbHandle(self.reverb_address, self._setup))
 
     def run(self) -> None:
-        with _node(self._setup, 'the Reverb server') as control:
-            config = self._setup.config
-            server = reverb.Server(self._priority_tables_fn(), port=get_port_from_address(self._address.resolve()))
+        setup = self._setup
+        with _node(setup, 'the Reverb server') as control, contextlib.ExitStack() as cleanup:
+            port = get_port_from_address(self.reverb_address.resolve())
+            server = reverb.Server(tables(nodes.share(setup.config), setup.suffix), port, NoCheckpointer())
+            address = _close_port(port, setup.folder / _REVERB_SOCKET)
+            if setup.config.serve_actors is not None:
+                assert setup.secret is not None
+                cleanup.callback(Gate(setup.config.serve_actors, setup.secret, address).close)
+                print(
+                    f'port {setup.config.serve_actors} is open on all addresses of this machine; without the secret of '
+                    'the actors nobody gets further (docs/reliability.md)',
+                    flush=True,
+                )
+            written = setup.folder / f'{_REVERB_ADDRESS}.new'
+            written.write_text(address)
+            written.rename(setup.folder / _REVERB_ADDRESS)
             control.stop.wait()
-            if config.num_replayed:
-                control.learner_ended.wait(_saving_s(config))  # It reads replay from the server, to save it.
+            if setup.config.num_replayed:
+                control.learner_ended.wait(_saving_s(setup.config))  # It reads replay from the server, to save it.
             server.stop()
             del server  # Its finaliser needs modules that are gone when the interpreter ends.
 
 
-class _LocalPort(AbstractAddressBuilder):
-    """A port of this machine that was chosen, instead of one that Launchpad finds."""
-
-    def __init__(self, port: int):
-        self._address = f'localhost:{port}'
-
-    def build(self) -> str:
-        return self._address
+def _close_port(port: int, path: Path) -> str:
+    """Moves a server to a socket that other users cannot reach; returns the address where it listens."""
+    try:
+        listen_privately(port, path)
+    except OSError as error:
+        print(
+            f"Reverb's port {port} cannot be closed here ({error}), and is open on all addresses of this machine. "
+            'Whoever reaches it can read the parameters, take trajectories away, and end the run with a malformed '
+            'message; nothing that they write is learned from or acted on. Shut it in the firewall',
+            flush=True,
+        )
+        return f'localhost:{port}'
+    return f'unix:{path}'
 
 
 def _require_free(port: int) -> None:
-    """Reverb would share the port with whoever listens there, and each would get some of the actors.
+    """Refuses a port that is in use, before any work.
 
     Raises:
       ConfigError: it is not free.
@@ -303,16 +346,16 @@ def _require_free(port: int) -> None:
             raise ConfigError(f'serve_actors {port}: {error.strerror}; choose another port') from error
 
 
-def _learner(setup: _Setup, client: reverb.Client) -> None:
-    with _connected(setup, client, 'the learner') as connection:
+def _learner(setup: _Setup, connect: Connect) -> None:
+    with _connected(setup, connect, 'the learner') as connection:
         num_updates = None
         try:
-            num_updates = _learn(setup, client, connection)
+            num_updates = _learn(setup, connection)
         finally:
             connection.control.end_learner(num_updates)
 
 
-def _learn(setup: _Setup, client: reverb.Client, connection: _Connection) -> int:
+def _learn(setup: _Setup, connection: _Connection) -> int:
     """Returns the updates done in all."""
     config = setup.config
     store = connection.store if setup.inference is None else ParameterStores(connection.store, setup.inference)
@@ -322,20 +365,25 @@ def _learn(setup: _Setup, client: reverb.Client, connection: _Connection) -> int
     connection.control.begin_to_learn()
     if config.num_replayed:
         loop.log_with(lambda: {'replay_size': connection.queue.replay_size})
+    loop.log_with(lambda: {'refused_items': refused} if (refused := connection.queue.num_refused) else {})
     if setup.inference is not None:
         loop.log_with(setup.inference.metrics)
     fetch = connection.queue.get_batch
+    cleanup = contextlib.ExitStack()
     try:
         trajectories = from_arrays(replay, connection.agent.trajectory_structure())
         if trajectories is not None:
             with contextlib.suppress(Closed):  # `loop.run` finds the end, too.
                 connection.queue.put_replay(trajectories)
         if config.serve_actors is not None:
-            reverb_actors.announce(client, config, setup.spec, setup.suffix)
+            assert setup.secret is not None
+            announced = reverb_actors.announce(connection.client, setup.secret, config, setup.spec, setup.suffix)
+            cleanup.callback(announced.close)
             # Those of other machines come and go; the program's own do not.
             fetch = fetch if config.actor.num_actors else reverb_actors.waiting_for_actors(fetch)
         loop.run(fetch, connection.control.stop)
     finally:
+        cleanup.close()
         connection.queue.close()
         connection.control.begin_to_save()
         try:
@@ -347,35 +395,36 @@ def _learn(setup: _Setup, client: reverb.Client, connection: _Connection) -> int
     return loop.num_updates
 
 
-def _actor(setup: _Setup, client: reverb.Client, index: int) -> None:
-    with _connected(setup, client, f'actor {index}') as connection:
+def _actor(setup: _Setup, connect: Connect, index: int) -> None:
+    with _connected(setup, connect, f'actor {index}') as connection:
         share = nodes.share(setup.config)
         stop = connection.control.stop
         nodes.act(share, connection.agent, index, connection.queue, connection.store, stop, setup.inference)
 
 
-def _inference(setup: _Setup, client: reverb.Client) -> None:
-    with _connected(setup, client, 'inference'):
+def _inference(setup: _Setup, connect: Connect) -> None:
+    with _connected(setup, connect, 'inference'):
         assert setup.inference is not None
         setup.inference.run()
 
 
-def _evaluator(setup: _Setup, client: reverb.Client) -> None:
-    with _connected(setup, client, 'the evaluator') as connection:
+def _evaluator(setup: _Setup, connect: Connect) -> None:
+    with _connected(setup, connect, 'the evaluator') as connection:
         stop = connection.control.stop
         nodes.evaluate_beside(setup.config, connection.agent, connection.store, setup.workdir, stop)
 
 
 @contextlib.contextmanager
-def _connected(setup: _Setup, client: reverb.Client, name: str) -> Iterator[_Connection]:
+def _connected(setup: _Setup, connect: Connect, name: str) -> Iterator[_Connection]:
     """A node's life, as `_node`, with its connection to the server, which is closed when the program stops."""
     config = setup.config
     ended = threading.Event()
     with _node(setup, name) as control:
         agent = Agent(config.network, setup.spec, config.popart.enabled)
-        queue = ReverbTrajectoryQueue(client, nodes.share(config), agent, setup.suffix)
+        client = connect(control.stop)
+        queue = ReverbTrajectoryQueue(client, setup.key, nodes.share(config), agent, setup.suffix)
         params = jax.eval_shape(agent.init, jax.random.PRNGKey(0))
-        store = ReverbParameterStore(client, params, config.timeout_s, PARAMETERS + setup.suffix)
+        store = ReverbParameterStore(client, setup.key, params, config.timeout_s, PARAMETERS + setup.suffix)
 
         def close_when_stopped():
             while not (control.stop.wait(0.1) or ended.is_set()):
@@ -388,7 +437,7 @@ def _connected(setup: _Setup, client: reverb.Client, name: str) -> Iterator[_Con
         watcher = threading.Thread(target=close_when_stopped, name='stop watcher', daemon=True)
         watcher.start()
         try:
-            yield _Connection(queue, store, agent, control)
+            yield _Connection(client, queue, store, agent, control)
         finally:
             ended.set()
             watcher.join(timeout=5.0)
@@ -400,14 +449,15 @@ def _node(setup: _Setup, name: str) -> Iterator[Control]:
     if isinstance(setup.control, Control):
         try:
             yield setup.control
+        except Closed:
+            pass
         except BaseException as error:  # noqa: BLE001
             setup.control.fail(error)
         return
 
     def end():
         """At once, when the launching process is gone: another may have the workdir's lock by now."""
-        kill_marked(f'{START}={setup.notes}')
-        shutil.rmtree(str(setup.notes), ignore_errors=True)
+        kill_marked(f'{START}={setup.folder}')
         os._exit(1)
 
     for number in stopping.SIGNALS:
@@ -420,6 +470,8 @@ def _node(setup: _Setup, name: str) -> Iterator[Control]:
         compilation_cache.keep_programs()
         with _native_messages_to(setup.workdir / _NATIVE_LOG):
             yield link
+    except Closed:
+        pass
     except BaseException as error:  # noqa: BLE001
         link.fail(error)
     finally:

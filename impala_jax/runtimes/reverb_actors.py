@@ -2,19 +2,21 @@
 
 The learner announces its session in a table of that server: its configuration, what the environment looks like, and
 which code it runs. `launch/actors.py` reads it, refuses what does not fit, and then does what any actor does. Nothing
-else crosses than Reverb's tensors, and JSON in one of them.
+else crosses than Reverb's tensors, and JSON in one of them; both ends prove that they know a secret before that
+(`gate`), and the keys of all seals are derived from it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import random
+import re
 import secrets
-import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import jax
@@ -27,8 +29,8 @@ from impala_jax.agent import Agent
 from impala_jax.code_version import code_version
 from impala_jax.config import Config, ConfigError, differences, from_dict, to_dict
 from impala_jax.environments import suites
-from impala_jax.machine import connect_without_proxy
-from impala_jax.runtimes import nodes
+from impala_jax.runtimes import nodes, seals
+from impala_jax.runtimes.gate import Way, WrongSecret
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.runtimes.reverb_transport import (
     PARAMETERS,
@@ -39,20 +41,23 @@ from impala_jax.runtimes.reverb_transport import (
     ServerLost,
 )
 from impala_jax.runtimes.threads import NodeThreads
-from impala_jax.types import EnvironmentSpec, Trajectory
+from impala_jax.types import Closed, EnvironmentSpec, Trajectory
 
 _logger = logging.getLogger(__name__)
 
 _ANSWER_TIMEOUT_S = 5  # How long a learner may take to answer a question about its tables.
 _WATCH_INTERVAL_S = 3.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 10.0
-_BYTES = np.zeros(0, np.uint8)
+_SESSION_BYTES = 1 << 18  # JSON, then zeros
+_SUFFIX = re.compile(r'-[0-9a-z]{1,64}')
 
 
 class Session(NamedTuple):
     """What a learner tells of itself, and a connection to it."""
 
+    way: Way
     client: reverb.Client
+    key: bytes  # of the seals of trajectories and parameters
     suffix: str  # of its tables' names
     config: Config
     spec: str  # of the environment
@@ -62,11 +67,19 @@ class _NotThere(Exception):
     """No learner can be joined there now; one may come."""
 
 
-def announce(client: reverb.Client, config: Config, spec: EnvironmentSpec, suffix: str) -> None:
-    """Lets actors join.
+def items_key(secret: bytes, suffix: str) -> bytes:
+    """The key of a start's trajectories and parameters; `suffix` is that of its tables' names."""
+    return seals.derived_key(secret, 'items', suffix)
+
+
+def announce(
+    client: reverb.Client, secret: bytes, config: Config, spec: EnvironmentSpec, suffix: str
+) -> ReverbParameterStore:
+    """Lets actors join, until what it returns is closed.
 
     Args:
       client: of the server with the run's tables.
+      secret: as the actors have it.
       config: the experiment.
       spec: of its environment.
       suffix: of the tables' names.
@@ -75,9 +88,15 @@ def announce(client: reverb.Client, config: Config, spec: EnvironmentSpec, suffi
       ServerLost: it cannot be written to.
     """
     session = {'code': code_version(), 'suffix': suffix, 'config': to_dict(config), 'spec': str(spec)}
-    ReverbParameterStore(client, _BYTES, config.timeout_s, SESSION).publish(
-        0, np.frombuffer(json.dumps(session).encode(), np.uint8)
-    )
+    text = json.dumps(session).encode()
+    store = _session_store(client, secret, config.timeout_s)
+    store.publish(0, np.frombuffer(text.ljust(_SESSION_BYTES, b'\0'), np.uint8))
+    return store
+
+
+def _session_store(client: reverb.Client, secret: bytes, timeout_s: float) -> ReverbParameterStore:
+    key = seals.derived_key(secret, 'session')
+    return ReverbParameterStore(client, key, np.zeros(_SESSION_BYTES, np.uint8), timeout_s, SESSION, seals.SESSION)
 
 
 def waiting_for_actors(fetch: Callable[[], Trajectory]) -> Callable[[], Trajectory]:
@@ -98,7 +117,9 @@ def run(
     num_actors: int,
     stop: threading.Event,
     *,
+    secret: Callable[[], bytes],
     adapt: Callable[[Config], Config] = lambda config: config,
+    imports: Collection[str] = (),
     wait_s: float = 3600.0,
 ) -> None:
     """Acts for the learner at `address` until `stop` is set; looks for it again whenever it is lost.
@@ -107,29 +128,45 @@ def run(
       address: HOST:PORT of a program with `config.serve_actors`.
       num_actors: threads, each with its own environments.
       stop: ends all within seconds.
+      secret: gives what the learner and its actors share; FileNotFoundError where that is not there yet.
       adapt: makes the configuration to act with from the learner's; only how a run is executed may differ.
+      imports: code of the user's own, each `module:name`, that the learner's configuration may name.
       wait_s: how long to look for a learner that is not there.
 
     Raises:
-      ConfigError: the learner refuses these actors: another code or environment, or something else than a learner.
+      ConfigError: the learner refuses these actors: another secret, code or environment, or something else than a
+        learner; or its configuration names code that is not among `imports`.
       NodeFailure: there was no learner for `wait_s`.
       Exception: whatever ended an actor.
     """
-    connect_without_proxy(address.rpartition(':')[0].strip('[]'))
     while not stop.is_set():
-        session = _find(address, stop, wait_s)
+        session = _find(address, secret, stop, wait_s)
         if session is None:
             return
-        joined = _join(session, address, num_actors, adapt)
-        joined.act(stop)
+        try:
+            joined = _join(session, address, num_actors, adapt, imports)
+            joined.act(stop)
+        finally:
+            session.way.close()
         if joined.lost is not None:
             print(f'lost the learner at {address}: {joined.lost}; looking for it again', flush=True)
         # Connections that fail wait longer and longer, also for those made later, until the last of them is gone.
         del session, joined
 
 
-def _join(session: Session, address: str, num_actors: int, adapt: Callable[[Config], Config]) -> _Joined:
+def _join(
+    session: Session, address: str, num_actors: int, adapt: Callable[[Config], Config], imports: Collection[str]
+) -> _Joined:
     """Raises: ConfigError: these actors do not fit the learner."""
+    for option, name in (
+        ('--environment.name', session.config.environment.name),
+        ('--network.torso', session.config.network.torso),
+    ):
+        if ':' in name and name not in imports:
+            raise ConfigError(
+                f'the learner at {address} uses code that is not of impala_jax, {name!r}, and nobody here has said '
+                f'that it may be imported; add {option} {name} if you trust it'
+            )
     config = adapt(session.config)
     changed = differences(session.config, config, 'at the learner')
     if changed:
@@ -149,13 +186,13 @@ def _join(session: Session, address: str, num_actors: int, adapt: Callable[[Conf
     return joined
 
 
-def _find(address: str, stop: threading.Event, wait_s: float) -> Session | None:
+def _find(address: str, secret: Callable[[], bytes], stop: threading.Event, wait_s: float) -> Session | None:
     """The learner's session, asked for again and again, ever less often; None once `stop` is set."""
     deadline = time.monotonic() + wait_s
     longest = _FIRST_WAIT_S
     while not stop.is_set():
         try:
-            return _ask(address)
+            return _ask(address, secret)
         except _NotThere as reason:
             left = deadline - time.monotonic()
             if left <= 0:
@@ -168,37 +205,57 @@ def _find(address: str, stop: threading.Event, wait_s: float) -> Session | None:
     return None
 
 
-def _ask(address: str) -> Session:
+def _ask(address: str, secret: Callable[[], bytes]) -> Session:
     """Raises: _NotThere; ConfigError: what is there cannot be joined."""
     host, _, port = address.rpartition(':')
     try:
-        # Reverb's own attempts tell nothing of why they fail.
-        socket.create_connection((host.strip('[]'), int(port)), _ANSWER_TIMEOUT_S).close()
+        known = secret()
+        way = Way(host.strip('[]'), int(port), known)
+    except FileNotFoundError as error:
+        raise _NotThere(f'there is no file {error.filename} with its secret') from error
+    except WrongSecret as error:
+        raise ConfigError(
+            f'the learner at {address} cannot be joined: {error}; give the secret of its start'
+        ) from error
     except OSError as error:
         raise _NotThere(error.strerror or str(error)) from error
-    client = reverb.Client(address)
+    try:
+        return _session(address, known, way)
+    except BaseException:
+        way.close()
+        raise
+
+
+def _session(address: str, secret: bytes, way: Way) -> Session:
+    """Raises: as `_ask`."""
+    client = reverb.Client(way.address)
     try:
         tables = client.server_info(timeout=_ANSWER_TIMEOUT_S)
     except Exception as error:  # Reverb's errors share no base class.
         raise _NotThere(f'nobody answers ({error})') from error
-    if SESSION not in tables:
-        raise ConfigError(f'the Reverb server at {address} is of no learner with --serve-actors')
-    if not tables[SESSION].current_size:
+    if SESSION not in tables or not tables[SESSION].current_size:
         raise _NotThere('the learner is starting')
-    store = ReverbParameterStore(client, _BYTES, _ANSWER_TIMEOUT_S, SESSION)
+    store = _session_store(client, secret, _ANSWER_TIMEOUT_S)
     try:
         _, text = store.latest()
     except ServerLost as error:
         raise _NotThere(str(error)) from error
     finally:
         store.close()
-    session = json.loads(text.tobytes())
-    if session['code'] != code_version():
+    try:
+        session = json.loads(text.tobytes().rstrip(b'\0'))
+        code, suffix, config, spec = (session[name] for name in ('code', 'suffix', 'config', 'spec'))
+        fits = all(isinstance(value, str) for value in (code, suffix, spec)) and isinstance(config, dict)
+    except (ValueError, TypeError, KeyError):
+        fits = False
+    if not fits or not _SUFFIX.fullmatch(suffix):
+        raise ConfigError(f'what the learner at {address} tells of itself makes no sense here; install the same code')
+    if code != code_version():
         raise ConfigError(
-            f'the learner at {address} runs impala_jax {session["code"]}, and this machine {code_version()}; install '
-            'the same code on both'
+            f'the learner at {address} runs impala_jax {code}, and this machine {code_version()}; install the same '
+            'code on both'
         )
-    return Session(client, session['suffix'], from_dict(session['config']), session['spec'])
+    return Session(way, client, items_key(secret, suffix), suffix, from_dict(config), spec)
 
 
 class _Joined:
@@ -212,8 +269,10 @@ class _Joined:
         params = jax.eval_shape(agent.init, jax.random.PRNGKey(0))
         self._ends = [  # of each actor
             (
-                ReverbTrajectoryQueue(session.client, config, agent, session.suffix),
-                ReverbParameterStore(session.client, params, config.timeout_s, PARAMETERS + session.suffix),
+                ReverbTrajectoryQueue(session.client, session.key, config, agent, session.suffix),
+                ReverbParameterStore(
+                    session.client, session.key, params, config.timeout_s, PARAMETERS + session.suffix
+                ),
             )
             for _ in range(num_actors)
         ]
@@ -238,9 +297,11 @@ class _Joined:
     def _act(self, task_ids: np.ndarray, queue: ReverbTrajectoryQueue, store: ReverbParameterStore) -> None:
         """The life of one actor."""
         # A seed that no other actor has, nor an earlier life of this one.
-        actor = nodes.build_actor(self._config, self._agent, secrets.randbits(31), task_ids)
         try:
-            run_actor(actor, queue, store)
+            with contextlib.suppress(Closed):
+                seed = secrets.randbits(31)
+                actor = nodes.build_actor(self._config, self._agent, seed, task_ids, closed=self._closed.is_set)
+                run_actor(actor, queue, store)
         except ServerLost as error:
             self._lose(str(error))
 

@@ -1,4 +1,7 @@
-"""Queue and store over Reverb: trajectories and parameters cross as plain tensors, through one server and one port."""
+"""Queue and store over Reverb: trajectories and parameters cross as plain tensors, through one server.
+
+Reverb has no authentication. Every item carries a seal (`seals`); those that do not fit are dropped and counted.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,12 @@ import jax
 import numpy as np
 import reverb
 from reverb.errors import DeadlineExceededError
+from reverb.platform.checkpointers_lib import CheckpointerBase
 
 from impala_jax.agent import Agent
 from impala_jax.config import Config
+from impala_jax.runtimes import seals
+from impala_jax.runtimes.seals import Opened, Opener, Refusals, Refused, Sealer
 from impala_jax.trajectory_queue import LocalTrajectoryQueue, batch_size, columns, concatenate
 from impala_jax.types import Closed, PyTree, Trajectory
 
@@ -34,6 +40,8 @@ _ANSWER_TIMEOUT_S = 10
 _WRITTEN_TOGETHER = 64  # trajectories
 _STOP_NOTICE_S = 3.0
 _SLICE_MS = 200  # How long a wait goes on before it looks whether the run has ended.
+_KEEP_S = 1.0  # How often the writer of parameters looks whether they are still there.
+_AFTER_MALFORMED_S = 0.05
 
 
 class ServerLost(ConnectionError):
@@ -42,6 +50,13 @@ class ServerLost(ConnectionError):
 
 class ServerTimeout(ServerLost, TimeoutError):
     """It was waited for too long; the message says who waited for whom."""
+
+
+class NoCheckpointer(CheckpointerBase):
+    """Refuses to write tables to the disk, which any client may ask for, and makes no folder for them."""
+
+    def internal_checkpointer(self) -> Any:
+        return None
 
 
 def tables(config: Config, suffix: str = '') -> list[reverb.Table]:
@@ -90,13 +105,20 @@ def _newest(name: str) -> reverb.Table:
 
 
 class _Writer:
-    """Inserts items, lists of arrays, with a bounded wait."""
+    """Seals and inserts items, lists of arrays, with a bounded wait."""
 
     def __init__(
-        self, client: reverb.Client, tables: Sequence[str], closed: threading.Event, timeout_s: float, waits_for: str
+        self,
+        client: reverb.Client,
+        tables: Sequence[str],
+        sealer: Sealer,
+        closed: threading.Event,
+        timeout_s: float,
+        waits_for: str,
     ):
         self._writer = client.trajectory_writer(num_keep_alive_refs=1, validate_items=False)
         self._tables = tables
+        self._sealer = sealer
         self._closed = closed
         self._timeout_s = timeout_s
         self._waits_for = waits_for
@@ -107,7 +129,7 @@ class _Writer:
 
     def _write(self, items: Sequence[list[Any]]) -> None:
         for leaves in items:
-            self._writer.append(leaves)
+            self._writer.append([*leaves, self._sealer.seal(leaves)])
             history: Any = self._writer.history
             for table in self._tables:
                 self._writer.create_item(table, 1.0, [column[-1:] for column in history])
@@ -127,34 +149,44 @@ class ReverbTrajectoryQueue:
 
     Args:
       client: of the server with `tables`.
+      key: of this start of the run, [32] bytes; what was not written with it is never returned.
       config: the experiment; a batch has `num_fresh` trajectories of the queue, then `num_replayed` of replay.
       agent: gives the structure of what is read.
       suffix: as that of `tables`.
     """
 
-    def __init__(self, client: reverb.Client, config: Config, agent: Agent, suffix: str = ''):
+    def __init__(self, client: reverb.Client, key: bytes, config: Config, agent: Agent, suffix: str = ''):
         self._client = client
+        self._key = key
         self._closed = threading.Event()
         self._timeout_s = config.timeout_s
         self._writer: _Writer | None = None
         self._replay_tables = [REPLAY + suffix, REPLAY_IN_ORDER + suffix] if config.num_replayed else []
         self._tables = [TRAJECTORIES + suffix, *self._replay_tables]
-        self._structure = structure = agent.trajectory_structure()
+        example = agent.empty_trajectory(config.learner.unroll_length, 1)
+        self._structure = jax.tree.structure(example)
+        self._fresh = Opener(key, [seals.TRAJECTORY], jax.tree.leaves(example))
+        self._replayed = Opener(key, [seals.TRAJECTORY, seals.REPLAYED], jax.tree.leaves(example))
+        tables = [(TRAJECTORIES, self._fresh, config.num_fresh), (REPLAY, self._replayed, config.num_replayed)]
         self._readers = [
-            _Reader(client, table + suffix, num_trajectories, structure, self._closed, self._timeout_s)
-            for table, num_trajectories in ((TRAJECTORIES, config.num_fresh), (REPLAY, config.num_replayed))
-            if num_trajectories
+            _Reader(
+                client, table + suffix, num, self._structure, opener, self._closed, self._timeout_s, table != REPLAY
+            )
+            for table, opener, num in tables
+            if num
         ]
 
     def put(self, trajectories: Trajectory) -> None:
         if self._writer is None:
             waits_for = 'the learner to take trajectories from a full queue'
-            self._writer = _Writer(self._client, self._tables, self._closed, self._timeout_s, waits_for)
+            sealer = Sealer(self._key, seals.TRAJECTORY)
+            self._writer = _Writer(self._client, self._tables, sealer, self._closed, self._timeout_s, waits_for)
         self._writer.write(_items(trajectories))
 
     def put_replay(self, trajectories: Trajectory) -> None:
         """Fills the replay tables with trajectories [T + 1, N], the oldest first; raises as `put`."""
-        writer = _Writer(self._client, self._replay_tables, self._closed, self._timeout_s, 'the replay tables')
+        sealer = Sealer(self._key, seals.REPLAYED)
+        writer = _Writer(self._client, self._replay_tables, sealer, self._closed, self._timeout_s, 'the replay tables')
         for start in range(0, batch_size(trajectories), _WRITTEN_TOGETHER):
             writer.write(_items(columns(trajectories, start, start + _WRITTEN_TOGETHER)))
 
@@ -165,21 +197,40 @@ class ReverbTrajectoryQueue:
           ServerLost, TimeoutError: the server is gone.
         """
         table = self._replay_tables[-1]
-        size = self.replay_size
+        size = _info(self._client, table).current_size
         if not size:
             return None
-        closed = threading.Event()
-        reader = _Reader(self._client, table, size, self._structure, closed, self._timeout_s)
-        try:
-            return reader.get()
-        finally:
-            closed.set()
-            reader.close()
+        refusals, closed = Refusals(table), threading.Event()
+        taken: list[Trajectory] = []
+        errors: list[Exception] = []
+
+        def take() -> None:
+            try:
+                for opened in _opened(self._client, table, self._replayed, refusals, closed, size, once=True):
+                    if opened is not None:
+                        taken.append(jax.tree.unflatten(self._structure, opened.leaves))
+            except Exception as error:  # Reverb's errors share no base class.
+                errors.append(error)
+
+        thread = threading.Thread(target=take, name=f'reverb reader of {table}', daemon=True)
+        thread.start()
+        thread.join(self._timeout_s)
+        closed.set()
+        if errors:
+            raise ServerLost(f'{type(errors[0]).__name__}: {errors[0]}') from errors[0]
+        if thread.is_alive():
+            raise ServerTimeout(f'waited {self._timeout_s:g} s for the replay tables')
+        return concatenate(taken) if taken else None
 
     @property
     def replay_size(self) -> int:
         """How many trajectories there are to sample from."""
-        return self._client.server_info(timeout=_ANSWER_TIMEOUT_S)[self._replay_tables[0]].current_size
+        return _info(self._client, self._replay_tables[0]).current_size
+
+    @property
+    def num_refused(self) -> int:
+        """How many items that were read did not fit, and were dropped."""
+        return sum(reader.refusals.count for reader in self._readers)
 
     def get_batch(self) -> Trajectory:
         return concatenate([reader.get() for reader in self._readers])
@@ -207,12 +258,17 @@ class _Reader:
         table: str,
         num_trajectories: int,
         structure: PyTree,
+        opener: Opener,
         closed: threading.Event,
         timeout_s: float,
+        once: bool,
     ):
+        self.refusals = Refusals(table)
         self._client = client
         self._table = table
         self._structure = structure
+        self._opener = opener
+        self._once = once
         self._closed = closed
         self._read = LocalTrajectoryQueue(num_trajectories, num_trajectories, timeout_s)
         self._thread: threading.Thread | None = None
@@ -236,9 +292,11 @@ class _Reader:
     def _run(self) -> None:
         """Moves items from the server to `_read`; ends when the server or the queue does."""
         try:
-            while not self._closed.is_set():
-                for leaves in _samples(self._client, self._table, num_samples=1 << 30):
-                    self._read.put(jax.tree.unflatten(self._structure, leaves))
+            for opened in _opened(
+                self._client, self._table, self._opener, self.refusals, self._closed, once=self._once
+            ):
+                if opened is not None:
+                    self._read.put(jax.tree.unflatten(self._structure, opened.leaves))
         except Closed:
             return
         except Exception as error:  # Reverb's errors share no base class; `get` raises it.
@@ -250,37 +308,70 @@ class _Reader:
 class ReverbParameterStore:
     """A `ParameterStore` over a Reverb table that keeps the newest item only.
 
+    What others write there is not returned, nor are older parameters than the last; the last ones are, until newer
+    come. The one that publishes looks every second whether somebody else has written or removed something, and
+    publishes again.
+
     Args:
       client: of the server with `tables`.
-      structure: parameters of the experiment's shape; gives the structure of what is read.
+      key: of this start of the run, [32] bytes.
+      structure: parameters of the experiment's shapes and dtypes.
       timeout_s: longest wait.
       table: its name.
+      purpose: of the items, of those of `seals`.
     """
 
-    def __init__(self, client: reverb.Client, structure: PyTree, timeout_s: float, table: str = PARAMETERS):
+    def __init__(
+        self,
+        client: reverb.Client,
+        key: bytes,
+        structure: PyTree,
+        timeout_s: float,
+        table: str = PARAMETERS,
+        purpose: bytes = seals.PARAMETERS,
+    ):
         self._client = client
         self._table = table
-        self._treedef = jax.tree.structure(structure)
+        leaves, self._treedef = jax.tree.flatten(structure)
+        self._opener = Opener(key, [purpose], [np.int64(0), *leaves])
         self._timeout_s = timeout_s
         self._closed = threading.Event()
+        self._sealer = Sealer(key, purpose)
         self._writer: _Writer | None = None
+        self._newest: tuple[int, PyTree] | None = None  # of those that were read
+        self._refusals = Refusals(table)
         # A server that stops in the middle of a sample leaves its client waiting without end.
         self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[list[np.ndarray] | Exception | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Opened | Exception | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._published: list[Any] | None = None
+        self._publishing = threading.Lock()
+        self._num_inserts = 0  # that the table should count
 
     def publish(self, version: int, params: PyTree) -> None:
-        if self._writer is None:
-            self._writer = _Writer(self._client, [self._table], self._closed, self._timeout_s, 'the parameter server')
-        self._writer.write([[np.int64(version), *jax.tree.leaves(params)]])
+        with self._publishing:
+            if self._writer is None:
+                waits_for = 'the parameter server'
+                self._writer = _Writer(
+                    self._client, [self._table], self._sealer, self._closed, self._timeout_s, waits_for
+                )
+                threading.Thread(target=self._keep, name=f'keeper of {self._table}', daemon=True).start()
+            self._published = [np.int64(version), *jax.tree.leaves(params)]
+            self._num_inserts += 1
+            self._writer.write([self._published])
 
     def latest(self) -> tuple[int, PyTree]:
         deadline = time.monotonic() + self._timeout_s
         while not self._closed.is_set():
-            found = _unless_closed(lambda: self._sample(deadline), self._closed)
-            if found is not None:
-                version, *leaves = found
-                return int(version), jax.tree.unflatten(self._treedef, leaves)
+            opened = _unless_closed(lambda: self._sample(deadline), self._closed)
+            if opened is not None:
+                version, *leaves = opened.leaves
+                if self._newest is None or int(version) >= self._newest[0]:
+                    self._newest = int(version), jax.tree.unflatten(self._treedef, leaves)
+                else:
+                    self._refusals.add(f'it has version {version}, and {self._newest[0]} was there before')
+            if self._newest is not None:
+                return self._newest
             if time.monotonic() > deadline:
                 raise ServerTimeout(f'waited {self._timeout_s:g} s for the learner to publish its first parameters')
             self._closed.wait(_SLICE_MS / 1000)
@@ -290,8 +381,11 @@ class ReverbParameterStore:
         self._closed.set()
         self._requests.put(False)
 
-    def _sample(self, deadline: float) -> list[np.ndarray] | None:
-        """What the server has now; None if it has nothing yet. Waits in slices for a thread that waits without end."""
+    def _sample(self, deadline: float) -> Opened | None:
+        """What the server has now; None if that is nothing, or does not fit.
+
+        Waits in slices for a thread that waits without end.
+        """
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name='reverb reader of parameters', daemon=True)
             self._thread.start()
@@ -312,17 +406,76 @@ class ReverbParameterStore:
         while self._requests.get():
             try:
                 # A sample from an empty table would wait without end.
-                filled = self._client.server_info(timeout=10)[self._table].current_size
-                self._answers.put(next(_samples(self._client, self._table, num_samples=1)) if filled else None)
+                filled = _info(self._client, self._table).current_size
+                opened = _opened(self._client, self._table, self._opener, self._refusals, self._closed, 1, once=False)
+                self._answers.put(next(opened, None) if filled else None)
             except Exception as error:  # Reverb's errors share no base class; `latest` raises it.
                 self._answers.put(error)
 
+    def _keep(self) -> None:
+        """Publishes again whenever the table has changed otherwise; ends with the server, which `publish` reports."""
+        refusals = Refusals(self._table)
+        try:
+            while not self._closed.wait(_KEEP_S):
+                with self._publishing:
+                    info = _info(self._client, self._table)
+                    inserts = info.rate_limiter_info.insert_stats.completed
+                    if info.current_size and inserts == self._num_inserts:
+                        continue
+                    refusals.add('it replaced the newest, which is written again')
+                    self._num_inserts = inserts + 1
+                    assert self._writer is not None and self._published is not None
+                    self._writer.write([self._published])
+        except Exception as error:  # Reverb's errors share no base class.
+            _logger.debug('the table %s is not looked after any more: %s', self._table, error)
 
-def _samples(client: reverb.Client, table: str, num_samples: int) -> Iterator[list[np.ndarray]]:
-    """The arrays of items as `_Writer` wrote them; waits for each without end."""
-    sample: Any
-    for sample in client.sample(table, num_samples, emit_timesteps=False):
-        yield [np.asarray(column)[0] for column in sample.data]
+
+def _info(client: reverb.Client, table: str) -> Any:
+    """What the server tells of a table; raises KeyError if it has none of that name."""
+    return client.server_info(timeout=_ANSWER_TIMEOUT_S)[table]
+
+
+def _opened(
+    client: reverb.Client,
+    table: str,
+    opener: Opener,
+    refusals: Refusals,
+    closed: threading.Event,
+    num_samples: int = 1 << 30,
+    *,
+    once: bool,
+) -> Iterator[Opened | None]:
+    """A table's items; None for one that does not fit, or with `once` was there before. Waits for each without end.
+
+    Raises:
+      Exception: What Reverb's client raises when the server is gone.
+    """
+    newest: dict[bytes, int] = {}  # of each writer, whose items keep their order
+    num_left = num_samples
+    while num_left and not closed.is_set():
+        try:
+            sample: Any
+            for sample in client.sample(table, num_left, emit_timesteps=False):
+                num_left -= 1
+                try:
+                    opened = opener.open([np.asarray(column) for column in sample.data])
+                    if once and opened.count <= newest.get(opened.writer, -1):
+                        raise Refused('it was read before')
+                    newest[opened.writer] = opened.count
+                except Refused as reason:
+                    refusals.add(reason)
+                    opened = None
+                yield opened
+        except Exception as error:
+            # Reverb's client raises all kinds for an item that it cannot unpack, and where the server is gone.
+            try:
+                _info(client, table)
+            except Exception:
+                raise error from None
+            num_left -= 1
+            refusals.add(error)
+            closed.wait(_AFTER_MALFORMED_S)
+            yield None
 
 
 def _unless_closed(fn: Callable[[], _T], closed: threading.Event) -> _T:

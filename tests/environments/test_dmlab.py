@@ -22,9 +22,9 @@ import pytest
 from programs import children, marked_processes, wait_for
 
 import impala_jax
-from impala_jax import data, environments
+from impala_jax import data, environments, machine
 from impala_jax.config import ConfigError, EnvironmentConfig
-from impala_jax.environments import EnvironmentFailure, dmlab, processes
+from impala_jax.environments import EnvironmentFailure, dmlab
 from impala_jax.environments.base import environment_spec
 from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec
 
@@ -194,7 +194,7 @@ def test_all_levels_of_dmlab30(stand_in, tmp_path):
                 assert (environment._lab._mixer_seed == '0x600D5EED') == evaluation  # pyright: ignore
                 assert environment.reset().first()
                 environment.close()
-    assert not os.listdir(processes._home())
+    assert not os.listdir(machine.own_folder())
 
 
 @pytest.mark.dmlab
@@ -223,7 +223,7 @@ def test_a_level_of_dmlab30_without_instruction_is_refused(stand_in, monkeypatch
     assert str(error.value) == (
         "DeepMind Lab cannot build 'dmlab/rooms_watermaze': Unknown observation 'INSTR'; is the build complete?"
     )
-    assert not os.listdir(processes._home())
+    assert not os.listdir(machine.own_folder())
 
 
 def program_environment():
@@ -246,7 +246,7 @@ def test_refusals(stand_in, tmp_path):
     assert 'dmlab/rooms_watermase' in text and "did you mean 'dmlab/rooms_watermaze'" in text
     with pytest.raises(ConfigError, match='rooms_watermaze'):
         dmlab.factory(EnvironmentConfig(name='dmlab/rooms_watermase', level_cache=''))(0)
-    assert not os.listdir(processes._home())
+    assert not os.listdir(machine.own_folder())
     text = refusal('dmlab/rooms_collect_good_objects_test')
     assert 'held out' in text and 'train on dmlab/rooms_collect_good_objects_train' in text
     text = refusal('dmlab/psychlab_continuous_recognition')
@@ -283,7 +283,7 @@ def test_hardware_rendering_that_fails_is_refused_before_a_run_begins(failure, r
         environments.spec(EnvironmentConfig(name=PLAIN, level_cache='', renderer='hardware'))
     text = str(error.value)
     assert reason in text and "'software' draws on the CPU" in text and '\n' not in text
-    assert not children() and not os.listdir(processes._home())
+    assert not children() and not os.listdir(machine.own_folder())
 
 
 @pytest.mark.skipif(importlib.util.find_spec('deepmind_lab') is not None, reason='deepmind_lab is installed')
@@ -312,7 +312,7 @@ def workers():
 
 def folders():
     """The engines' temporary folders: each process has one."""
-    return [file.parent for file in Path(processes._home()).rglob('engine')]
+    return [file.parent for file in Path(machine.own_folder()).rglob('engine')]
 
 
 def test_each_environment_has_a_process_and_a_temporary_folder(stand_in, make):
@@ -321,7 +321,7 @@ def test_each_environment_has_a_process_and_a_temporary_folder(stand_in, make):
     assert {int((folder / 'engine').read_text()) for folder in folders()} == set(workers().values())
     assert len(children()) == 3
     vector.close()
-    assert not os.listdir(processes._home())
+    assert not os.listdir(machine.own_folder())
 
 
 def test_a_killed_process_is_replaced_and_its_folder_removed(stand_in, make, caplog):
@@ -338,11 +338,11 @@ def test_a_killed_process_is_replaced_and_its_folder_removed(stand_in, make, cap
     assert 'exit code -9 (SIGKILL); it is replaced' in caplog.text
     after = {folder.parent for folder in folders()}
     assert len(after) == 3 and len(before & after) == 2
-    assert {path.name for path in Path(processes._home()).iterdir()} == {path.name for path in after}
+    assert {path.name for path in Path(machine.own_folder()).iterdir()} == {path.name for path in after}
     for _ in range(STEPS):
         timestep, info = vector.step([FORWARD] * 3)
     vector.close()
-    assert not os.listdir(processes._home())
+    assert not os.listdir(machine.own_folder())
 
 
 def test_a_missing_map_ends_the_run_after_some_attempts(stand_in, make):
@@ -350,7 +350,7 @@ def test_a_missing_map_ends_the_run_after_some_attempts(stand_in, make):
     with pytest.raises(EnvironmentFailure, match='exit code 1.*2 times'):
         vector.reset()
     vector.close()
-    assert not os.listdir(processes._home())
+    assert not os.listdir(machine.own_folder())
 
 
 @pytest.fixture
