@@ -23,7 +23,7 @@ def main() -> None:
         command = [*script, *arguments.of_training]
         sys.exit(supervisor.simulate(arguments.simulate_hosts, arguments.simulate_devices, command))
     if arguments.supervisor is None:
-        sys.exit(supervisor.supervise([*script, *sys.argv[1:]], arguments.parent))
+        sys.exit(supervisor.supervise([*script, *sys.argv[1:]], arguments.parent, arguments.coordinator))
 
     from impala_jax.metrics import quiet_libraries
 

@@ -1,8 +1,12 @@
 """Several hosts: they learn as one, tell each other why they end, and resume together."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -305,6 +309,60 @@ def test_a_host_that_is_gone_is_named(gone, tmp_path):
         if i != gone:
             assert f'host {gone} (machine{gone}): it is gone' in stderr.splitlines()[-1]
     wait_for(lambda: not marked_processes(tmp_path), timeout_s=10)
+
+
+NONSENSE = [
+    b'',
+    b'{"token": "token", "host": 1',  # and nothing more
+    b'[' * 900 + b'\n',
+    b'[1]\n',
+    b'{"token": "tokem", "host": 1}\n',
+    b'{"token": ["token"], "host": 1}\n',
+    b'{"token": "\\ud800", "host": 1}\n',
+    b'{"token": "token", "host": true}\n',
+    b'{"token": "token", "host": 7}\n',
+    b'x' * 100_000,
+    bytes(range(256)),
+]
+
+
+def test_strangers_do_not_hold_up_the_hosts(tmp_path):
+    """They connect before the second host does, and say nothing, or nonsense; each was waited for, for five seconds."""
+    first = programs.start(tmp_path, 'tests/pod_program.py', '0', '2', str(tmp_path), 'finishes')
+    wait_for((tmp_path / 'port').exists, first, timeout_s=30)
+    address = 'localhost', int((tmp_path / 'port').read_text())
+    strangers = [socket.create_connection(address) for _ in range(4 * len(NONSENSE))]
+    for stranger, sent in zip(strangers, NONSENSE * 4, strict=True):
+        with contextlib.suppress(ConnectionError):
+            stranger.sendall(sent)
+    started = time.monotonic()
+    second = programs.start(tmp_path, 'tests/pod_program.py', '1', '2', str(tmp_path), 'finishes')
+    assert [finish(host, 30)[::2] for host in (first, second)] == [(0, '')] * 2
+    assert time.monotonic() - started < 4
+    for stranger in strangers:
+        stranger.close()
+
+
+def test_supervisors_of_simulated_hosts_listen_on_this_machine_only():
+    """And JAX's coordinator, which has no authentication."""
+    assert supervisor.is_local('localhost:8476') and supervisor.is_local('127.0.0.1:1')
+    assert not supervisor.is_local('10.0.0.1:8476') and not supervisor.is_local(None)
+    code = """
+import sys, jax
+from impala_jax.runtimes import pod, supervisor
+made = supervisor._Supervisor(['true'], '127.0.0.1')
+print(made._listener.getsockname()[0])
+port = supervisor.free_port()
+pod.join(f'localhost:{port}', 1, 0, 30.0)
+for line in open('/proc/net/tcp').readlines() + open('/proc/net/tcp6').readlines():
+    fields = line.split()
+    if fields[1].endswith(f':{port:04X}') and fields[3] == '0A':
+        print(fields[1].partition(':')[0])
+"""
+    result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    loopback, *coordinators = result.stdout.split()
+    assert loopback == '127.0.0.1' and coordinators, result.stdout + result.stderr
+    assert set(coordinators) <= {'0100007F', '00000000000000000000000001000000', '0000000000000000FFFF00000100007F'}
 
 
 def test_hosts_that_finish_alarm_nobody(tmp_path):

@@ -29,7 +29,7 @@ from impala_jax.machine import connect_without_proxy
 from impala_jax.runtimes import nodes
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.runtimes.run import Interrupted
-from impala_jax.runtimes.supervisor import Channel, new_token
+from impala_jax.runtimes.supervisor import Channel, is_local, new_token
 
 _VERSIONS_OF = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
 
@@ -60,7 +60,14 @@ def join(coordinator: str | None, num_hosts: int | None, host_id: int | None, ti
     """
     connect_without_proxy(*([coordinator.rpartition(':')[0]] if coordinator else []))
     try:
-        jax.distributed.initialize(coordinator, num_hosts, host_id, initialization_timeout=max(1, int(timeout_s)))
+        jax.distributed.initialize(
+            coordinator,
+            num_hosts,
+            host_id,
+            initialization_timeout=max(1, int(timeout_s)),
+            # JAX's own choice is all addresses, where nobody has to say who he is.
+            coordinator_bind_address=coordinator if is_local(coordinator) else None,
+        )
     except Exception as error:  # JAX raises ValueError, RuntimeError and errors of what tells it of the cluster.
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         if coordinator is None:

@@ -10,6 +10,7 @@ nothing.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import queue
@@ -29,6 +30,9 @@ from impala_jax import stopping
 _CONNECT_S = 60.0  # How long a supervisor waits for the others.
 _ENDING_S = 20.0  # How long a program may take to end by itself after that of another host has ended.
 _VERDICT_S = 10.0  # How long a supervisor whose program followed another one waits to hear which.
+_GREETING_S = 5.0  # How long whoever connects may take to say who he is.
+_MAX_GREETINGS = 256  # at the same time
+_GREETING_BYTES = 1000
 _LAST_WORDS_S = 2.0  # How long a supervisor that has ended lets the others hear it.
 # A machine that is gone without a word is found out after about 20 s.
 _KEEP_ALIVE = {'SO_KEEPALIVE': 1, 'TCP_KEEPIDLE': 5, 'TCP_KEEPINTVL': 5, 'TCP_KEEPCNT': 3}
@@ -42,12 +46,13 @@ class End(NamedTuple):
     follows: bool  # it ended because another one did
 
 
-def supervise(command: Sequence[str], parent: int | None = None) -> int:
+def supervise(command: Sequence[str], parent: int | None = None, coordinator: str | None = None) -> int:
     """Runs a host's program until it ends, or has to because another host's did.
 
     Args:
       command: of the program; `--supervisor` with the address of the channel is added.
       parent: the process to end with, if any.
+      coordinator: host:port of the first host; where that is this machine itself, nobody else's can connect.
 
     Returns:
       The exit status: 0 when the run is done; when it is not, the last line of standard error says why, and on which
@@ -55,7 +60,7 @@ def supervise(command: Sequence[str], parent: int | None = None) -> int:
     """
     if parent is not None:
         end_with(parent)
-    return _Supervisor(command).run()
+    return _Supervisor(command, '127.0.0.1' if is_local(coordinator) else '').run()
 
 
 def simulate(num_hosts: int, num_devices: int, command: Sequence[str]) -> int:
@@ -94,6 +99,11 @@ def simulate(num_hosts: int, num_devices: int, command: Sequence[str]) -> int:
                 host.kill()
                 host.wait()
     return next((_status(host.returncode) for host in hosts if host.returncode), 0)
+
+
+def is_local(coordinator: str | None) -> bool:
+    """Whether all hosts are on this machine, by the address of the first one."""
+    return coordinator is not None and coordinator.rpartition(':')[0] in ('localhost', '127.0.0.1')
 
 
 def free_port() -> int:
@@ -181,9 +191,8 @@ class _Connection:
     def receive(self) -> dict[str, Any] | None:
         """The next message; None when the other side is gone."""
         try:
-            line = self._lines.readline(1 << 20)
-            return json.loads(line) if line.endswith(b'\n') else None
-        except (OSError, ValueError):
+            return _message(self._lines.readline(1 << 20))
+        except OSError:
             return None
 
     def finish(self) -> None:
@@ -192,10 +201,37 @@ class _Connection:
             self._socket.shutdown(socket.SHUT_WR)
 
 
+def _message(line: bytes) -> dict[str, Any] | None:
+    """The message of a line; None where it is none."""
+    try:
+        message = json.loads(line) if line.endswith(b'\n') else None
+    except (ValueError, RecursionError):
+        return None
+    return message if isinstance(message, dict) else None
+
+
+def _greeting(stranger: socket.socket) -> dict[str, Any] | None:
+    """What somebody who has connected says of himself, read to the byte; None where that makes no sense, or is late."""
+    deadline = time.monotonic() + _GREETING_S
+    line = b''
+    try:
+        while not line.endswith(b'\n') and len(line) < _GREETING_BYTES:
+            stranger.settimeout(max(0.001, deadline - time.monotonic()))
+            # What follows the line is read by the connection.
+            seen = stranger.recv(_GREETING_BYTES - len(line), socket.MSG_PEEK)
+            part = stranger.recv(seen.find(b'\n') + 1 or len(seen))
+            if not part:
+                return None
+            line += part
+    except OSError:
+        return None
+    return _message(line)
+
+
 class _Supervisor:
-    def __init__(self, command: Sequence[str]):
+    def __init__(self, command: Sequence[str], bind: str):
         self._events: queue.Queue[tuple[str, Any]] = queue.Queue()
-        self._listener = socket.create_server(('', 0))
+        self._listener = socket.create_server((bind, 0))
         ours, theirs = socket.socketpair()
         self._channel = _Connection(ours)
         with theirs:
@@ -207,6 +243,8 @@ class _Supervisor:
         self._host = 0
         self._names: list[str] = []  # of all hosts, once they have met
         self._others: dict[int, _Connection] = {}
+        self._missing: set[int] = set()  # of the others, on host 0: those that have not connected yet
+        self._greeted = threading.Lock()
         self._cause: End | None = None  # how the first host that ended too early did, of which we know
         self._threads: list[threading.Thread] = []
 
@@ -349,33 +387,59 @@ class _Supervisor:
             self._add(0, connected).send({'token': token, 'host': host})
             self._channel.send({'connected': True})
             return
-        missing = set(range(1, len(names)))
-        while missing:
-            self._listener.settimeout(max(0.01, deadline - time.monotonic()))
+        self._missing = set(range(1, len(names)))
+        greetings = threading.BoundedSemaphore(_MAX_GREETINGS)
+        self._listener.settimeout(0.2)
+        while missing := self._still_missing():
             try:
-                connected, _ = self._listener.accept()
-            except OSError:
-                for other in sorted(missing):
+                if greetings.acquire(timeout=0.2):
+                    stranger, _ = self._listener.accept()
+                    # Each by itself: one that is silent holds up no other.
+                    greet = functools.partial(self._greet, stranger, token, greetings)
+                    threading.Thread(target=greet, name='greeting', daemon=True).start()
+            except OSError as error:
+                greetings.release()
+                if self._listener.fileno() < 0:
+                    return
+                if not isinstance(error, TimeoutError):
+                    time.sleep(0.1)  # As of too many connections.
+            if time.monotonic() > deadline:
+                for other in missing:
                     reason = f'its supervisor did not connect to that of host 0 within {_CONNECT_S:g} s'
                     self._events.put(('host', End(other, reason, False)))
                 return
-            connected.settimeout(5.0)
-            hello = _Connection(connected)
-            greeting = hello.receive()
-            if greeting is None or greeting.get('token') != token or greeting.get('host') not in missing:
-                connected.close()
-                continue
-            missing.remove(greeting['host'])
-            self._add(greeting['host'], connected, hello)
         self._channel.send({'connected': True})
 
-    def _add(self, host: int, connected: socket.socket, connection: _Connection | None = None) -> _Connection:
+    def _still_missing(self) -> list[int]:
+        with self._greeted:
+            return sorted(self._missing)
+
+    def _greet(self, stranger: socket.socket, token: str, greetings: threading.BoundedSemaphore) -> None:
+        """Finds out which host it is, if it is one of this run."""
+        try:
+            greeting = _greeting(stranger) or {}
+            host, said = greeting.get('host'), greeting.get('token')
+            if (
+                type(host) is int
+                and isinstance(said, str)
+                and secrets.compare_digest(said.encode(errors='replace'), token.encode())
+            ):
+                with self._greeted:
+                    if host in self._missing:
+                        self._add(host, stranger)
+                        self._missing.remove(host)
+                        return
+            stranger.close()
+        finally:
+            greetings.release()
+
+    def _add(self, host: int, connected: socket.socket) -> _Connection:
         connected.settimeout(None)
         for name, value in _KEEP_ALIVE.items():
             if hasattr(socket, name):
                 level = socket.SOL_SOCKET if name.startswith('SO_') else socket.IPPROTO_TCP
                 connected.setsockopt(level, getattr(socket, name), value)
-        connection = connection or _Connection(connected)
+        connection = _Connection(connected)
         self._others[host] = connection
         self._start(lambda: self._follow(host, connection), f'host {host}')
         return connection
