@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from impala_jax import frame_stacks
-from impala_jax.agent import Agent, AgentStep
+from impala_jax import frame_stacks, plain_state
+from impala_jax.agent import Agent, AgentStep, dummy_timestep
 from impala_jax.config import ConfigError
 from impala_jax.environments import EnvironmentFailure, VectorEnvironment
 from impala_jax.parameter_store import ParameterStore
@@ -105,9 +104,18 @@ class Actor:
 
     def get_state(self) -> bytes:
         """All that is needed to go on bit-identically; NotImplementedError if the environment cannot be saved."""
-        state = jax.tree.map(np.asarray, (self._timestep, self._state))
-        games = (self._game_version, self._game_over)
-        return pickle.dumps((self._key, self._num_steps, state, games, self.environment.get_state()))
+        state = {
+            'key': self._key,
+            'num_steps': self._num_steps,
+            'timestep': None
+            if self._timestep is None
+            else [np.asarray(leaf) for leaf in jax.tree.leaves(self._timestep)],
+            'core': [np.asarray(leaf) for leaf in jax.tree.leaves(self._state)],
+            'game_version': self._game_version,
+            'game_over': self._game_over,
+            'environment': self.environment.get_state(),
+        }
+        return plain_state.encode(state)
 
     def set_state(self, state: bytes) -> None:
         """Goes on where `get_state` was called.
@@ -115,11 +123,25 @@ class Actor:
         Raises:
           ConfigError: The state was saved by a version of impala_jax whose actors or environments keep other things.
         """
+        num_envs = self.environment.num_envs
         try:
-            self._key, self._num_steps, (self._timestep, self._state), games, environment = pickle.loads(state)
-            self._game_version, self._game_over = games
-            self.environment.set_state(environment)
-        except (AttributeError, ImportError, TypeError, ValueError, EnvironmentFailure) as error:
+            saved = plain_state.decode(state)
+            timestep, core = saved['timestep'], self._agent.initial_state(num_envs)
+            if timestep is not None:
+                timestep = _like(dummy_timestep(self.environment.spec, num_envs), timestep)
+            core = _like(core, saved['core'])
+            arrays = [
+                _like(own, saved[name])
+                for name, own in (
+                    ('key', self._key),
+                    ('game_version', self._game_version),
+                    ('game_over', self._game_over),
+                )
+            ]
+            self.environment.set_state(saved['environment'])
+            self._key, self._game_version, self._game_over = arrays
+            self._timestep, self._state, self._num_steps = timestep, core, int(saved['num_steps'])
+        except (KeyError, TypeError, ValueError, EnvironmentFailure) as error:
             reason = str(error).splitlines()[-1]
             raise ConfigError(
                 f'the saved state of an actor is of another version of impala_jax or of the environment ({reason}); '
@@ -134,6 +156,15 @@ class Actor:
         game_versions = np.where(np.logical_or.accumulate(begins), np.int32(version), self._game_version)
         self._game_version, self._game_over = game_versions[-1], over[-2:]
         return game_versions
+
+
+def _like(example: PyTree, saved: Any) -> PyTree:
+    """Saved leaves, or a single array, in the structure of `example`; ValueError where they do not fit."""
+    leaves, structure = jax.tree.flatten(example)
+    saved = saved if isinstance(saved, list) else [saved]
+    if [(leaf.shape, leaf.dtype) for leaf in saved] != [(np.shape(leaf), leaf.dtype) for leaf in leaves]:
+        raise ValueError('its arrays are others')
+    return jax.tree.unflatten(structure, saved)
 
 
 class _Buffer:

@@ -68,7 +68,7 @@ def scripted(seed: int) -> dm_env.Environment:
 
 def unpicklable(seed: int) -> dm_env.Environment:
     environment = Scripted(seed)
-    environment.hook = lambda: None  # pyright: ignore[reportAttributeAccessIssue]
+    environment.hook = (i for i in ())  # pyright: ignore[reportAttributeAccessIssue]
     return environment
 
 

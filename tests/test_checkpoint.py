@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from impala_jax import checkpoint, environments
+from impala_jax import checkpoint, environments, plain_state
 from impala_jax.actor import Actor
 from impala_jax.agent import Agent
 from impala_jax.checkpoint import Checkpointer, CheckpointError, CheckpointMismatch
@@ -378,6 +378,11 @@ def test_manifest_is_readable_by_a_person(tmp_path):
     assert manifest['leaves']['params/params/Dense_0/bias'] == ['bfloat16', [3]]
 
 
+class _Dangerous:
+    def __reduce__(self):
+        return pytest.fail, ('it was unpickled',)
+
+
 @pytest.mark.parametrize('processes', [0, 1])
 def test_states_of_actors_of_another_version_are_refused(processes):
     agent = Agent(NetworkConfig('mlp', mlp_sizes=(4,)), environments.spec(EnvironmentConfig('catch')))
@@ -385,12 +390,22 @@ def test_states_of_actors_of_another_version_are_refused(processes):
     try:
         actor = Actor(agent, environment, 3, seed=0)
         actor.unroll(0, agent.init(jax.random.PRNGKey(0)))
-        *parts, saved = pickle.loads(actor.get_state())
-        shorter = [pickle.dumps(pickle.loads(state)[:-1]) for state in pickle.loads(saved)]
-        for state in (parts, [*parts, pickle.dumps(shorter)]):
+        saved = plain_state.decode(actor.get_state())
+        states = plain_state.decode(saved['environment'])
+        shorter = [plain_state.encode(plain_state.decode(state)[:-1]) for state in states]
+        for state in (
+            {name: value for name, value in saved.items() if name != 'game_over'},
+            saved | {'core': [np.zeros(3)]},
+            saved | {'timestep': saved['timestep'][:-1]},
+            saved | {'environment': plain_state.encode(shorter)},
+            saved | {'environment': pickle.dumps(states)},
+        ):
             with pytest.raises(ConfigError, match='is of another version of impala_jax .*--workdir') as error:
-                actor.set_state(pickle.dumps(tuple(state)))
+                actor.set_state(plain_state.encode(state))
             assert '\n' not in str(error.value)
+        # As earlier versions wrote them.
+        with pytest.raises(ConfigError, match='is of another version of impala_jax .*--workdir'):
+            actor.set_state(pickle.dumps(_Dangerous()))
     finally:
         environment.close()
 

@@ -59,7 +59,11 @@ class VectorEnvironment(Protocol):
         ...
 
     def set_state(self, state: bytes) -> None:
-        """Continues exactly where `get_state` was called. Only for a state that you trust: it is a pickle."""
+        """Continues exactly where `get_state` was called.
+
+        Raises:
+          ValueError: The state does not fit; it was written by another version, or of another environment.
+        """
         ...
 
     def render(self) -> np.ndarray:

@@ -107,15 +107,6 @@ class GymnasiumAdapter(dm_env.Environment):
     def close(self) -> None:
         self._environment.close()
 
-    def __getstate__(self) -> dict[str, Any]:
-        # An EzPickle is pickled as its constructor's arguments: it would come back as a new environment.
-        environment: Any = self._environment
-        while environment is not None:
-            if isinstance(environment, gymnasium.utils.EzPickle):
-                raise TypeError(f'{type(environment).__name__} pickles its arguments and not its state')
-            environment = getattr(environment, 'env', None)
-        return self.__dict__.copy()
-
     def _spec_of(self, space: spaces.Space, path: str) -> Any:
         if isinstance(space, spaces.Dict):
             return {key: self._spec_of(value, f'{path}[{key!r}]') for key, value in space.spaces.items()}

@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import pickle
 import signal
 import socket
 import struct
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from impala_jax import plain_state
 from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import base
 from impala_jax.environments.worker import ANSWER, ERROR, LOG, Arguments
@@ -96,10 +96,10 @@ class ProcessVectorEnvironment:
         return base.concatenate([timestep for timestep, _ in results]), base.concatenate([info for _, info in results])
 
     def get_state(self) -> bytes:
-        return pickle.dumps([state for states in self._ask_all('get_states') for state in states])
+        return plain_state.encode([state for states in self._ask_all('get_states') for state in states])
 
     def set_state(self, state: bytes) -> None:
-        states = pickle.loads(state)
+        states = plain_state.decode(state)
         if len(states) != self.num_envs:
             raise ConfigError(f'the state is of {len(states)} environments, but there are {self.num_envs}')
         self._ask_all('set_states', [states[part] for part in self._slices])

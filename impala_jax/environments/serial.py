@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-import pickle
 from collections.abc import Callable
 from typing import Any
 
 import dm_env
 import numpy as np
 
+from impala_jax import plain_state
 from impala_jax.config import ConfigError
 from impala_jax.environments import base, observations
 from impala_jax.seeds import derived_seed
@@ -63,6 +63,7 @@ class SerialVectorEnvironment:
         self._builds = [1] * num_envs
         self._failures = [0] * num_envs  # since an episode was last finished
         self._observation: Any = None  # of environment 0, for a picture
+        self._blueprint: dict[str, str] | None = None  # of an environment that was just built
         try:
             for i in range(num_envs):
                 environment = self._build(i)
@@ -128,35 +129,35 @@ class SerialVectorEnvironment:
         )
 
     def get_states(self) -> list[bytes]:
-        """One state an environment."""
+        """One state per environment."""
         try:
-            return [
-                pickle.dumps(parts)
-                for parts in zip(
-                    self._environments,
-                    self._over,
-                    self._returns,
-                    self._num_steps,
-                    self._builds,
-                    self._failures,
-                    self._entropy,
-                    strict=True,
-                )
-            ]
+            if self._blueprint is None:
+                built = self._build(0)
+                try:
+                    self._blueprint = plain_state.blueprint_of(built)
+                finally:
+                    self._close(built)
+            environments = [plain_state.encode(environment, self._blueprint) for environment in self._environments]
         except Exception as error:
             raise NotImplementedError(
                 f'environment {self._name!r} cannot be saved, so a run with it resumes with new episodes: '
                 f'{base.one_line(error)}'
             ) from error
+        parts = (self._over, self._returns, self._num_steps, self._builds, self._failures, self._entropy)
+        return [plain_state.encode(list(state)) for state in zip(environments, *parts, strict=True)]
 
     def set_states(self, states: list[bytes]) -> None:
-        """The inverse of `get_states`."""
+        """The inverse of `get_states`.
+
+        Raises:
+          ConfigError: They are of another number of environments.
+          ValueError: A state does not fit.
+        """
         if len(states) != self.num_envs:
             raise ConfigError(f'the state is of {len(states)} environments, but there are {self.num_envs}')
         self._close_environments()
         for i, state in enumerate(states):
-            environment, *parts = pickle.loads(state)
-            self._environments.append(environment)
+            environment, *parts = plain_state.decode(state)
             (
                 self._over[i],
                 self._returns[i],
@@ -165,12 +166,14 @@ class SerialVectorEnvironment:
                 self._failures[i],
                 self._entropy[i],
             ) = parts
+            self._environments.append(self._build(i))
+            plain_state.decode_into(self._environments[i], environment)
 
     def get_state(self) -> bytes:
-        return pickle.dumps(self.get_states())
+        return plain_state.encode(self.get_states())
 
     def set_state(self, state: bytes) -> None:
-        self.set_states(pickle.loads(state))
+        self.set_states(plain_state.decode(state))
 
     def render(self) -> np.ndarray:
         render = getattr(self._environments[0], 'render', None)

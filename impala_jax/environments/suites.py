@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import pickle
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from impala_jax import data
+from impala_jax import data, plain_state
 from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import base, minisuite
 from impala_jax.environments.base import VectorEnvironment
@@ -137,10 +136,10 @@ class SuiteVectorEnvironment:
         return self._gather([timestep for timestep, _ in results]), self._gather([info for _, info in results])
 
     def get_state(self) -> bytes:
-        return pickle.dumps(self._call(lambda part, _: part.get_state()))
+        return plain_state.encode(self._call(lambda part, _: part.get_state()))
 
     def set_state(self, state: bytes) -> None:
-        states = pickle.loads(state)
+        states = plain_state.decode(state)
         if len(states) != len(self._parts):
             raise ConfigError(f'the state is of {len(states)} tasks, but there are {len(self._parts)} here')
         for part, part_state in zip(self._parts, states, strict=True):

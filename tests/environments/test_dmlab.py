@@ -475,7 +475,7 @@ def test_seeds_decide_the_episodes(stand_in, make):
 def test_a_run_with_it_resumes_with_new_episodes(stand_in, make):
     vector = make()
     vector.reset()
-    with pytest.raises(NotImplementedError, match='resumes with new episodes: TypeError: cannot pickle'):
+    with pytest.raises(NotImplementedError, match='resumes with new episodes: TypeError: cannot '):
         vector.get_state()
 
 
