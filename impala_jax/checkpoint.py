@@ -24,6 +24,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint._src.multihost import multihost as orbax_processes
 
 from impala_jax import config as config_lib
 from impala_jax import stopping
@@ -445,18 +446,25 @@ def _describe(array: Any) -> str:
     return f'{np.dtype(array.dtype).name}{list(array.shape)}'
 
 
-def _orbax() -> ocp.Checkpointer:
-    # A synchronous checkpointer leaves no thread behind; one active process means no barrier between hosts.
-    process = jax.process_index()
-    options = ocp.options.MultiprocessingOptions(primary_host=process, active_processes={process})
-    return ocp.Checkpointer(
-        ocp.PyTreeCheckpointHandler(multiprocessing_options=options), multiprocessing_options=options
-    )
+@contextlib.contextmanager
+def _orbax() -> Iterator[ocp.Checkpointer]:
+    """A checkpointer of this process alone; synchronous, it leaves no thread behind."""
+    # One active process means no barrier between hosts. NumPy arrays are written in process 0 only, whatever the
+    # options say, so each host that saves is that one to Orbax.
+    options = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+    process_index = orbax_processes.process_index
+    orbax_processes.process_index = lambda: 0
+    try:
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+        with contextlib.closing(ocp.Checkpointer(handler, multiprocessing_options=options)) as checkpointer:
+            yield checkpointer
+    finally:
+        orbax_processes.process_index = process_index
 
 
 def _orbax_save(path: Path, arrays: dict[str, np.ndarray]) -> None:
     if arrays:
-        with _quiet_orbax(), _quiet_tensorstore(), contextlib.closing(_orbax()) as checkpointer:
+        with _quiet_orbax(), _quiet_tensorstore(), _orbax() as checkpointer:
             checkpointer.save(path, args=ocp.args.PyTreeSave(arrays))
 
 
@@ -464,7 +472,7 @@ def _orbax_restore(path: Path, names: list[str]) -> dict[str, np.ndarray]:
     if not names:
         return {}
     restore_args = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-    with _quiet_orbax(), contextlib.closing(_orbax()) as checkpointer:
+    with _quiet_orbax(), _orbax() as checkpointer:
         return checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=restore_args))
 
 

@@ -82,8 +82,11 @@ def only_process(folder: Path, option: str = '--workdir') -> Iterator[None]:
         finally:
             released.set()
             heartbeat.join(_HEARTBEAT_S)  # A file system may hang.
-            if _is_at(path, descriptor):
-                path.unlink()  # While it is locked: a process that has opened it before finds another file there.
+            try:
+                if _is_at(path, descriptor):
+                    path.unlink()  # While it is locked: a process that has opened it before finds another file there.
+            except OSError as error:  # Whatever has happened to the folder, what is said of it matters more.
+                _logger.warning('the lock %s stays: %s', path, error.strerror)
             if is_new:
                 with contextlib.suppress(OSError):
                     path.parent.rmdir()  # Empty after a start that was refused.
@@ -115,7 +118,7 @@ def _open(path: Path) -> tuple[int, bool]:
 def _is_at(path: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

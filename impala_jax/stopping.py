@@ -8,6 +8,7 @@ by itself within `LIMIT_S`. Programs call `begin` first; nothing that takes time
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -79,17 +80,20 @@ class _Program:
         for number in SIGNALS:
             if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN):
                 signal.signal(number, self._handle)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # Written to whatever the main thread is doing.
         threading.Thread(target=self._watch, args=(reader,), name='stop signals', daemon=True).start()
 
-    def _handle(self, number: int, _: types.FrameType | None) -> None:
+    def _handle(self, number: int, frame: types.FrameType | None) -> None:
         if self.over:
             return
         if not self.interruptible:
             self.end_by(number, f'stopped by signal {number:d}')
-        if self.cause is None:  # What unwinds is not interrupted again.
+        if _is_swallowed(frame):
+            threading.Timer(0.02, os.kill, (os.getpid(), number)).start()
+        elif self.cause is None:  # What unwinds is not interrupted again.
             self.cause = Stopped(number)
             raise self.cause
 
@@ -202,6 +206,26 @@ def end_process(status: int, line: str = '') -> NoReturn:
     last_words.start()
     last_words.join(_LAST_WORDS_S)
     os._exit(status)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Programs of ours that are started inside hear signals once they listen (`begin`), and die of no earlier one."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _is_swallowed(frame: types.FrameType | None) -> bool:
+    """Whether Python would only print an exception that is raised in this frame."""
+    collecting = {getattr(callback, '__code__', None) for callback in gc.callbacks}
+    while frame is not None:
+        if frame.f_code.co_name == '__del__' or frame.f_code in collecting:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _next_signal(reader: int) -> int:

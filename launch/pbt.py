@@ -69,7 +69,7 @@ def train_members(config: Config, population: Path, count: int) -> None:
             for index, folder in enumerate(folders):
                 folder.mkdir(exist_ok=True)
                 command = [sys.executable, *sys.argv, '--member', str(index), '--parent', str(os.getpid())]
-                with open(folder / 'log.txt', 'ab') as log:
+                with open(folder / 'log.txt', 'ab') as log, stopping.deferred():
                     # Ctrl-C reaches this process alone, which hands it on.
                     processes.append(
                         subprocess.Popen(

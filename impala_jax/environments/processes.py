@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from impala_jax import plain_state
+from impala_jax import plain_state, stopping
 from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import base
 from impala_jax.environments.worker import ANSWER, ERROR, LOG, Arguments
@@ -221,14 +221,15 @@ class _Worker:
         self._connection = Connection(ours.detach())
         path = json.dumps([os.path.abspath(entry) for entry in sys.path])
         try:
-            self._process = subprocess.Popen(  # The last argument shows in lists of processes.
-                [sys.executable, '-c', _PROGRAM, path, str(theirs.fileno()), self._folder.name, str(self)],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-                # For an environment that uses JAX: the accelerator is the learner's.
-                env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'TMPDIR': self._folder.name, PARENT: home},
-            )
+            with stopping.deferred():
+                self._process = subprocess.Popen(  # The last argument shows in lists of processes.
+                    [sys.executable, '-c', _PROGRAM, path, str(theirs.fileno()), self._folder.name, str(self)],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,
+                    # For an environment that uses JAX: the accelerator is the learner's.
+                    env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'TMPDIR': self._folder.name, PARENT: home},
+                )
         finally:
             theirs.close()
         arguments = self._arguments._replace(generation=self._starts)

@@ -51,7 +51,7 @@ def main(pipe: int, folder: str) -> None:
         # Stopping is the parent's business. A handler, because programs that are started here would inherit SIG_IGN.
         signal.signal(number, lambda *_: None)
         signal.siginterrupt(number, False)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)  # Blocked in the processes that Launchpad starts.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)
     connection = Connection(pipe)
     lock = threading.Lock()
 

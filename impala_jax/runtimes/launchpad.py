@@ -229,13 +229,12 @@ def _inherited_by_nodes(folder: Path) -> Iterator[None]:
 
     A signal to the process group, as Ctrl-C, is the launching process's business, which tells its nodes.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, stopping.SIGNALS)
-    tempfile.tempdir, before_folder = str(folder), tempfile.tempdir
+    tempfile.tempdir, before = str(folder), tempfile.tempdir
     try:
-        yield
+        with stopping.deferred():
+            yield
     finally:
-        tempfile.tempdir = before_folder
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        tempfile.tempdir = before
 
 
 def _interpreter(folder: Path) -> str:

@@ -77,11 +77,9 @@ def simulate(num_hosts: int, num_devices: int, command: Sequence[str]) -> int:
         try:
             for i in range(num_hosts):
                 own = ['--coordinator', address, '--num-hosts', str(num_hosts), '--host-id', str(i)]
-                hosts.append(
-                    subprocess.Popen(
-                        [*command, *own, '--parent', str(os.getpid())], env=environment, start_new_session=True
-                    )
-                )
+                own += ['--parent', str(os.getpid())]
+                with stopping.deferred():
+                    hosts.append(subprocess.Popen([*command, *own], env=environment, start_new_session=True))
             deadline = None
             while any(host.poll() is None for host in hosts):
                 if deadline is None and any(host.returncode for host in hosts):
@@ -237,9 +235,10 @@ class _Supervisor:
         with theirs:
             address = f'{theirs.fileno()},{self._listener.getsockname()[1]}'
             # In a session of its own, so that Ctrl-C reaches it once, and nothing of it is left behind.
-            self._program = subprocess.Popen(
-                [*command, '--supervisor', address], pass_fds=[theirs.fileno()], start_new_session=True
-            )
+            with stopping.deferred():
+                self._program = subprocess.Popen(
+                    [*command, '--supervisor', address], pass_fds=[theirs.fileno()], start_new_session=True
+                )
         self._host = 0
         self._names: list[str] = []  # of all hosts, once they have met
         self._others: dict[int, _Connection] = {}
