@@ -12,7 +12,7 @@ EXTRAS := --extra atari --extra video --extra dev --extra launchpad
 SANITIZED := build/sanitizers
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow test-sanitizers doctor lint format lock clean-venv
+.PHONY: help install train test test-slow test-sanitizers chaos doctor lint format lock clean-venv
 
 help: ## Show this.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ test-sanitizers: install ## Run the tests of the CPU kernels under AddressSaniti
 	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
 	  $(VENV)/bin/pytest tests/test_layers.py tests/test_vtrace.py -m 'not slow' \
 	  -k 'random_shapes or any_batch or not_finite or population or auto or any_knobs' $(ARGS)
+
+chaos: install ## Break runs and judge how they end; ARGS='--cases 60 --processes 2'. Goes on where it was.
+	$(PY) -m tests.chaos $(ARGS)
 
 doctor: install ## Show what works on this machine, and what to do about the rest.
 	$(PY) -m impala_jax.doctor $(ARGS)
