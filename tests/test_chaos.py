@@ -1,6 +1,8 @@
 """The judge of `make chaos` can say no: programs that break one promise each fail for just that reason."""
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -8,7 +10,7 @@ from chaos import cases, faults, judge, results
 from chaos.cases import Case
 from chaos.experiment import FAILED, KEPT, Experiment
 from chaos.judge import Bounds
-from chaos.processes import Process, Stopped, marked
+from chaos.processes import ROOT, Process, Stopped, marked
 from chaos.proxy import Proxy
 from chaos.recipes import Recipe
 
@@ -199,7 +201,7 @@ def test_a_damaged_checkpoint_is_found(tmp_path):
         case = cases.draw(0, cases.RUNTIMES)._replace(family='damage', fault=fault, target='newest')
         count, restore = faults.damage(case, recipe, tmp_path / f'good_{fault}')
         (failure,) = judge.files(recipe, torn=False)
-        assert count == 1 and failure.seen.startswith('000000002: '), fault
+        assert count == 1 and failure.expected == 'checkpoints/000000002 is good', fault
         restore()
         assert not judge.files(recipe, torn=False)
 
@@ -262,3 +264,16 @@ def test_results_are_kept_by_seed_and_version(tmp_path):
     lines = results.table(kept.rows()).splitlines()
     assert f'| {case.kind} |' in lines[2] and '1/1' in lines[2] and lines[-1].startswith('1 cases: 1 as promised')
     assert json.loads((tmp_path / 'results.jsonl').read_text().splitlines()[0])['version'] == 'a'
+
+
+def test_the_command_lists_cases_and_prints_the_table(tmp_path):
+    def chaos(*arguments):
+        command = [sys.executable, '-m', 'tests.chaos', '--results', str(tmp_path), *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    lines = chaos('--list', '--cases', '20', '--first-seed', '7').splitlines()
+    assert lines == [cases.draw(seed, cases.installed()).line for seed in range(7, 27)]
+    quick = chaos('--list', '--cases', '8', '--quick', '--fault', 'SIGTERM').splitlines()
+    assert len(quick) == 8 and all('SIGTERM' in line for line in quick)
+    assert chaos('--list', '--seed', '9').splitlines() == [lines[2]]
+    assert '0 cases: 0 as promised, 0 failed' in chaos('--table')

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,10 +24,11 @@ from .results import Results
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog='python -m tests.chaos', description='Breaks runs, and judges how they end.')
-    parser.add_argument('--cases', type=int, default=8, help='how many (default: %(default)s)')
+    parser.add_argument('--cases', type=int, default=60, help='how many (default: %(default)s)')
     parser.add_argument('--first-seed', type=int, default=0, help='of them (default: %(default)s)')
     parser.add_argument('--seed', type=int, help='replay this one, whether or not there is a result')
-    parser.add_argument('--processes', type=int, default=1, help='cases that run at once (default: %(default)s)')
+    half = max(1, (os.cpu_count() or 1) // 2)
+    parser.add_argument('--processes', type=int, default=half, help='cases that run at once (default: %(default)s)')
     parser.add_argument('--slack', type=float, default=1.0, help='multiplies the bounds, for a machine that is busy')
     parser.add_argument('--quick', action='store_true', help='only cases that take less than a minute')
     parser.add_argument('--time-limit', type=float, default=float('inf'), help='begin no case after so many seconds')
@@ -84,6 +86,7 @@ def _conduct(chosen: list[Case], arguments: argparse.Namespace, folder: Path, ke
     stop = threading.Event()
     references = References(folder / 'references', stop.is_set)
     began = time.monotonic()
+    outcomes: Counter[str] = Counter()
     failed: list[Case] = []
     left_out: list[Case] = []
 
@@ -93,7 +96,9 @@ def _conduct(chosen: list[Case], arguments: argparse.Namespace, folder: Path, ke
         verdict = None if arguments.seed is not None else kept.known(case)
         if verdict is not None and arguments.retry and verdict['outcome'] == FAILED:
             verdict = None
-        if verdict is None:
+        if verdict is not None:
+            print(f'{results.in_a_line(verdict)} (known)', flush=True)
+        else:
             if time.monotonic() - began > arguments.time_limit:
                 left_out.append(case)
                 return
@@ -104,9 +109,10 @@ def _conduct(chosen: list[Case], arguments: argparse.Namespace, folder: Path, ke
             except Stopped:
                 return
             kept.add(verdict)
+            print(results.report(verdict), flush=True)
+        outcomes[verdict['outcome']] += 1
         if verdict['outcome'] == FAILED:
             failed.append(case)
-        print(results.report(verdict), flush=True)
 
     received: list[int] = []
 
@@ -126,10 +132,11 @@ def _conduct(chosen: list[Case], arguments: argparse.Namespace, folder: Path, ke
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    print(f'{outcomes.total()} cases:', ', '.join(f'{count} {name}' for name, count in sorted(outcomes.items())))
     if left_out:
         print(f'{len(left_out)} cases left out after {arguments.time_limit:g} s: the same command goes on with them')
     if failed:
-        print(f'{len(failed)} failed:', *(f'python -m tests.chaos --seed {case.seed}' for case in failed), sep='\n  ')
+        print('to replay what failed:', *(f'python -m tests.chaos --seed {case.seed}' for case in failed), sep='\n  ')
     if received:
         print('stopped; the same command goes on', file=sys.stderr)
         return 128 + received[0]

@@ -119,6 +119,8 @@ def draw(seed: int, runtimes: tuple[str, ...]) -> Case:
         moment = weighted({'start': 20, 'row': 40, 'half': 40})
     else:
         fault, target = rng.choice(TROUBLES), weighted({'once': 60, 'always': 40})
+        if runtime == 'serve':
+            target = 'once'  # The learner waits for actors for as long as it takes.
     if runtime == 'serve' and target in ('main', 'any') and rng.random() < 0.5:
         target = 'actors'
     if runtime == 'sweep' and moment == 'evaluation':

@@ -29,6 +29,7 @@ class Troubled(Catch):
         timestep = super().step(action)
         if 'CHAOS_TROUBLE' not in os.environ or _num_steps <= int(os.environ['CHAOS_AFTER']) or not _is_due():
             return timestep
+        open(f'{os.environ["CHAOS_SWITCH"]}.struck', 'a').close()  # Tells the harness.
         trouble = os.environ['CHAOS_TROUBLE']
         if trouble == 'raises':
             raise ZeroDivisionError('the emulator is on fire')

@@ -29,6 +29,7 @@ KEPT, FAILED, SKIPPED, NOT_APPLIED = 'as promised', 'failed', 'skipped', 'not ap
 """Outcomes. `not applied`: the run ended, as it should, before the fault."""
 _OVERTIME_S = 60.0  # How long a program that is too late is waited for, so that the report says how late it is.
 _UNPREPARED_S = 1.0  # Before this a Python program may not have come to its own first line.
+_LONG_STOP_S = 8.0
 _MAX_RETURNS = 5  # How often actors that have ended are started again.
 
 
@@ -63,7 +64,7 @@ class Experiment:
         self._reference = reference
         self._programs: list[Program] = []
         self._actors: Program | None = None
-        self._actors_may_end = False
+        self._actors_may_end = recipe.is_served and case.fault == 'hangs'  # They say so, and end.
         self._num_returns = 0
         self._proxy: Proxy | None = None
 
@@ -97,14 +98,19 @@ class Experiment:
             self._judge_end(program, Struck('', '', lambda: None), program.started, False, undisturbed=True)
         else:
             self.facts['fault'] = struck.what
-            if case.lasts_s is not None:
-                self._wait(lambda: program.status is not None, case.lasts_s)
+            if case.environment == 'slow':
+                switch.unlink(missing_ok=True)  # Resets that have begun go on; a run that goes on has to finish.
+            lasts_s = case.lasts_s
+            if case.family == 'stop' and struck.role == 'main' and lasts_s is None:
+                lasts_s = _LONG_STOP_S  # There was no other process.
+            if lasts_s is not None:
+                self._wait(lambda: program.status is not None, lasts_s)
                 struck.undo()
                 since = time.monotonic()
             self._judge_end(program, struck, since, early)
         if case.family == 'disk' and struck is not None:
             struck.undo()
-        was_applied = struck is not None and not (case.target == 'once' and switch.exists())
+        was_applied = struck is not None
         switch.unlink(missing_ok=True)
         if case.family == 'damage' and struck is not None:
             was_applied = self._damage()
@@ -158,7 +164,10 @@ class Experiment:
         """What was broken (None: the program had ended), when, and whether too early for a program to be prepared."""
         case = self.case
         if case.family == 'environment':
-            return Struck('', f'{case.kind}', lambda: None), program.started, False
+            sign = Path(f'{self.recipe.environment["CHAOS_SWITCH"]}.struck')
+            self._wait(lambda: program.status is not None or sign.exists(), self.bounds.finish_s)
+            struck = Struck('', case.kind, lambda: None) if sign.exists() else None
+            return struck, time.monotonic(), False
         if not self._wait(lambda: program.status is not None or self._has_come(program), self.bounds.finish_s):
             self.failures.append(Failure('goes on', f'{case.moment} within {self.bounds.finish_s:.0f} s', 'nothing'))
         self._wait(lambda: program.status is not None, case.delay_s if case.moment != 'start' else 0)
@@ -175,10 +184,10 @@ class Experiment:
         return struck, now, now - program.started < _UNPREPARED_S * self._slack
 
     def _has_come(self, program: Program) -> bool:
-        """Whether the case's moment has come, its delay after the start included."""
+        """Whether the case's moment has come; after the start, with its delay."""
         recipe = self.recipe
         if self.case.moment == 'start':
-            return time.monotonic() - program.started >= self.case.delay_s * self._slack
+            return time.monotonic() - program.started >= self.case.delay_s
         if self.case.moment == 'row':
             return judge.has_rows(recipe)
         if self.case.moment == 'half':

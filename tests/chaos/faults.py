@@ -95,7 +95,7 @@ def _signal(case: Case, program: Program, actors: Program | None) -> Struck:
         _send(process.pid, number)
         pid, role = process.pid, processes.role(process, tree, program.pid)
         what = f'{case.fault} to {process} ({role}; {len(others)} others)'
-    undo = (lambda: _send(pid, signal.SIGCONT)) if case.family == 'stop' and case.lasts_s is not None else _nothing
+    undo = (lambda: _send(pid, signal.SIGCONT)) if case.family == 'stop' else _nothing
     return Struck(role, what, undo)
 
 

@@ -80,17 +80,18 @@ def expected(case: Case, recipe: Recipe, role: str, bounds: Bounds) -> Expected:
         within_s = bounds.finish_s if case.runtime == 'pbt' else bounds.failure_s
         return Expected(statuses, within_s, reason=words)
     if case.family == 'stop':
-        if case.lasts_s is not None:
+        if case.lasts_s is not None or role == 'main':
             return Expected((), bounds.finish_s, must_finish=True)
         return Expected((1,), bounds.failure_s + recipe.patience_s, reason=r'(?i)waited|answer|stopped|failed|gone')
     if case.family == 'disk':
         return Expected((1,), bounds.finish_s if case.runtime == 'pbt' else bounds.failure_s, reason=_DISK)
+    if case.fault == 'hangs' and not recipe.is_served:
+        return Expected((1,), bounds.failure_s + recipe.patience_s, reason=r'waited .* for the worker')
     if case.family == 'connection' or case.target == 'once':
         return Expected((), bounds.finish_s, must_finish=True)
     assert case.family == 'environment'
-    # Counted from the start, as the harness does not see the moment.
-    words = r'(?i)environment|emulator'
-    return Expected((1,), bounds.finish_s + recipe.patience_s, reason=words)
+    within_s = bounds.finish_s if case.runtime == 'pbt' else bounds.failure_s
+    return Expected((1,), within_s, reason=r'(?i)environment|emulator')
 
 
 def end(end: End, expected: Expected, own_traceback: bool = False) -> list[Failure]:
@@ -151,12 +152,11 @@ def leftovers(left: Sequence[Process], files: Sequence[Path], bound_s: float) ->
     return failures
 
 
-def files(recipe: Recipe, torn: bool, damaged: bool = False) -> list[Failure]:
+def files(recipe: Recipe, torn: bool) -> list[Failure]:
     """Judges the files of each run.
 
     Args:
       torn: Whether the last line of a file may be incomplete, as after a kill.
-      damaged: Whether checkpoints were damaged on purpose.
     """
     failures = []
     for run in recipe.runs:
@@ -167,9 +167,11 @@ def files(recipe: Recipe, torn: bool, damaged: bool = False) -> list[Failure]:
         for file in (run / 'config.json', run / 'done.json'):
             if file.exists() and not _is_json(file):
                 failures.append(Failure('files are valid and monotone', f'JSON in {name}{file.name}', 'something else'))
-        if recipe.saves and not damaged:
-            for text in checkpoint_faults(run):
-                failures.append(Failure('files are valid and monotone', f'{name}checkpoints verify', text))
+        for path in sorted(path for pattern in ('checkpoints/*', '**/replay/*') for path in run.glob(pattern)):
+            text = _damage_of(path) if path.name.isdecimal() else ''
+            if text:
+                where = path.relative_to(run)
+                failures.append(Failure('files are valid and monotone', f'{name}{where} is good', text))
     return failures
 
 
@@ -239,7 +241,8 @@ def kept_rows(recipe: Recipe) -> dict[Path, list[dict[str, Any]]]:
         if not recipe.saves:
             kept[run] = _rows(run / 'metrics.jsonl')
             continue
-        good = [step for step in saved_steps(run) if not _damage_of(run / 'checkpoints' / f'{step:09d}')]
+        steps = saved_steps(run)
+        good = [step for step in steps[-3:] if not _damage_of(run / 'checkpoints' / f'{step:09d}')]
         if good and not (run / 'done.json').exists():
             kept[run] = [row for row in _rows(run / 'metrics.jsonl') if row.get('learner_steps', 0) <= good[-1]]
     return kept
@@ -305,17 +308,11 @@ def saved_steps(run: Path) -> list[int]:
         return []
 
 
-def checkpoint_faults(run: Path) -> list[str]:
-    """What is wrong with a run's checkpoints."""
-    paths = [run / 'checkpoints' / f'{step:09d}' for step in saved_steps(run)]
-    return [f'{path.name}: {cause}' for path in paths if (cause := _damage_of(path))]
-
-
 def _damage_of(path: Path) -> str:
     from impala_jax import checkpoint
 
     try:
-        checkpoint._verify(path)
+        checkpoint._load(path, checkpoint._verify(path))
     except checkpoint._Damaged as error:
         return str(error)
     return ''

@@ -41,7 +41,7 @@ class Recipe(NamedTuple):
     frames_per_update: int
     environment: dict[str, str]  # variables
     timeout_s: float  # its own --timeout-s
-    patience_s: float  # how long an environment that always hangs may take to be given up
+    patience_s: float  # how long something that hangs may take to be given up
     actors: list[str] | None = None  # a second command, of actors
     is_sweep: bool = False
     saves: bool = True  # checkpoints
@@ -56,6 +56,10 @@ class Recipe(NamedTuple):
     @property
     def total_frames(self) -> int:
         return self.num_updates * self.frames_per_update
+
+    @property
+    def is_served(self) -> bool:
+        return self.actors is not None
 
     @property
     def runs(self) -> list[Path]:
@@ -82,12 +86,11 @@ def recipe(case: Case, folder: Path, slack: float, free_port: Callable[[], int])
     long_evaluation = case.moment == 'evaluation'
     episodes = _LONG_EVALUATION[case.environment] if long_evaluation else 4
     num_updates = _UPDATES[case.environment]
-    max_failures = 3
     arguments = [
         *_SMALL,
         *_environment_arguments(case, folder),
         *('--evaluator.episodes', str(episodes), '--evaluator.interval-s', '1000' if long_evaluation else '1'),
-        *('--timeout-s', f'{timeout_s:g}', '--environment.max-failures', str(max_failures)),
+        *('--timeout-s', f'{timeout_s:g}', '--environment.max-failures', '3'),
         *('--actor.num-envs', '2', *case.options),
     ]
     fresh = _BATCH // 2 if '--replay.fraction' in case.options else _BATCH
@@ -138,7 +141,7 @@ def recipe(case: Case, folder: Path, slack: float, free_port: Callable[[], int])
         frames_per_update,
         variables,
         timeout_s,
-        (max_failures + 1) * timeout_s,
+        2 * timeout_s,
         served,
         is_sweep=case.runtime == 'sweep',
         repeats=case.runtime in ('lockstep', 'sweep'),

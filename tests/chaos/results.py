@@ -85,13 +85,18 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
     return '\n'.join(lines)
 
 
-def report(verdict: dict[str, Any]) -> str:
-    """A verdict in a line, and of a failed one all that one needs to know."""
+def in_a_line(verdict: dict[str, Any]) -> str:
+    """A verdict's outcome and case."""
     text = f'{verdict["outcome"]:11} {verdict["line"]}'
     if verdict['outcome'] == SKIPPED:
         return f'{text}: {verdict["reason"]}'
-    if 'seconds' in verdict:
-        text += f' [{verdict["seconds"]:.0f} s]'
+    slack = f', slack {verdict["slack"]:g}' if verdict['slack'] != 1 else ''
+    return f'{text} [{verdict["seconds"]:.0f} s{slack}]'
+
+
+def report(verdict: dict[str, Any]) -> str:
+    """A verdict in a line, and of a failed one all that one needs to know."""
+    text = in_a_line(verdict)
     if verdict['outcome'] != FAILED:
         return text
     lines = [text, f'  fault: {verdict.get("fault", "none")}']
