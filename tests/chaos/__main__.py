@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,7 @@ def _conduct(chosen: list[Case], arguments: argparse.Namespace, folder: Path, ke
     outcomes: Counter[str] = Counter()
     failed: list[Case] = []
     left_out: list[Case] = []
+    broken: list[Case] = []  # by a mistake of the harness
 
     def one(case: Case) -> None:
         if stop.is_set():
@@ -107,6 +109,10 @@ def _conduct(chosen: list[Case], arguments: argparse.Namespace, folder: Path, ke
                     case, folder / 'cases' / str(case.seed), references, arguments.slack, stop.is_set
                 )
             except Stopped:
+                return
+            except Exception:
+                broken.append(case)
+                print(f'the harness failed at {case.line}\n{traceback.format_exc()}', file=sys.stderr, flush=True)
                 return
             kept.add(verdict)
             print(results.report(verdict), flush=True)
@@ -140,7 +146,7 @@ def _conduct(chosen: list[Case], arguments: argparse.Namespace, folder: Path, ke
     if received:
         print('stopped; the same command goes on', file=sys.stderr)
         return 128 + received[0]
-    return 1 if failed else 0
+    return 2 if broken else 1 if failed else 0
 
 
 if __name__ == '__main__':

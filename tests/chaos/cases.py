@@ -52,6 +52,11 @@ class Case(NamedTuple):
         return f'{self.fault} to {self.target}{for_good}'
 
     @property
+    def is_again_at_once(self) -> bool:
+        """Whether the same command is started while others of the killed run may still be ending."""
+        return self.fault == 'SIGKILL' and self.target in ('main', 'group') and self.victim < 0.5
+
+    @property
     def line(self) -> str:
         """The case in one line."""
         when = {
@@ -68,6 +73,8 @@ class Case(NamedTuple):
             text += f', for {self.lasts_s:.1f} s'
         if self.target == 'any':
             text += f', victim {self.victim:.2f}'
+        if self.is_again_at_once:
+            text += ', again at once'
         return text + (f' ({" ".join(self.options)})' if self.options else '')
 
     @property

@@ -216,7 +216,8 @@ class Experiment:
             program.kill()
         end = End(status, after_s, program.words()[1], judge.is_finished(recipe), early)
         self._add(judge.end(end, expected, self._own_traceback), program)
-        self._judge_leftovers(program, with_files=status not in (None, -signal.SIGKILL))
+        if not (case.is_again_at_once and status == -signal.SIGKILL):  # Else they are looked for after the second run.
+            self._judge_leftovers(program, with_files=status not in (None, -signal.SIGKILL))
         if case.fault not in ('removed', 'replaced by a file') or undisturbed:
             torn = case.family in ('kill', 'stop', 'damage', 'disk') or status is None or status < 0
             self._add(judge.files(recipe, torn), program)
