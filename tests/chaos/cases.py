@@ -114,7 +114,8 @@ def draw(seed: int, runtimes: tuple[str, ...]) -> Case:
     elif family == 'stop':
         fault, target = 'SIGSTOP', weighted({'main': 30, 'any': 70})
         lasts_s = rng.uniform(1.0, 6.0)
-        if target == 'any' and rng.random() < 0.3:
+        # Nothing bounds how long a cell or a member may take.
+        if target == 'any' and rng.random() < 0.3 and runtime not in ('sweep', 'pbt'):
             lasts_s = None
     elif family == 'disk':
         fault, target = rng.choice(DISK), ''

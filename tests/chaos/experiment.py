@@ -206,7 +206,7 @@ class Experiment:
         if struck.role == 'actors' or undisturbed:
             expected = judge.Expected((), bounds.finish_s, must_finish=True)
         handled = case.family in ('signal', 'kill') and struck.role == 'main'
-        limit_s = max(expected.within_s, 0.0 if handled else bounds.finish_s) + _OVERTIME_S * self._slack
+        limit_s = max(expected.within_s + _OVERTIME_S * self._slack, 0.0 if handled else bounds.finish_s)
         self._wait(lambda: program.status is not None, limit_s)
         after_s = time.monotonic() - since
         status = program.status
