@@ -75,7 +75,8 @@ def expected(case: Case, recipe: Recipe, role: str, bounds: Bounds) -> Expected:
             return Expected((), bounds.finish_s, must_finish=True)
         assert number is not None
         words = rf'(?i){number.name}|signal {int(number)}\b|killed|stopped|died|ended'
-        statuses = (1,) if case.family == 'kill' else (1, 128 + number)
+        # Simulated hosts hand on the status of the one that was killed.
+        statuses = (1,) if case.family == 'kill' and case.runtime != 'pod' else (1, 128 + number)
         # Members of a population end alone, and the others go on.
         within_s = bounds.finish_s if case.runtime == 'pbt' else bounds.failure_s
         return Expected(statuses, within_s, reason=words)
