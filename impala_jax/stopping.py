@@ -187,6 +187,9 @@ def end(status: int, line: str = '') -> NoReturn:
         sys.exit(status)
     _program.over = True
     logging.shutdown()
+    if 'multiprocessing.util' in sys.modules:
+        # Semaphores are handed back, or the process that keeps account of them would have the last word.
+        sys.modules['multiprocessing.util']._run_finalizers()
     end_process(status, line)
 
 

@@ -218,11 +218,11 @@ def wait_until_joined(actors):
 
 
 def stop(process):
-    """What else it said until it was asked to end, which it does well."""
+    """What else it said until it was asked to end."""
     process.send_signal(signal.SIGTERM)
     code, stdout, stderr = finish(process, 30)
-    assert code == 0, stdout + stderr
-    assert 'Traceback' not in stderr, stderr
+    assert code == 128 + signal.SIGTERM, stdout + stderr
+    assert stderr.splitlines()[-1] == 'stopped by signal 15' and 'Traceback' not in stderr, stderr
     return stdout
 
 
