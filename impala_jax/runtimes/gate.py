@@ -1,7 +1,7 @@
 """The port at which actors of other machines reach a learner's Reverb server: only those who know a secret get through.
 
 Reverb asks nobody who they are, and a malformed message ends its process. So the server itself listens at a Unix
-socket, and the gate in front of it at the port. Whoever connects has to answer a challenge before a byte reaches the
+socket, and the gate in front of it at the port. A client has to answer a challenge before a byte reaches the
 server; the learner answers one, too. The secret never crosses the network. What follows is neither encrypted nor
 protected from who can change it on its way.
 """
@@ -146,7 +146,7 @@ class Gate:
                 stranger, address = self._listener.accept()
             except OSError:
                 return
-            # Whoever is too much is sent away: the others have their chance within the time of a handshake.
+            # One too many is sent away: the others have their chance within the time of a handshake.
             if len(self._pipes) >= _MAX_CONNECTIONS or not self._strangers.acquire(blocking=False):
                 stranger.close()
                 continue

@@ -322,7 +322,7 @@ def _close_port(port: int, path: Path) -> str:
     except OSError as error:
         print(
             f"Reverb's port {port} cannot be closed here ({error}), and is open on all addresses of this machine. "
-            'Whoever reaches it can read the parameters, take trajectories away, and end the run with a malformed '
+            'Anybody who reaches it can read the parameters, take trajectories away, and end the run with a malformed '
             'message; nothing that they write is learned from or acted on. Shut it in the firewall',
             flush=True,
         )
