@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import tempfile
 import warnings
 
@@ -9,6 +10,7 @@ import warnings
 os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # Else programs that are started under nohup would ignore it.
 # What tests and their subprocesses compile is shared among them, and with nobody else.
 _CACHE = tempfile.TemporaryDirectory(prefix='impala_jax_tests_', ignore_cleanup_errors=True)
 os.environ['XDG_CACHE_HOME'] = _CACHE.name
