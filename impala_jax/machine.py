@@ -108,10 +108,13 @@ def own_folder() -> str:
         return _own_folders[own][0]
 
 
-def kill_workers() -> None:
-    """Kills this process's workers, and what they have started."""
-    if os.getpid() in _own_folders:
-        kill_marked(f'{PARENT}={_own_folders[os.getpid()][0]}')
+def clean_up() -> None:
+    """Does now what would be done after this process: kills its workers, and removes its `own_folder`."""
+    folder, cleaner = _own_folders.pop(os.getpid(), (None, None))
+    if folder is not None and cleaner is not None:
+        kill_marked(f'{PARENT}={folder}')
+        shutil.rmtree(folder, ignore_errors=True)
+        cleaner.kill()
 
 
 def clean_up_after(parent: int, lifeline: int, folder: str) -> None:

@@ -19,14 +19,14 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from impala_jax.machine import kill_workers, open_standard_streams
+from impala_jax.machine import clean_up, open_standard_streams
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LIMIT_S = 6.0
 """How long a program may take to end by itself."""
 _AFTERWARDS_S = 6.0  # How long it may take once what must not be cut short is done.
 _TOGETHER_S = 1.0  # Ctrl-C may come twice, from the terminal and from a program between; later it is meant.
-_LAST_WORDS_S = 1.0  # Standard error may be a pipe that nobody reads.
+_LAST_S = 1.0  # A folder for temporary files may hang, and standard error may be a pipe that nobody reads.
 _SHOW_CURSOR = '\x1b[?25h'
 
 
@@ -115,7 +115,7 @@ class _Program:
 
     def end_by(self, number: int, line: str) -> NoReturn:
         """Ends this process now, with what it would leave behind."""
-        for cleanup in [kill_workers, *self.cleanups]:
+        for cleanup in self.cleanups:
             with contextlib.suppress(Exception):  # Nobody is left to hear of it.
                 cleanup()
         end_process(128 + number, line)
@@ -205,9 +205,10 @@ def end_process(status: int, line: str = '') -> NoReturn:
             sys.stderr.write(line and f'{line}\n')  # In one piece: processes may share the stream.
             sys.stderr.flush()
 
-    last_words = threading.Thread(target=say, daemon=True)
-    last_words.start()
-    last_words.join(_LAST_WORDS_S)
+    for action in (clean_up, say):
+        thread = threading.Thread(target=action, daemon=True)
+        thread.start()
+        thread.join(_LAST_S)
     os._exit(status)
 
 
