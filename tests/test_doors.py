@@ -204,12 +204,17 @@ except Exception as error:
 """
 
 
+@pytest.fixture
+def short_folder():
+    """A folder that all users can enter, whose name leaves room for that of a socket."""
+    with tempfile.TemporaryDirectory(prefix='doors') as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
 @pytest.mark.parametrize('launch_type', ['local_mt', 'local_mp'])
-def test_a_run_of_this_machine_listens_to_nobody_else_and_leaves_no_files(launch_type, tmp_path):
-    temporary = tmp_path / 'tmp'
-    temporary.mkdir()
-    for folder in (tmp_path, *tmp_path.parents[:-2]):
-        folder.chmod(folder.stat().st_mode | 0o055)  # Whoever is refused is so by the run.
+def test_a_run_of_this_machine_listens_to_nobody_else_and_leaves_no_files(launch_type, short_folder, tmp_path):
+    temporary = short_folder
     command = ['launch/local.py', '--config', 'configs/catch.py', '--workdir', str(tmp_path / 'run')]
     command += ['--runtime', 'launchpad', '--launch-type', launch_type, '--total-frames', '100000']
     command += ['--learner.num-devices', '1', '--evaluator.episodes', '0', '--logging.interval-s', '0.2']
@@ -217,7 +222,7 @@ def test_a_run_of_this_machine_listens_to_nobody_else_and_leaves_no_files(launch
     rows = tmp_path / 'run' / 'metrics.jsonl'
     wait_for(lambda: rows.exists() and rows.read_text().count('\n') > 1, process)
     ports = listening_ports(tmp_path)
-    (address,) = temporary.glob('impala_jax-*/reverb')
+    (address,) = temporary.glob('impala_jax_*/*/reverb')
     asked = subprocess.run(
         [sys.executable, '-c', ASK_AS_NOBODY, str(address)], capture_output=True, text=True, timeout=60, check=True
     )

@@ -57,6 +57,7 @@ _NATIVE_LOG = 'native.log'
 # In the program's folder: where the Reverb server listens, as nodes are told, and a socket that it listens at.
 _REVERB_ADDRESS = 'reverb_address'
 _REVERB_SOCKET = 'reverb'
+_LONGEST_SOCKET = 107  # bytes of a path
 
 Connect = Callable[[threading.Event], reverb.Client]
 """Connects a node to the Reverb server; `Closed` once the event is set."""
@@ -317,6 +318,9 @@ class _ReverbNode(lp.ReverbNode):
 
 def _close_port(port: int, path: Path) -> str:
     """Moves a server to a socket that other users cannot reach; returns the address where it listens."""
+    if len(os.fsencode(path)) > _LONGEST_SOCKET:
+        # A name of the same folder that is short enough, for as long as this process keeps it open.
+        path = Path(f'/proc/{os.getpid()}/fd/{os.open(path.parent, os.O_RDONLY)}') / path.name
     try:
         listen_privately(port, path)
     except OSError as error:
