@@ -1,6 +1,6 @@
 """The port at which actors of other machines reach a learner's Reverb server: only those who know a secret get through.
 
-Reverb asks nobody who they are, and a malformed message ends its process. So the server itself listens at a Unix
+Reverb takes every client for one of the run, and a malformed message ends its process. So the server listens at a Unix
 socket, and the gate in front of it at the port. A client has to answer a challenge before a byte reaches the
 server; the learner answers one, too. The secret never crosses the network. What follows is neither encrypted nor
 protected from who can change it on its way.

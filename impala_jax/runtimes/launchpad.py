@@ -116,9 +116,10 @@ def build_program(setup: _Setup) -> lp.Program:
 
 
 def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> int | None:
-    """Trains until the budget is spent or the program is stopped; returns the updates done in all.
+    """Trains until the budget is spent or the program is stopped.
 
-    None: it was stopped, and the learner did not end in time to save.
+    Returns:
+      The updates done in all; None if it was stopped, and the learner did not end in time to save.
 
     Raises:
       ConfigError: the port of `config.serve_actors` is not free.

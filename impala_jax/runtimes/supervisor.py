@@ -30,7 +30,7 @@ from impala_jax import stopping
 _CONNECT_S = 60.0  # How long a supervisor waits for the others.
 _ENDING_S = 20.0  # How long a program may take to end by itself after that of another host has ended.
 _VERDICT_S = 10.0  # How long a supervisor whose program followed another one waits to hear which.
-_GREETING_S = 5.0  # How long whoever connects may take to say who he is.
+_GREETING_S = 5.0  # How long a connection may take to say which host it is of.
 _MAX_GREETINGS = 256  # at the same time
 _GREETING_BYTES = 1000
 _LAST_WORDS_S = 2.0  # How long a supervisor that has ended lets the others hear it.
