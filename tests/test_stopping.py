@@ -81,6 +81,37 @@ def test_at_any_moment_of_the_start(runtime, seconds, tmp_path):
     stops(process, tmp_path, signal.SIGINT)
 
 
+@pytest.mark.launchpad
+def test_nodes_that_find_the_program_stopped_say_nothing(tmp_path):
+    """Each waits for the Reverb server, which takes longer to start than the run lasts."""
+    script = tmp_path / 'stopped.py'
+    script.write_text(f"""
+import sys
+import threading
+import time
+from pathlib import Path
+
+import reverb
+
+sys.path.insert(0, {str(programs.ROOT / 'configs')!r})
+import catch
+from impala_jax import environments
+from impala_jax.agent import Agent
+from impala_jax.runtimes import launchpad
+
+make_server = reverb.Server
+reverb.Server = lambda *arguments: time.sleep(4) or make_server(*arguments)
+config = catch.get_config()
+stop = threading.Event()
+stop.set()
+agent = Agent(config.network, environments.spec(config.environment, 60.0), config.popart.enabled)
+(workdir := Path({str(tmp_path / 'run')!r})).mkdir()
+print(launchpad.run(config, agent, workdir, stop))
+""")
+    code, stdout, stderr = finish(programs.start(tmp_path, str(script)))
+    assert (code, stdout.splitlines()[0], stderr) == (0, 'None', '')
+
+
 def threads_of(pid):
     """Number of its threads; `begin` starts the first one beside the main thread."""
     return 'stop signals' if len(os.listdir(f'/proc/{pid}/task')) > 1 else ''

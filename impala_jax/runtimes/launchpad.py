@@ -294,8 +294,11 @@ class _ReverbNode(lp.ReverbNode):
         return self._track_handle(_ReverbHandle(self.reverb_address, self._setup))
 
     def run(self) -> None:
+        _live(self._setup, 'the Reverb server', self._serve)
+
+    def _serve(self, control: Control) -> None:
         setup = self._setup
-        with _node(setup, 'the Reverb server') as control, contextlib.ExitStack() as cleanup:
+        with contextlib.ExitStack() as cleanup:
             port = get_port_from_address(self.reverb_address.resolve())
             server = reverb.Server(tables(nodes.share(setup.config), setup.suffix), port, NoCheckpointer())
             address = _close_port(port, setup.folder / _REVERB_SOCKET)
@@ -351,12 +354,14 @@ def _require_free(port: int) -> None:
 
 
 def _learner(setup: _Setup, connect: Connect) -> None:
-    with _connected(setup, connect, 'the learner') as connection:
+    def learn(connection: _Connection) -> None:
         num_updates = None
         try:
             num_updates = _learn(setup, connection)
         finally:
             connection.control.end_learner(num_updates)
+
+    _live_connected(setup, connect, 'the learner', learn)
 
 
 def _learn(setup: _Setup, connection: _Connection) -> int:
@@ -400,35 +405,39 @@ def _learn(setup: _Setup, connection: _Connection) -> int:
 
 
 def _actor(setup: _Setup, connect: Connect, index: int) -> None:
-    with _connected(setup, connect, f'actor {index}') as connection:
+    def act(connection: _Connection) -> None:
         share = nodes.share(setup.config)
         stop = connection.control.stop
         nodes.act(share, connection.agent, index, connection.queue, connection.store, stop, setup.inference)
 
+    _live_connected(setup, connect, f'actor {index}', act)
+
 
 def _inference(setup: _Setup, connect: Connect) -> None:
-    with _connected(setup, connect, 'inference'):
-        assert setup.inference is not None
-        setup.inference.run()
+    inference = setup.inference
+    assert inference is not None
+    _live_connected(setup, connect, 'inference', lambda _: inference.run())
 
 
 def _evaluator(setup: _Setup, connect: Connect) -> None:
-    with _connected(setup, connect, 'the evaluator') as connection:
+    def evaluate(connection: _Connection) -> None:
         stop = connection.control.stop
         nodes.evaluate_beside(setup.config, connection.agent, connection.store, setup.workdir, stop)
 
+    _live_connected(setup, connect, 'the evaluator', evaluate)
 
-@contextlib.contextmanager
-def _connected(setup: _Setup, connect: Connect, name: str) -> Iterator[_Connection]:
-    """A node's life, as `_node`, with its connection to the server, which is closed when the program stops."""
-    config = setup.config
-    ended = threading.Event()
-    with _node(setup, name) as control:
+
+def _live_connected(setup: _Setup, connect: Connect, name: str, body: Callable[[_Connection], None]) -> None:
+    """As `_live`, with a node's connection to the server, which is closed when the program stops."""
+
+    def connected(control: Control) -> None:
+        config = setup.config
         agent = Agent(config.network, setup.spec, config.popart.enabled)
         client = connect(control.stop)
         queue = ReverbTrajectoryQueue(client, setup.key, nodes.share(config), agent, setup.suffix)
         params = jax.eval_shape(agent.init, jax.random.PRNGKey(0))
         store = ReverbParameterStore(client, setup.key, params, config.timeout_s, PARAMETERS + setup.suffix)
+        ended = threading.Event()
 
         def close_when_stopped():
             while not (control.stop.wait(0.1) or ended.is_set()):
@@ -441,18 +450,22 @@ def _connected(setup: _Setup, connect: Connect, name: str) -> Iterator[_Connecti
         watcher = threading.Thread(target=close_when_stopped, name='stop watcher', daemon=True)
         watcher.start()
         try:
-            yield _Connection(client, queue, store, agent, control)
+            body(_Connection(client, queue, store, agent, control))
         finally:
             ended.set()
             watcher.join(timeout=5.0)
 
+    _live(setup, name, connected)
 
-@contextlib.contextmanager
-def _node(setup: _Setup, name: str) -> Iterator[Control]:
-    """A node's life, in a thread or in a process of its own; its failure is told, and stops the program."""
+
+def _live(setup: _Setup, name: str, body: Callable[[Control], None]) -> None:
+    """A node's life, in a thread or in a process of its own; its failure is told, and stops the program.
+
+    `Closed` is no failure, wherever it is raised: the program has stopped.
+    """
     if isinstance(setup.control, Control):
         try:
-            yield setup.control
+            body(setup.control)
         except Closed:
             pass
         except BaseException as error:  # noqa: BLE001
@@ -473,7 +486,7 @@ def _node(setup: _Setup, name: str) -> Iterator[Control]:
         allocator.keep_memory()
         compilation_cache.keep_programs()
         with _native_messages_to(setup.workdir / _NATIVE_LOG):
-            yield link
+            body(link)
     except Closed:
         pass
     except BaseException as error:  # noqa: BLE001
