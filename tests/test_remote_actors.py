@@ -80,6 +80,24 @@ def join(address, adapt=lambda config: config, stop=None, wait_s=0.0, secret=SEC
     reverb_actors.run(address, 1, stop, secret=lambda: secret, adapt=adapt, imports=imports, wait_s=wait_s)
 
 
+def test_a_connection_that_damages_a_proof_is_not_the_end():
+    """To the actors it looks like a learner with another secret."""
+    from impala_jax.runtimes import reverb_actors
+
+    known = iter([b'quite another secret', b'quite another secret', SECRET])
+    with server() as address:
+        announce(address)
+        with pytest.raises(ConfigError, match='set at the learner alone'):
+            reverb_actors.run(
+                address,
+                1,
+                threading.Event(),
+                secret=lambda: next(known),
+                adapt=lambda config: dataclasses.replace(config, seed=7),
+                wait_s=60.0,
+            )
+
+
 def test_what_does_not_fit_is_refused(monkeypatch):
     """Another code, another experiment, another environment; each in one line that names both."""
     with server() as address:

@@ -48,6 +48,7 @@ _logger = logging.getLogger(__name__)
 _ANSWER_TIMEOUT_S = 5  # How long a learner may take to answer a question about its tables.
 _WATCH_INTERVAL_S = 3.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 10.0
+_MAX_REFUSALS = 6  # In a row, within 8 to 16 s: a connection that damages what it carries looks like another secret.
 _SESSION_BYTES = 1 << 18  # JSON, then zeros
 _SUFFIX = re.compile(r'-[0-9a-z]{1,64}')
 
@@ -190,11 +191,17 @@ def _find(address: str, secret: Callable[[], bytes], stop: threading.Event, wait
     """The learner's session, asked for again and again, ever less often; None once `stop` is set."""
     deadline = time.monotonic() + wait_s
     longest = _FIRST_WAIT_S
+    num_refusals = 0
     while not stop.is_set():
         try:
             return _ask(address, secret)
-        except _NotThere as reason:
+        except (_NotThere, WrongSecret) as reason:
+            num_refusals = num_refusals + 1 if isinstance(reason, WrongSecret) else 0
             left = deadline - time.monotonic()
+            if num_refusals == _MAX_REFUSALS or (num_refusals and left <= 0):
+                raise ConfigError(
+                    f'the learner at {address} cannot be joined: {reason}; give the secret of its start'
+                ) from reason
             if left <= 0:
                 raise NodeFailure(f'no learner at {address} for {wait_s:g} s: {reason}') from None
             # Not all at once, after a learner that thousands have lost together.
@@ -206,17 +213,13 @@ def _find(address: str, secret: Callable[[], bytes], stop: threading.Event, wait
 
 
 def _ask(address: str, secret: Callable[[], bytes]) -> Session:
-    """Raises: _NotThere; ConfigError: what is there cannot be joined."""
+    """Raises: _NotThere; WrongSecret; ConfigError: what is there cannot be joined."""
     host, _, port = address.rpartition(':')
     try:
         known = secret()
         way = Way(host.strip('[]'), int(port), known)
     except FileNotFoundError as error:
         raise _NotThere(f'there is no file {error.filename} with its secret') from error
-    except WrongSecret as error:
-        raise ConfigError(
-            f'the learner at {address} cannot be joined: {error}; give the secret of its start'
-        ) from error
     except OSError as error:
         raise _NotThere(error.strerror or str(error)) from error
     try:

@@ -121,6 +121,8 @@ def recipe(case: Case, folder: Path, slack: float, free_port: Callable[[], int])
         command += ['--serve-actors', str(port), '--actor.num-actors', '0']
         num_updates //= 2  # Each trajectory crosses the proxy.
         served = ['launch/actors.py', '--learner', f'localhost:{near}', '--num-actors', '2', '--wait-s', '600']
+        if case.environment not in ('catch', 'dmlab'):
+            served += _environment_arguments(case, folder)[:2]  # Code is imported only if their own command names it.
     else:
         assert case.runtime == 'sweep'
         files[folder / 'grid.py'] = _GRID.format(config=str(ROOT / 'configs' / 'catch.py'), seeds=tuple(range(_CELLS)))
@@ -129,6 +131,8 @@ def recipe(case: Case, folder: Path, slack: float, free_port: Callable[[], int])
     arguments += ['--total-frames', str(num_updates * frames_per_update)]
     path = [ROOT, ROOT / 'tests'] + ([ROOT / 'tests' / 'stand_ins'] if case.environment == 'dmlab' else [])
     variables = {'PYTHONPATH': ':'.join(map(str, path)), 'CHAOS_SWITCH': str(folder / 'trouble')}
+    if case.runtime == 'serve':
+        variables['IMPALA_ACTORS_SECRET'] = 'both ends of the harness know it'
     if case.family == 'environment':
         after = 0 if case.target == 'always' and case.victim < 0.3 else 200
         variables |= {'CHAOS_TROUBLE': case.fault, 'CHAOS_AFTER': str(after)}
