@@ -37,7 +37,7 @@ test-sanitizers: install ## Run the tests of the CPU kernels under AddressSaniti
 	CXXFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -w' \
 	  LDFLAGS='-fsanitize=address,undefined' \
 	  $(PY) setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
-	grep -q __asan_init $(SANITIZED)/lib/impala_jax/_kernels*.so  # Else nothing would be checked.
+	grep -q __asan_init $(SANITIZED)/lib/impala_jax/kernels/_kernels*.so  # Else nothing would be checked.
 	PYTHONPATH=$(SANITIZED)/lib JAX_PLATFORMS=cpu ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
 	  $(VENV)/bin/pytest tests/test_layers.py tests/test_vtrace.py -m 'not slow' \
@@ -47,7 +47,7 @@ chaos: install ## Break runs and judge how they end; ARGS='--cases 60 --processe
 	$(PY) -m tests.chaos $(ARGS)
 
 doctor: install ## Show what works on this machine, and what to do about the rest.
-	$(PY) -m impala_jax.doctor $(ARGS)
+	$(PY) -m impala_jax.cli.doctor $(ARGS)
 
 lint: install ## Check style and types.
 	$(PY) -m ruff check .

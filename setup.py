@@ -49,7 +49,7 @@ DEV = [
 NOTEBOOKS = ['ipykernel>=6.29', 'nbclient>=0.10']
 
 
-KERNELS = 'impala_jax/kernels.cc'
+KERNELS = 'impala_jax/kernels/kernels.cc'
 
 
 def kernels() -> list[Extension]:
@@ -59,7 +59,7 @@ def kernels() -> list[Extension]:
         return []
     return [
         Extension(
-            'impala_jax._kernels',
+            'impala_jax.kernels._kernels',
             [KERNELS],
             # What was compiled from another source is not loaded.
             define_macros=[('IMPALA_SOURCE', f'"{hashlib.sha256(Path(KERNELS).read_bytes()).hexdigest()}"')],
@@ -81,7 +81,7 @@ setup(
     long_description_content_type='text/markdown',
     python_requires='>=3.10,<3.14',
     packages=find_packages(include=['impala_jax', 'impala_jax.*']),
-    package_data={'impala_jax': ['**/*.csv', 'kernels.cc']},
+    package_data={'impala_jax': ['**/*.csv', 'kernels/kernels.cc']},
     ext_modules=kernels(),
     install_requires=CORE,
     extras_require={

@@ -16,9 +16,11 @@ import jax
 import numpy as np
 from common import in_turn, machine, report
 
-from impala_jax import allocator, command_line, environments
+from impala_jax import environments
 from impala_jax.agent import Agent
+from impala_jax.cli import command_line
 from impala_jax.config import ActorConfig
+from impala_jax.kernels import allocator
 from impala_jax.runtimes import nodes
 
 

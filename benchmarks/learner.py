@@ -30,9 +30,10 @@ import optax
 import rlax
 from common import in_turn, machine, matmul_peak, report
 
-from impala_jax import allocator, frame_stacks
+from impala_jax import frame_stacks
 from impala_jax.agent import Agent, dummy_timestep
 from impala_jax.config import Config, LearnerConfig, NetworkConfig
+from impala_jax.kernels import allocator
 from impala_jax.learner import Learner
 from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec, FrameStacks, TimeStep, Trajectory
 

@@ -18,8 +18,9 @@ import jax
 import numpy as np
 from common import in_turn, machine, report
 
-from impala_jax import command_line, environments
+from impala_jax import environments
 from impala_jax.agent import Agent
+from impala_jax.cli import command_line
 from impala_jax.config import ActorConfig, Config
 from impala_jax.runtimes import nodes
 from impala_jax.trajectory_queue import LocalTrajectoryQueue, TrajectoryQueue, columns, concatenate

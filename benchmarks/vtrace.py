@@ -22,7 +22,8 @@ import numpy as np
 import rlax
 from common import machine
 
-from impala_jax import allocator, vtrace
+from impala_jax import vtrace
+from impala_jax.kernels import allocator
 
 SHAPES = ((20, 32), (80, 32), (100, 256), (1000, 32))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from impala_jax import plotting, tabular
+from impala_jax.studies import plotting, tabular
 
 ROWS, COLUMNS = 10, 5
 LEVELS = (1.0, 2.0, 4.0, 10.0, 100.0, math.inf)

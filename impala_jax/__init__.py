@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from impala_jax import plotting, tabular, vtrace
+    from impala_jax import vtrace
     from impala_jax.config import (
         ActorConfig,
         CheckpointConfig,
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
         ReplayConfig,
         VTraceConfig,
     )
-    from impala_jax.evaluation import evaluate
+    from impala_jax.evaluation.evaluator import evaluate
     from impala_jax.runtimes.run import Interrupted, RunResult, run
+    from impala_jax.studies import plotting, tabular
 
 __version__ = '0.1.0'
 
@@ -59,9 +60,12 @@ def __getattr__(name: str) -> Any:
     # On first use: the processes of environments import this package too, and need no JAX.
     if name not in __all__:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    if name in ('plotting', 'tabular', 'vtrace'):
-        return importlib.import_module(f'impala_jax.{name}')
-    modules = {name: 'impala_jax.runtimes.run' for name in ('Interrupted', 'RunResult', 'run')}
-    modules['evaluate'] = 'impala_jax.evaluation'
-    module = modules.get(name, 'impala_jax.config')
-    return getattr(importlib.import_module(module), name)
+    modules = {
+        **{module: f'impala_jax.studies.{module}' for module in ('plotting', 'tabular')},
+        'vtrace': 'impala_jax.vtrace',
+    }
+    if name in modules:
+        return importlib.import_module(modules[name])
+    owners = {name: 'impala_jax.runtimes.run' for name in ('Interrupted', 'RunResult', 'run')}
+    owners['evaluate'] = 'impala_jax.evaluation.evaluator'
+    return getattr(importlib.import_module(owners.get(name, 'impala_jax.config')), name)

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from impala_jax import frame_stacks, plain_state
+from impala_jax import frame_stacks
 from impala_jax.agent import Agent, AgentStep, dummy_timestep
 from impala_jax.config import ConfigError
 from impala_jax.environments import EnvironmentFailure, VectorEnvironment
 from impala_jax.parameter_store import ParameterStore
+from impala_jax.rundir import plain_state
 from impala_jax.trajectory_queue import TrajectoryQueue
 from impala_jax.types import FIRST, Closed, EnvironmentSpec, FrameStacks, PyTree, StepInfo, TimeStep, Trajectory
 

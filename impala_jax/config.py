@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
-from impala_jax.machine import num_cores
+from impala_jax.system.machine import num_cores
 
 
 class ConfigError(Exception):
@@ -158,7 +158,7 @@ class VTraceConfig:
     lambda_: Annotated[float, tyro.conf.arg(name='lambda')] = 1.0
     """Multiplies the trace coefficients c (remark 2)."""
     outside_theory: bool = False
-    """Allow c_bar > rho_bar, for which Theorem 1 proves nothing and V-trace can diverge (impala_jax/tabular.py)."""
+    """Allow c_bar > rho_bar, for which Theorem 1 proves nothing and V-trace can diverge (`impala_jax.tabular`)."""
     implementation: Literal['auto', 'scan', 'associative_scan'] = 'auto'
     """How the recurrence is compiled; the results are the same. `auto`: what was measured to be faster there."""
     correction: Literal['vtrace', 'one_step_is', 'epsilon_correction', 'none'] = 'vtrace'
@@ -399,7 +399,7 @@ class LoggingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PBTConfig:
-    """Population based training (section 5.3.2 and appendix F): `launch/pbt.py`, with the rules of `impala_jax.pbt`.
+    """Population based training (section 5.3.2, appendix F): `launch/pbt.py`, rules in `impala_jax.pbt`.
 
     The first learning rate, entropy cost and epsilon of a member are drawn from the ranges here, and stand in its
     `config.json`. The defaults are the paper's, of DMLab-30; the interval, which it does not give, is ours.

@@ -24,12 +24,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from impala_jax import pbt, popart
 from impala_jax.agent import Agent
-from impala_jax.checkpoint import Checkpointer
 from impala_jax.config import Config, ConfigError, OptimizerConfig
 from impala_jax.loss import LOG_RHO_EDGES, impala_loss
-from impala_jax.metrics import Histogram, LearnerStats, MetricsLogger, write_run_config
 from impala_jax.parameter_store import ParameterStore
 from impala_jax.pbt import Hyperparameters, Member
+from impala_jax.rundir.checkpoint import Checkpointer
+from impala_jax.rundir.metrics import Histogram, LearnerStats, MetricsLogger, write_run_config
 from impala_jax.types import Array, Closed, PyTree, StepInfo, Trajectory
 
 _logger = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ class Learner:
             mesh=mesh,
             in_specs=(replicated, time_major, batch_major),
             out_specs=(time_major, batch_major),
-            check_vma=False,  # It does not know `impala_jax.kernels`.
+            check_vma=False,  # It does not know `impala_jax.kernels.cpu`.
         )
         self._hyperparameters = Hyperparameters.of(config)
         self._compiled = jax.jit(self._update, donate_argnums=0, out_shardings=self._replicated)

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from impala_jax import frame_stacks, layers
+from impala_jax import frame_stacks
 from impala_jax.config import ConfigError, NetworkConfig
-from impala_jax.layers import Conv
+from impala_jax.kernels import layers
+from impala_jax.kernels.layers import Conv
 from impala_jax.types import (
     FIRST,
     INSTRUCTION,

@@ -22,12 +22,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from impala_jax import checkpoint, seeds
 from impala_jax import config as config_lib
-from impala_jax.checkpoint import CheckpointError
+from impala_jax import seeds
 from impala_jax.config import Config, ConfigError, PBTConfig
-from impala_jax.metrics import EVALUATIONS, METRICS, SCHEDULE, append_row, drop_rows, read_rows, write_atomically
-from impala_jax.scores import human_normalised
+from impala_jax.evaluation.scores import human_normalised
+from impala_jax.rundir import checkpoint
+from impala_jax.rundir.checkpoint import CheckpointError
+from impala_jax.rundir.metrics import EVALUATIONS, METRICS, SCHEDULE, append_row, drop_rows, read_rows, write_atomically
 from impala_jax.types import PyTree
 
 _POPULATION = 'population.json'

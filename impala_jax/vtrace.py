@@ -13,7 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from impala_jax import kernels
+from impala_jax.kernels import cpu
 from impala_jax.types import Array
 
 
@@ -71,8 +71,8 @@ def from_importance_weights(
 
     arrays = jax.lax.stop_gradient((log_rhos, discounts, rewards, values, bootstrap_value))
     thresholds = (clip_rho_threshold, clip_c_threshold, clip_pg_rho_threshold)
-    if implementation == 'auto' and kernels.serve_vtrace(arrays, (*thresholds, lambda_)):
-        return VTraceReturns(*kernels.vtrace(*arrays, thresholds, lambda_))
+    if implementation == 'auto' and cpu.serve_vtrace(arrays, (*thresholds, lambda_)):
+        return VTraceReturns(*cpu.vtrace(*arrays, thresholds, lambda_))
     log_rhos, discounts, rewards, values, bootstrap_value = arrays
 
     ratios = jnp.exp(log_rhos)

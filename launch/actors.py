@@ -1,6 +1,6 @@
 """Actors for a learner on another machine: python launch/actors.py --learner HOST:PORT --num-actors 8"""
 
-from impala_jax import stopping
+from impala_jax.system import stopping
 
 stopping.begin()
 
@@ -8,7 +8,7 @@ import os  # noqa: E402
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # Actors act on the CPU; an accelerator here may be somebody else's.
 
-from impala_jax.metrics import quiet_libraries  # noqa: E402
+from impala_jax.rundir.metrics import quiet_libraries  # noqa: E402
 
 quiet_libraries()  # Before they are imported.
 
@@ -16,8 +16,9 @@ import importlib.util  # noqa: E402
 import threading  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from impala_jax import command_line, compilation_cache  # noqa: E402
+from impala_jax.cli import command_line  # noqa: E402
 from impala_jax.config import Config, ConfigError  # noqa: E402
+from impala_jax.kernels import compilation_cache  # noqa: E402
 from impala_jax.runtimes import gate  # noqa: E402
 
 

@@ -1,10 +1,10 @@
 """Plays whole games with a checkpoint: python launch/evaluate.py --workdir runs/catch --episodes 100"""
 
-from impala_jax import stopping
+from impala_jax.system import stopping
 
 stopping.begin()
 
-from impala_jax.metrics import quiet_libraries  # noqa: E402
+from impala_jax.rundir.metrics import quiet_libraries  # noqa: E402
 
 quiet_libraries()  # Before they are imported.
 
@@ -13,12 +13,14 @@ from pathlib import Path  # noqa: E402
 
 from rich.console import Console  # noqa: E402
 
-from impala_jax import checkpoint, command_line, plotting  # noqa: E402
+from impala_jax.cli import command_line  # noqa: E402
 from impala_jax.config import ConfigError  # noqa: E402
 from impala_jax.environments import suites  # noqa: E402
-from impala_jax.evaluation import play  # noqa: E402
-from impala_jax.scores import estimate_text, table  # noqa: E402
-from impala_jax.video import check_video  # noqa: E402
+from impala_jax.evaluation.evaluator import play  # noqa: E402
+from impala_jax.evaluation.scores import estimate_text, table  # noqa: E402
+from impala_jax.evaluation.video import check_video  # noqa: E402
+from impala_jax.rundir import checkpoint  # noqa: E402
+from impala_jax.studies import plotting  # noqa: E402
 
 
 def evaluate() -> None:

@@ -1,18 +1,18 @@
 """Experts and one agent: python launch/experts.py --suite minisuite --config configs/minisuite.py --output runs/x"""
 
-from impala_jax import stopping
+from impala_jax.system import stopping
 
 stopping.begin()
 
-from impala_jax.metrics import quiet_libraries  # noqa: E402
+from impala_jax.rundir.metrics import quiet_libraries  # noqa: E402
 
 quiet_libraries()  # Before they are imported.
 
 from pathlib import Path  # noqa: E402
 
-from impala_jax import command_line  # noqa: E402
-from impala_jax.ablation import RESULTS, experts  # noqa: E402
+from impala_jax.cli import command_line  # noqa: E402
 from impala_jax.config import num_cores, replace  # noqa: E402
+from impala_jax.studies.ablation import RESULTS, experts  # noqa: E402
 
 
 def train() -> None:

@@ -1,17 +1,17 @@
 """Trains on this machine, or resumes: python launch/local.py --config configs/catch.py --workdir runs/catch"""
 
-from impala_jax import stopping
+from impala_jax.system import stopping
 
 stopping.begin()
 
-from impala_jax.metrics import print_summary, quiet_libraries  # noqa: E402
+from impala_jax.rundir.metrics import print_summary, quiet_libraries  # noqa: E402
 
 quiet_libraries()  # Before they are imported.
 
 import os  # noqa: E402
 import socket  # noqa: E402
 
-from impala_jax import command_line  # noqa: E402
+from impala_jax.cli import command_line  # noqa: E402
 from impala_jax.runtimes.gate import SECRET_FILE, SECRET_VARIABLE  # noqa: E402
 from impala_jax.runtimes.run import default_runtime, run  # noqa: E402
 
@@ -20,7 +20,7 @@ def train() -> None:
     config, workdir, runtime = command_line.train_arguments()
     if runtime is None:
         runtime = default_runtime()
-        reason = 'installed' if runtime == 'launchpad' else 'Launchpad is not installed: python -m impala_jax.doctor'
+        reason = 'installed' if runtime == 'launchpad' else 'Launchpad is not installed: make doctor'
         print(f'runtime: {runtime} ({reason})', flush=True)
     if config.serve_actors is not None:
         join = f'python launch/actors.py --learner {socket.gethostname()}:{config.serve_actors} --num-actors 8'

@@ -1,10 +1,10 @@
 """Trains a population: python launch/pbt.py --config configs/pbt_catch.py --workdir runs/pbt --members 4"""
 
-from impala_jax import stopping
+from impala_jax.system import stopping
 
 stopping.begin()
 
-from impala_jax.metrics import print_summary, quiet_libraries  # noqa: E402
+from impala_jax.rundir.metrics import print_summary, quiet_libraries  # noqa: E402
 
 quiet_libraries()  # Before they are imported.
 
@@ -18,9 +18,10 @@ from pathlib import Path  # noqa: E402
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: E402
 
-from impala_jax import command_line, pbt  # noqa: E402
+from impala_jax import pbt  # noqa: E402
+from impala_jax.cli import command_line  # noqa: E402
 from impala_jax.config import Config  # noqa: E402
-from impala_jax.metrics import METRICS, read_rows  # noqa: E402
+from impala_jax.rundir.metrics import METRICS, read_rows  # noqa: E402
 from impala_jax.runtimes.run import Interrupted, default_runtime, run  # noqa: E402
 from impala_jax.runtimes.supervisor import end_with  # noqa: E402
 

@@ -1,10 +1,10 @@
 """Draws runs and sweeps: python launch/plot.py curve --workdir runs/catch --output catch.png"""
 
-from impala_jax import stopping
+from impala_jax.system import stopping
 
 stopping.begin()
 
-from impala_jax.metrics import quiet_libraries  # noqa: E402
+from impala_jax.rundir.metrics import quiet_libraries  # noqa: E402
 
 quiet_libraries()  # Before they are imported.
 
@@ -15,8 +15,9 @@ import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from impala_jax import command_line, plotting  # noqa: E402
+from impala_jax.cli import command_line  # noqa: E402
 from impala_jax.config import ConfigError  # noqa: E402
+from impala_jax.studies import plotting  # noqa: E402
 
 
 def parse() -> argparse.Namespace:

@@ -1,13 +1,13 @@
 """Trains on all hosts of a pod, each of which runs this: python launch/tpu_pod.py --config FILE --workdir DIR"""
 
-from impala_jax import stopping
+from impala_jax.system import stopping
 
 stopping.begin()
 
 import sys  # noqa: E402
 
-from impala_jax import command_line  # noqa: E402
-from impala_jax.command_line import PodArguments  # noqa: E402
+from impala_jax.cli import command_line  # noqa: E402
+from impala_jax.cli.command_line import PodArguments  # noqa: E402
 from impala_jax.config import ConfigError  # noqa: E402
 from impala_jax.runtimes import supervisor  # noqa: E402
 
@@ -25,7 +25,7 @@ def main() -> None:
     if arguments.supervisor is None:
         sys.exit(supervisor.supervise([*script, *sys.argv[1:]], arguments.parent, arguments.coordinator))
 
-    from impala_jax.metrics import quiet_libraries
+    from impala_jax.rundir.metrics import quiet_libraries
 
     quiet_libraries()  # Before they are imported.
 
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def train(arguments: PodArguments, channel: supervisor.Channel) -> None:
-    from impala_jax.metrics import print_summary
+    from impala_jax.rundir.metrics import print_summary
     from impala_jax.runtimes import pod
     from impala_jax.runtimes.run import default_runtime, run
 

@@ -29,7 +29,7 @@ fail() {
 fingerprint() {
   echo "$PWD"
   "$venv/bin/python" -c 'import sys; print(sys.version)'
-  cksum "$requirements" setup.py impala_jax/kernels.cc
+  cksum "$requirements" setup.py impala_jax/kernels/kernels.cc
 }
 
 complete() {
@@ -102,7 +102,7 @@ else
 fi
 echo "install: $(wc -l <"$requirements") packages from $requirements, which takes a minute or a few"
 "${install[@]}" --no-deps -r "$requirements"
-kernels=impala_jax/_kernels.cpython-${version//./}-*.so
+kernels=impala_jax/kernels/_kernels.cpython-${version//./}-*.so
 rm -f $kernels
 "${install[@]}" --no-deps --no-build-isolation --editable .
 compgen -G "$kernels" >/dev/null ||

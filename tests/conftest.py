@@ -23,7 +23,7 @@ with warnings.catch_warnings():
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from impala_jax import compilation_cache  # noqa: E402
+from impala_jax.kernels import compilation_cache  # noqa: E402
 
 compilation_cache.keep_programs()
 jax.config.update('jax_numpy_rank_promotion', 'raise')

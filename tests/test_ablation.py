@@ -10,7 +10,6 @@ import pytest
 from programs import ROOT, finish, marked_processes, wait_for
 
 from impala_jax import config as config_lib
-from impala_jax.ablation import CellFailed, Grid, run_sweep
 from impala_jax.config import (
     ActorConfig,
     Config,
@@ -21,12 +20,13 @@ from impala_jax.config import (
     LoggingConfig,
     NetworkConfig,
 )
+from impala_jax.studies.ablation import CellFailed, Grid, run_sweep
 
 GRID = """
 from impala_jax import (
     ActorConfig, Config, EnvironmentConfig, EvaluatorConfig, LearnerConfig, LoggingConfig, NetworkConfig
 )
-from impala_jax.ablation import Grid
+from impala_jax.studies.ablation import Grid
 
 
 def get_grid():
@@ -203,7 +203,7 @@ def test_replace_sets_fields_at_once():
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs' / 'ablations').glob('*.py')), ids=lambda path: path.stem)
 def test_the_ready_grids_are_valid(path):
-    from impala_jax import command_line
+    from impala_jax.cli import command_line
 
     if path.stem == 'tasks':
         pytest.skip('no grid')

@@ -189,8 +189,8 @@ def test_lockstep_is_compared_bit_for_bit():
 def test_a_damaged_checkpoint_is_found(tmp_path):
     import numpy as np
 
-    from impala_jax.checkpoint import Checkpointer
     from impala_jax.config import Config
+    from impala_jax.rundir.checkpoint import Checkpointer
 
     checkpointer = Checkpointer(tmp_path / 'run' / 'checkpoints', Config(), keep=3)
     for step in (1, 2):

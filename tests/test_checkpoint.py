@@ -19,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from impala_jax import checkpoint, environments, plain_state
+from impala_jax import environments
 from impala_jax.actor import Actor
 from impala_jax.agent import Agent
-from impala_jax.checkpoint import Checkpointer, CheckpointError, CheckpointMismatch
 from impala_jax.config import Config, ConfigError, EnvironmentConfig, LossConfig, NetworkConfig
+from impala_jax.rundir import checkpoint, plain_state
+from impala_jax.rundir.checkpoint import Checkpointer, CheckpointError, CheckpointMismatch
 from impala_jax.trajectory_queue import Replay
 
 CONFIG = Config(timeout_s=60.0)
@@ -167,9 +168,9 @@ def test_damage_is_reported_and_the_one_before_used(tmp_path, caplog, damage, wh
     files = [path for path in folder(tmp_path, 2).rglob('*') if path.is_file()]
     damaged = max(files, key=lambda path: path.stat().st_size) if which == 'largest' else folder(tmp_path, 2) / which
     damage(damaged)
-    with caplog.at_level(logging.WARNING, 'impala_jax.checkpoint'):
+    with caplog.at_level(logging.WARNING, 'impala_jax.rundir.checkpoint'):
         assert restored(make(tmp_path)).step == 1
-    (record,) = [record for record in caplog.records if record.name == 'impala_jax.checkpoint']
+    (record,) = [record for record in caplog.records if record.name == 'impala_jax.rundir.checkpoint']
     message = record.getMessage()
     assert str(folder(tmp_path, 2)) in message and damaged.name in message and '\n' not in message
 
@@ -339,7 +340,7 @@ _SAVE_FOR_EVER = """
 import itertools, sys
 from pathlib import Path
 import numpy as np
-from impala_jax.checkpoint import Checkpointer
+from impala_jax.rundir.checkpoint import Checkpointer
 from impala_jax.config import Config
 
 checkpointer = Checkpointer(Path(sys.argv[1]), Config(), 2)

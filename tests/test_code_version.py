@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import impala_jax
-from impala_jax import kernels
-from impala_jax.code_version import SUFFIXES, code_version
+from impala_jax.kernels import cpu
+from impala_jax.rundir.code_version import SUFFIXES, code_version
 
 PACKAGE = Path(impala_jax.__file__).parent
 
@@ -45,12 +45,12 @@ def test_every_kind_of_file_is_known():
     assert {path.suffix for path in files} - {'.so'} == set(SUFFIXES)
 
 
-@pytest.mark.skipif(bool(kernels.REASON), reason=f'kernels {kernels.REASON}')
+@pytest.mark.skipif(bool(cpu.REASON), reason=f'kernels {cpu.REASON}')
 def test_kernels_of_another_source_are_not_loaded(tmp_path, monkeypatch):
     """As after a pull without an installation: XLA's convolutions are right, and old kernels need not be."""
     source = (PACKAGE / 'kernels.cc').read_bytes()
-    monkeypatch.setattr(kernels, '__file__', str(tmp_path / 'kernels.py'))
+    monkeypatch.setattr(cpu, '__file__', str(tmp_path / 'cpu.py'))
     (tmp_path / 'kernels.cc').write_bytes(source)
-    assert not kernels._load()
+    assert not cpu._load()
     (tmp_path / 'kernels.cc').write_bytes(source + b'// Mended.')
-    assert kernels._load() == 'compiled from another kernels.cc: install this project again'
+    assert cpu._load() == 'compiled from another kernels.cc: install this project again'

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from impala_jax import checkpoint, command_line, evaluation
+from impala_jax.cli import command_line
 from impala_jax.config import ConfigError
+from impala_jax.evaluation import evaluator as evaluation
+from impala_jax.rundir import checkpoint
 
 ROOT = Path(__file__).parent.parent
 TINY = (
@@ -36,8 +38,8 @@ def call(monkeypatch, capsys):
         monkeypatch.chdir(ROOT)
         monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
         # The scripts silence other libraries for their whole process, which is this one.
-        monkeypatch.setattr('impala_jax.metrics.quiet_libraries', lambda: None)
-        monkeypatch.setattr('impala_jax.stopping.begin', lambda: None)
+        monkeypatch.setattr('impala_jax.rundir.metrics.quiet_libraries', lambda: None)
+        monkeypatch.setattr('impala_jax.system.stopping.begin', lambda: None)
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             command_line.main(script(name))

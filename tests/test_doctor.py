@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from impala_jax import doctor
-from impala_jax.doctor import Check, Result
+from impala_jax.cli import doctor
+from impala_jax.cli.doctor import Check, Result
 
 
 def _run(code, **kwargs):

@@ -13,11 +13,11 @@ import pytest
 from programs import finish, start
 
 import impala_jax
-from impala_jax import evaluation
-from impala_jax.checkpoint import CheckpointError
 from impala_jax.config import ConfigError
 from impala_jax.environments import EnvironmentFailure, suites
-from impala_jax.scores import human_normalised
+from impala_jax.evaluation import evaluator as evaluation
+from impala_jax.evaluation.scores import human_normalised
+from impala_jax.rundir.checkpoint import CheckpointError
 from impala_jax.types import ArraySpec, EnvironmentSpec
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,7 @@ import impala_jax
 from impala_jax import environments
 from impala_jax.agent import Agent
 from impala_jax.config import EnvironmentConfig, NetworkConfig
-from impala_jax.evaluation import Evaluator
+from impala_jax.evaluation.evaluator import Evaluator
 from impala_jax.types import LAST
 
 NETWORK = NetworkConfig(torso='mlp', mlp_sizes=(8,))

@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from impala_jax import plotting
-from impala_jax.ablation import experts, run_sweep
 from impala_jax.config import (
     ActorConfig,
     Config,
@@ -21,6 +19,8 @@ from impala_jax.config import (
     replace,
 )
 from impala_jax.environments import suites
+from impala_jax.studies import plotting
+from impala_jax.studies.ablation import experts, run_sweep
 
 ROOT = Path(__file__).parent.parent
 SMALL = Config(

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from programs import finish, start
 
-from impala_jax import kernels, layers
-from impala_jax.kernels import Convolution
+from impala_jax.kernels import cpu, layers
+from impala_jax.kernels.cpu import Convolution
 
-needs_kernels = pytest.mark.skipif(bool(kernels.REASON), reason=f'kernels {kernels.REASON}')
+needs_kernels = pytest.mark.skipif(bool(cpu.REASON), reason=f'kernels {cpu.REASON}')
 
 
 def test_kernels_are_there_if_they_could_be_compiled():
-    assert not kernels.REASON or not (shutil.which('g++') or shutil.which('clang++')), kernels.REASON
+    assert not cpu.REASON or not (shutil.which('g++') or shutil.which('clang++')), cpu.REASON
 
 
 def gradients(layer, cotangent_seed, *args):
@@ -118,7 +118,7 @@ def test_kernels_on_random_shapes(seeds):
         convolution, args, cotangent = random_layer(seed)
         ours, plain = both(convolution)
         assert runs_kernels(ours, *args) == bool(cotangent.size), seed
-        narrow += args[0].shape[2] < convolution.stride and kernels.serve_image_gradient(args[0])
+        narrow += args[0].shape[2] < convolution.stride and cpu.serve_image_gradient(args[0])
         without_outputs += not cotangent.size
         results = [
             (output, backward(cotangent)) for output, backward in (jax.vjp(layer, *args) for layer in (ours, plain))
@@ -208,7 +208,7 @@ def test_filters_without_their_mean():
 
 FAULTS = """
 import resource, sys
-from impala_jax import allocator
+from impala_jax.kernels import allocator
 if 'keep' in sys.argv:
     assert allocator.keep_memory()
 import jax, jax.numpy as jnp

@@ -10,7 +10,6 @@ import optax
 import pytest
 
 from impala_jax.agent import Agent
-from impala_jax.checkpoint import steps
 from impala_jax.config import (
     Config,
     ConfigError,
@@ -29,6 +28,7 @@ from impala_jax.learner import (
     make_schedule,
 )
 from impala_jax.parameter_store import LocalParameterStore
+from impala_jax.rundir.checkpoint import steps
 from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec, StepInfo, TimeStep, Trajectory
 
 A, T, B = 3, 4, 8

@@ -12,14 +12,16 @@ import pytest
 from programs import ROOT, finish, start
 from test_ablation import small
 
-from impala_jax import ablation, lock, run
+from impala_jax import run
 from impala_jax.config import ConfigError
-from impala_jax.lock import LOCK, only_process
+from impala_jax.rundir import lock
+from impala_jax.rundir.lock import LOCK, only_process
+from impala_jax.studies import ablation
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from impala_jax.lock import only_process
+from impala_jax.rundir.lock import only_process
 
 with only_process(Path(sys.argv[1])):
     print('held', flush=True)

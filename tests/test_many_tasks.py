@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 import impala_jax
-from impala_jax import checkpoint, environments
 from impala_jax import config as config_lib
+from impala_jax import environments
 from impala_jax.actor import Actor
 from impala_jax.agent import Agent
-from impala_jax.command_line import load_config_file
+from impala_jax.cli.command_line import load_config_file
 from impala_jax.config import ConfigError, EnvironmentConfig, NetworkConfig
 from impala_jax.environments import suites
-from impala_jax.evaluation import Evaluator
+from impala_jax.evaluation.evaluator import Evaluator
+from impala_jax.rundir import checkpoint
 from impala_jax.runtimes import nodes
 
 ROOT = Path(__file__).parent.parent

@@ -16,9 +16,9 @@ import pytest
 from rich.console import Console
 
 from impala_jax import config as config_lib
-from impala_jax import metrics
 from impala_jax.config import Config, ConfigError
-from impala_jax.metrics import LearnerStats, MetricsLogger
+from impala_jax.rundir import metrics
+from impala_jax.rundir.metrics import LearnerStats, MetricsLogger
 from impala_jax.types import StepInfo
 
 CONFIG = Config(total_frames=64_000)
@@ -426,7 +426,7 @@ def test_summary(tmp_path, capsys):
 
 _NOISE = """
 import logging, warnings
-from impala_jax.metrics import quiet_libraries
+from impala_jax.rundir.metrics import quiet_libraries
 quiet_libraries()
 from absl import logging as absl_logging
 absl_logging.warning('noise of a library')

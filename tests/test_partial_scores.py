@@ -2,9 +2,9 @@
 
 import pytest
 
-from impala_jax import partial_scores
 from impala_jax.config import ConfigError
-from impala_jax.partial_scores import PartialScores
+from impala_jax.evaluation import partial_scores
+from impala_jax.evaluation.partial_scores import PartialScores
 
 ROW = {'returns': [1.0, 2.5], 'truncated_episodes': 0}
 

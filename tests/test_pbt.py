@@ -16,9 +16,8 @@ import numpy as np
 import pytest
 
 import impala_jax
-from impala_jax import checkpoint, learner, pbt
 from impala_jax import config as config_lib
-from impala_jax.checkpoint import Checkpointer
+from impala_jax import learner, pbt
 from impala_jax.config import (
     ActorConfig,
     Config,
@@ -31,8 +30,10 @@ from impala_jax.config import (
     OptimizerConfig,
     PBTConfig,
 )
-from impala_jax.metrics import LearnerStats, read_rows
 from impala_jax.pbt import Hyperparameters, Member
+from impala_jax.rundir import checkpoint
+from impala_jax.rundir.checkpoint import Checkpointer
+from impala_jax.rundir.metrics import LearnerStats, read_rows
 from impala_jax.types import StepInfo
 
 ROOT = Path(__file__).parent.parent
@@ -362,9 +363,10 @@ from pathlib import Path
 
 import numpy as np
 
-from impala_jax import checkpoint, pbt
-from impala_jax.checkpoint import Checkpointer
-from impala_jax.lock import only_process
+from impala_jax.rundir import checkpoint
+from impala_jax import pbt
+from impala_jax.rundir.checkpoint import Checkpointer
+from impala_jax.rundir.lock import only_process
 from test_pbt import SMALL, TEMPLATE
 
 EVENTS = {'open', 'os.mkdir', 'os.rename', 'os.remove', 'os.rmdir', 'os.listdir', 'os.scandir', 'shutil.rmtree'}

@@ -8,7 +8,7 @@ import dm_env
 import numpy as np
 import pytest
 
-from impala_jax import plain_state
+from impala_jax.rundir import plain_state
 
 
 def assert_same(a, b):

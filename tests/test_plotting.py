@@ -14,8 +14,8 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
 import impala_jax
-from impala_jax import plotting
 from impala_jax.config import ConfigError
+from impala_jax.studies import plotting
 
 ROOT = Path(__file__).parent.parent
 INF = float('inf')
@@ -520,10 +520,10 @@ def call(monkeypatch, capsys):
     """Runs the script in this process; returns its exit status, what it prints and the last line of its errors."""
     import importlib.util
 
-    from impala_jax import command_line
+    from impala_jax.cli import command_line
 
-    monkeypatch.setattr('impala_jax.metrics.quiet_libraries', lambda: None)
-    monkeypatch.setattr('impala_jax.stopping.begin', lambda: None)
+    monkeypatch.setattr('impala_jax.rundir.metrics.quiet_libraries', lambda: None)
+    monkeypatch.setattr('impala_jax.system.stopping.begin', lambda: None)
     monkeypatch.setattr(plotting, '_DPI', 40)
     spec = importlib.util.spec_from_file_location('launch_plot', ROOT / 'launch' / 'plot.py')
     module = importlib.util.module_from_spec(spec)

@@ -18,10 +18,13 @@ from pod_learner import CONFIG, NUM_UPDATES
 from programs import ROOT, finish, marked_processes, wait_for
 from test_learner import NETWORK, SPEC, make_batch
 
-from impala_jax import checkpoint, command_line, evaluation, kernels
 from impala_jax.agent import Agent
+from impala_jax.cli import command_line
 from impala_jax.config import Config, ConfigError, LearnerConfig, ReplayConfig
+from impala_jax.evaluation import evaluator as evaluation
+from impala_jax.kernels import cpu
 from impala_jax.learner import Learner
+from impala_jax.rundir import checkpoint
 from impala_jax.runtimes import nodes, pod, supervisor
 
 TWO_BY_TWO = ['--simulate-hosts', '2', '--simulate-devices', '2']
@@ -236,9 +239,9 @@ def test_preflight():
 
 
 def test_hosts_with_and_without_kernels_compile_different_programs(monkeypatch):
-    monkeypatch.setattr(kernels, 'REASON', '')
+    monkeypatch.setattr(cpu, 'REASON', '')
     first = make_host(versions=pod.code_versions())
-    monkeypatch.setattr(kernels, 'REASON', 'not compiled')
+    monkeypatch.setattr(cpu, 'REASON', 'not compiled')
     with pytest.raises(ConfigError, match=r'differ: CPU kernels in use on host 0 \(a\), not compiled on host 1'):
         pod.check_agreement([first, make_host(name='b', versions=pod.code_versions())])
 

@@ -19,9 +19,10 @@ from programs import finish, marked_processes, wait_for
 from test_transport import in_thread
 
 import impala_jax
-from impala_jax import checkpoint, environments
+from impala_jax import environments
 from impala_jax.config import Config, ConfigError
 from impala_jax.environments import suites
+from impala_jax.rundir import checkpoint
 from impala_jax.runtimes import gate
 from impala_jax.runtimes.gate import Gate, Way
 from impala_jax.runtimes.nodes import NodeFailure

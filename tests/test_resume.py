@@ -15,11 +15,13 @@ from test_lock import files
 from test_runs import ENDLESS, REPLAY, SMALL, learned, rows_of, start, train
 from test_runs import assert_same as assert_same_run
 
-from impala_jax import ablation, checkpoint, config, run
-from impala_jax.checkpoint import Checkpointer, CheckpointError
+from impala_jax import config, run
 from impala_jax.config import CheckpointConfig, ConfigError, EnvironmentConfig, EvaluatorConfig, ReplayConfig
+from impala_jax.rundir import checkpoint
+from impala_jax.rundir.checkpoint import Checkpointer, CheckpointError
 from impala_jax.runtimes import nodes
 from impala_jax.runtimes.nodes import REPLAY as REPLAY_FOLDER
+from impala_jax.studies import ablation
 
 RUNTIMES = ['threads', pytest.param('launchpad', marks=pytest.mark.launchpad)]
 

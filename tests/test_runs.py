@@ -16,8 +16,8 @@ import pytest
 from programs import finish, marked_processes, wait_for
 
 import impala_jax
-from impala_jax import checkpoint
 from impala_jax.environments import EnvironmentFailure
+from impala_jax.rundir import checkpoint
 
 TIMES = ('wall_time_s', 'frames_per_second', 'learner_wait_fraction')
 # 40 updates of 4 trajectories of 10 steps; a row after each fourth.

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from impala_jax import data, plotting, scores
+from impala_jax import data
 from impala_jax.config import ConfigError
+from impala_jax.evaluation import scores
+from impala_jax.studies import plotting
 
 ROOT = Path(__file__).parent.parent
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import impala_jax
-from impala_jax.command_line import load_config_file
+from impala_jax.cli.command_line import load_config_file
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
 

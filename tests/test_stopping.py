@@ -9,7 +9,7 @@ import programs
 import pytest
 from programs import finish, marked_processes, wait_for
 
-from impala_jax import checkpoint
+from impala_jax.rundir import checkpoint
 
 STAND_INS = Path(__file__).parent / 'stand_ins'
 SECONDS = 15  # 10 on a machine that is idle, which it is not beside other tests.
@@ -161,7 +161,7 @@ def program(folder, body):
     """A script whose main thread is in a library for minutes, as while XLA compiles."""
     script = folder / 'script.py'
     script.write_text(f"""
-from impala_jax import stopping
+from impala_jax.system import stopping
 
 stopping.begin()
 
@@ -169,7 +169,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from impala_jax import command_line
+from impala_jax.cli import command_line
 
 def work():
     Path({str(folder / 'began')!r}).touch()

@@ -14,8 +14,10 @@ from programs import ROOT, finish, marked_processes
 from test_ablation import small
 from test_runs import SMALL, rows_of, start
 
-from impala_jax import compilation_cache, config, environments, evaluate, machine, run
+from impala_jax import config, environments, evaluate, run
 from impala_jax.config import ConfigError
+from impala_jax.kernels import compilation_cache
+from impala_jax.system import machine
 
 RUNTIMES = ['threads', pytest.param('launchpad', marks=pytest.mark.launchpad)]
 ASCII = {'LC_ALL': 'C', 'PYTHONCOERCECLOCALE': '0', 'PYTHONUTF8': '0', 'PYTHONIOENCODING': 'ascii'}

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import impala_jax
-from impala_jax import tabular, vtrace
+from impala_jax import vtrace
+from impala_jax.studies import tabular
 
 S, A, T = 5, 3, 3  # states, actions, length of a trajectory
 MDP = tabular.MDP.random(S, A, seed=1)

@@ -31,7 +31,7 @@ from impala_jax.config import (
 )
 from impala_jax.environments import factories
 from impala_jax.environments.serial import SerialVectorEnvironment
-from impala_jax.evaluation import Evaluator
+from impala_jax.evaluation.evaluator import Evaluator
 from impala_jax.learner import Learner, LearnerLoop
 from impala_jax.loss import impala_loss
 from impala_jax.networks import NetworkOutput

@@ -15,7 +15,7 @@ from impala_jax import environments
 from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import base
 from impala_jax.environments.serial import SerialVectorEnvironment
-from impala_jax.video import Recording, VideoError, check_video
+from impala_jax.evaluation.video import Recording, VideoError, check_video
 
 pytestmark = pytest.mark.filterwarnings('ignore:os.fork')  # ffmpeg is a program of its own.
 ROOT = Path(__file__).parent.parent

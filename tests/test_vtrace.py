@@ -11,7 +11,8 @@ import rlax
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from impala_jax import kernels, vtrace
+from impala_jax import vtrace
+from impala_jax.kernels import cpu
 from impala_jax.vtrace import VTraceReturns
 
 IMPLEMENTATIONS = ['scan', 'associative_scan', 'auto']  # `auto` is the kernel where it was compiled.
@@ -102,7 +103,7 @@ def test_lengths(implementation, T, B):
     assert_close(compute(inputs, implementation=implementation), reference(**inputs))
 
 
-@pytest.mark.skipif(bool(kernels.REASON), reason=f'kernels {kernels.REASON}')
+@pytest.mark.skipif(bool(cpu.REASON), reason=f'kernels {cpu.REASON}')
 def test_the_kernel_is_chosen_where_it_serves():
     def runs_kernel(dtype, **knobs):
         inputs = {name: jnp.asarray(x, dtype) for name, x in random_inputs().items()}

@@ -2,7 +2,7 @@
 
 import tasks
 
-from impala_jax.ablation import Grid
+from impala_jax.studies.ablation import Grid
 
 
 def get_grid() -> Grid:

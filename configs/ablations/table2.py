@@ -5,7 +5,7 @@ Without replay the actors lag 8 updates behind, as asynchronous ones do.
 
 import tasks
 
-from impala_jax.ablation import Grid
+from impala_jax.studies.ablation import Grid
 
 
 def get_grid() -> Grid:

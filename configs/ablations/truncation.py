@@ -8,7 +8,7 @@ import math
 
 import tasks
 
-from impala_jax.ablation import Grid
+from impala_jax.studies.ablation import Grid
 
 LEVELS = (1.0, 2.0, 4.0, 10.0, 100.0, math.inf)
 

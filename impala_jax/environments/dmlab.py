@@ -23,7 +23,7 @@ from dm_env import specs
 
 from impala_jax import data
 from impala_jax.config import ConfigError, EnvironmentConfig, closest
-from impala_jax.machine import expand_home
+from impala_jax.system.machine import expand_home
 from impala_jax.types import INSTRUCTION
 
 INSTRUCTION_LENGTH = 16

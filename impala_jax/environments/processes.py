@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from impala_jax import plain_state, stopping
 from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import base
 from impala_jax.environments.worker import ANSWER, ERROR, LOG, Arguments
-from impala_jax.machine import PARENT, kill_marked, own_folder
+from impala_jax.rundir import plain_state
+from impala_jax.system import stopping
+from impala_jax.system.machine import PARENT, kill_marked, own_folder
 from impala_jax.types import Closed, EnvironmentSpec, StepInfo, TimeStep
 
 _logger = logging.getLogger(__name__)

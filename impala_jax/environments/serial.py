@@ -10,9 +10,9 @@ from typing import Any
 import dm_env
 import numpy as np
 
-from impala_jax import plain_state
 from impala_jax.config import ConfigError
 from impala_jax.environments import base, observations
+from impala_jax.rundir import plain_state
 from impala_jax.seeds import derived_seed
 from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec, StepInfo, TimeStep
 

@@ -17,11 +17,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from impala_jax import data, plain_state
+from impala_jax import data
 from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import base, minisuite
 from impala_jax.environments.base import VectorEnvironment
 from impala_jax.environments.serial import SerialVectorEnvironment
+from impala_jax.rundir import plain_state
 from impala_jax.types import EnvironmentSpec, StepInfo, TimeStep
 
 _T = TypeVar('_T')

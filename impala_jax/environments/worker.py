@@ -17,12 +17,12 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from impala_jax import stopping
 from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import base
 from impala_jax.environments.factories import environment_factory
 from impala_jax.environments.serial import SerialVectorEnvironment
-from impala_jax.machine import kill_marked
+from impala_jax.system import stopping
+from impala_jax.system.machine import kill_marked
 
 LOG, ANSWER, ERROR = 'log', 'answer', 'error'
 """Kinds of messages from a worker, each with its content: (logger's name, level, text); any object; (type, text)."""

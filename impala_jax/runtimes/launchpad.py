@@ -28,14 +28,13 @@ from launchpad.launch import worker_manager
 from launchpad.nodes.python.local_multi_processing import PythonProcess
 from launchpad.nodes.reverb.node import ReverbHandle
 
-from impala_jax import allocator, compilation_cache, stopping
 from impala_jax.agent import Agent
 from impala_jax.config import Config, ConfigError
 from impala_jax.inference import InferenceServer
+from impala_jax.kernels import allocator, compilation_cache
 from impala_jax.learner import LearnerLoop
-from impala_jax.machine import START, connect_without_proxy, kill_marked, own_folder
-from impala_jax.metrics import quiet_libraries
 from impala_jax.parameter_store import ParameterStores
+from impala_jax.rundir.metrics import quiet_libraries
 from impala_jax.runtimes import nodes, reverb_actors, seals
 from impala_jax.runtimes.control import Control, Link, Server
 from impala_jax.runtimes.gate import Gate, learners_secret
@@ -48,6 +47,8 @@ from impala_jax.runtimes.reverb_transport import (
     ReverbTrajectoryQueue,
     tables,
 )
+from impala_jax.system import stopping
+from impala_jax.system.machine import START, connect_without_proxy, kill_marked, own_folder
 from impala_jax.trajectory_queue import from_arrays, to_arrays
 from impala_jax.types import Closed, EnvironmentSpec
 

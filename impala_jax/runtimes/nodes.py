@@ -17,14 +17,14 @@ import numpy as np
 from impala_jax import environments, seeds
 from impala_jax.actor import Actor, run_actor
 from impala_jax.agent import Agent, AgentStep
-from impala_jax.checkpoint import Checkpointer, CheckpointError
 from impala_jax.config import Config, ConfigError
 from impala_jax.environments import EnvironmentFailure, suites
-from impala_jax.evaluation import Evaluation, Evaluator
+from impala_jax.evaluation.evaluator import Evaluation, Evaluator
 from impala_jax.inference import InferenceServer
 from impala_jax.learner import HostLost, LearnerLoop
-from impala_jax.metrics import EVALUATIONS, append_row
 from impala_jax.parameter_store import ParameterStore
+from impala_jax.rundir.checkpoint import Checkpointer, CheckpointError
+from impala_jax.rundir.metrics import EVALUATIONS, append_row
 from impala_jax.trajectory_queue import Replay, TrajectoryQueue
 from impala_jax.types import Closed, PyTree, TimeStep
 

@@ -21,15 +21,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from impala_jax import config as config_lib
-from impala_jax import kernels
-from impala_jax.code_version import code_version
 from impala_jax.config import Config, ConfigError
+from impala_jax.kernels import cpu
 from impala_jax.learner import HostLost, choose_devices
-from impala_jax.machine import connect_without_proxy
+from impala_jax.rundir.code_version import code_version
 from impala_jax.runtimes import nodes
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.runtimes.run import Interrupted
 from impala_jax.runtimes.supervisor import Channel, is_local, new_token
+from impala_jax.system.machine import connect_without_proxy
 
 _VERSIONS_OF = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
 
@@ -169,7 +169,7 @@ def code_versions() -> dict[str, str]:
         'impala_jax': code_version(),
         **{name: metadata.version(name) for name in _VERSIONS_OF},
         # All hosts must compile the same program, and the kernels are a part of it on CPUs.
-        **({'CPU kernels': kernels.REASON or 'in use'} if jax.default_backend() == 'cpu' else {}),
+        **({'CPU kernels': cpu.REASON or 'in use'} if jax.default_backend() == 'cpu' else {}),
     }
 
 

@@ -26,9 +26,9 @@ import reverb
 from impala_jax import environments
 from impala_jax.actor import run_actor
 from impala_jax.agent import Agent
-from impala_jax.code_version import code_version
 from impala_jax.config import Config, ConfigError, differences, from_dict, to_dict
 from impala_jax.environments import suites
+from impala_jax.rundir.code_version import code_version
 from impala_jax.runtimes import nodes, seals
 from impala_jax.runtimes.gate import Way, WrongSecret
 from impala_jax.runtimes.nodes import NodeFailure

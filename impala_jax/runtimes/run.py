@@ -10,16 +10,18 @@ from typing import NamedTuple
 
 import jax
 
-from impala_jax import allocator, compilation_cache, environments, stopping
+from impala_jax import environments
 from impala_jax.agent import Agent
-from impala_jax.checkpoint import check_config, require_utf8, restore
 from impala_jax.config import Config, ConfigError, closest
 from impala_jax.environments import suites
-from impala_jax.evaluation import Evaluation
-from impala_jax.lock import only_process
-from impala_jax.metrics import EVALUATIONS, read_rows
+from impala_jax.evaluation.evaluator import Evaluation
+from impala_jax.kernels import allocator, compilation_cache
+from impala_jax.rundir.checkpoint import check_config, require_utf8, restore
+from impala_jax.rundir.lock import only_process
+from impala_jax.rundir.metrics import EVALUATIONS, read_rows
 from impala_jax.runtimes import lockstep, nodes, threads
 from impala_jax.runtimes.nodes import NodeFailure
+from impala_jax.system import stopping
 from impala_jax.types import Closed
 
 __all__ = ['Interrupted', 'NodeFailure', 'RunResult', 'default_runtime', 'run']

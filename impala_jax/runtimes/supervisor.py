@@ -25,7 +25,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from impala_jax import stopping
+from impala_jax.system import stopping
 
 _CONNECT_S = 60.0  # How long a supervisor waits for the others.
 _ENDING_S = 20.0  # How long a program may take to end by itself after that of another host has ended.

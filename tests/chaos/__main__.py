@@ -44,9 +44,9 @@ def main() -> int:
     if arguments.slack <= 0 or arguments.processes < 1:
         parser.error('--slack and --processes must be positive')
 
-    from impala_jax.code_version import code_version
     from impala_jax.config import ConfigError
-    from impala_jax.lock import only_process
+    from impala_jax.rundir.code_version import code_version
+    from impala_jax.rundir.lock import only_process
 
     folder = arguments.results.absolute()
     kept = Results(folder / 'results.jsonl', f'{code_version()} python{platform.python_version()}')

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from impala_jax.code_version import code_version
+from impala_jax.rundir.code_version import code_version
 from impala_jax.runtimes.supervisor import free_port
 
 from . import faults, judge, processes, recipes

@@ -259,7 +259,7 @@ class Learned(NamedTuple):
 
 def learned(recipe: Recipe) -> Learned:
     """What there is to compare of a finished program."""
-    from impala_jax import checkpoint
+    from impala_jax.rundir import checkpoint
 
     rows, parameters = {}, {}
     for run in recipe.runs:
@@ -310,7 +310,7 @@ def saved_steps(run: Path) -> list[int]:
 
 
 def _damage_of(path: Path) -> str:
-    from impala_jax import checkpoint
+    from impala_jax.rundir import checkpoint
 
     try:
         checkpoint._load(path, checkpoint._verify(path))

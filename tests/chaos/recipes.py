@@ -22,8 +22,8 @@ _CELLS = 3
 
 _GRID = """
 import dataclasses
-from impala_jax.ablation import Grid
-from impala_jax.command_line import load_config_file
+from impala_jax.studies.ablation import Grid
+from impala_jax.cli.command_line import load_config_file
 
 
 def get_grid():

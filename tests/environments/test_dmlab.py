@@ -22,10 +22,11 @@ import pytest
 from programs import children, marked_processes, wait_for
 
 import impala_jax
-from impala_jax import data, environments, machine
+from impala_jax import data, environments
 from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import EnvironmentFailure, dmlab
 from impala_jax.environments.base import environment_spec
+from impala_jax.system import machine
 from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec
 
 STAND_INS = Path(__file__).parents[1] / 'stand_ins'

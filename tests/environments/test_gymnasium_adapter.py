@@ -7,13 +7,13 @@ import pytest
 gymnasium = pytest.importorskip('gymnasium')
 spaces = gymnasium.spaces
 
-from impala_jax import plain_state  # noqa: E402
 from impala_jax.agent import Agent  # noqa: E402
 from impala_jax.config import ConfigError, NetworkConfig  # noqa: E402
 from impala_jax.environments.base import environment_spec  # noqa: E402
 from impala_jax.environments.dmlab import word_ids  # noqa: E402
 from impala_jax.environments.factories import as_dm_env  # noqa: E402
 from impala_jax.environments.gymnasium_adapter import GymnasiumAdapter  # noqa: E402
+from impala_jax.rundir import plain_state  # noqa: E402
 from impala_jax.types import ArraySpec  # noqa: E402
 
 

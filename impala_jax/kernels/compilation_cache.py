@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from impala_jax.machine import expand_home
+from impala_jax.system.machine import expand_home
 
 _logger = logging.getLogger(__name__)
 _MAX_BYTES = 2**30  # The longest unused goes first.

@@ -25,8 +25,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from impala_jax.config import ConfigError, closest
-from impala_jax.metrics import EVALUATIONS, METRICS, RUN_CONFIG, SCHEDULE, read_rows
-from impala_jax.scores import AGGREGATES, estimate_text, human_normalised, paper_agents, resampled_means, task_label
+from impala_jax.evaluation.scores import (
+    AGGREGATES,
+    estimate_text,
+    human_normalised,
+    paper_agents,
+    resampled_means,
+    task_label,
+)
+from impala_jax.rundir.metrics import EVALUATIONS, METRICS, RUN_CONFIG, SCHEDULE, read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

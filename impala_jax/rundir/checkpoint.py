@@ -27,8 +27,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint._src.multihost import multihost as orbax_processes
 
 from impala_jax import config as config_lib
-from impala_jax import stopping
 from impala_jax.config import Config, ConfigError
+from impala_jax.system import stopping
 from impala_jax.types import PyTree
 
 DIRECTORY = 'checkpoints'  # in the workdir

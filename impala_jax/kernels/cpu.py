@@ -132,7 +132,7 @@ def _source(library: ctypes.CDLL) -> str | None:
 
 def _load() -> str:
     """Makes the kernels known to XLA; the reason if they cannot be, else ''."""
-    spec = importlib.util.find_spec('impala_jax._kernels')
+    spec = importlib.util.find_spec('impala_jax.kernels._kernels')
     if spec is None or spec.origin is None:
         return 'not compiled: install a C++ compiler (g++ or clang++), and this project again'
     library = ctypes.CDLL(spec.origin)

@@ -1,4 +1,4 @@
-// Convolutions, forward and backward, and V-trace on the CPU, for XLA to call; impala_jax/kernels.py has the shapes.
+// Convolutions, forward and backward, and V-trace on the CPU, for XLA to call; impala_jax/kernels/cpu.py has the shapes.
 //
 // All arrays are float32, images NHWC, filters [height, width, channels, filters], the number of filters a multiple of
 // 16. An image at a time is worked on, so that it and its gradients stay in a core's cache; images are shared out over

@@ -28,7 +28,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from impala_jax import config as config_lib
 from impala_jax.config import Config, ConfigError
-from impala_jax.machine import expand_home, open_standard_streams
+from impala_jax.system.machine import expand_home, open_standard_streams
 from impala_jax.types import StepInfo
 
 Number = float | int | np.number

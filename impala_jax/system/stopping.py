@@ -19,7 +19,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from impala_jax.machine import clean_up, open_standard_streams
+from impala_jax.system.machine import clean_up, open_standard_streams
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LIMIT_S = 6.0

@@ -14,15 +14,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from impala_jax import allocator, checkpoint, compilation_cache, environments
+from impala_jax import environments
 from impala_jax.actor import Actor
 from impala_jax.agent import Agent
 from impala_jax.config import Config, ConfigError, EnvironmentConfig, EvaluatorConfig, closest
 from impala_jax.environments import EnvironmentFailure, VectorEnvironment, suites
-from impala_jax.partial_scores import PartialScores
-from impala_jax.scores import Estimate, human_normalised, suite_scores
+from impala_jax.evaluation.partial_scores import PartialScores
+from impala_jax.evaluation.scores import Estimate, human_normalised, suite_scores
+from impala_jax.evaluation.video import Recording, VideoError, check_video
+from impala_jax.kernels import allocator, compilation_cache
+from impala_jax.rundir import checkpoint
 from impala_jax.types import FIRST, Closed, PyTree, StepInfo, TimeStep
-from impala_jax.video import Recording, VideoError, check_video
 
 _logger = logging.getLogger(__name__)
 _UNROLL_LENGTH = 20  # Steps between two looks at whether enough games have ended.

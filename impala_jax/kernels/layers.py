@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from impala_jax import kernels
-from impala_jax.kernels import Convolution
+from impala_jax.kernels import cpu
+from impala_jax.kernels.cpu import Convolution
 from impala_jax.types import Array
 
 
@@ -53,7 +53,7 @@ def centred(kernel: Array) -> Array:
 
 def conv(convolution: Convolution, images: Array, kernel: Array, bias: Array) -> Array:
     """[N, H, W, C], [K, K, C, filters], [filters] -> [N, H', W', filters]."""
-    if kernels.serve(convolution, images, kernel):
+    if cpu.serve(convolution, images, kernel):
         return _fast_conv(convolution, images, kernel, bias)
     return _plain_conv(convolution, images, kernel, bias)
 
@@ -73,7 +73,7 @@ def _plain_conv(convolution: Convolution, images: Array, kernel: Array, bias: Ar
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _fast_conv(convolution: Convolution, images: Array, kernel: Array, bias: Array) -> Array:
     """The kernels on a CPU, whichever backend is the default: actors may use one beside a learner's accelerator."""
-    fast = functools.partial(kernels.conv, convolution)
+    fast = functools.partial(cpu.conv, convolution)
     plain = functools.partial(_plain_conv, convolution)
     return lax.platform_dependent(images, kernel, bias, cpu=lambda *args: fast(*args)[0], default=plain)
 
@@ -81,7 +81,7 @@ def _fast_conv(convolution: Convolution, images: Array, kernel: Array, bias: Arr
 def _fast_conv_forward(convolution: Convolution, images: Array, kernel: Array, bias: Array):
     if jax.default_backend() != 'cpu':  # Where gradients are computed.
         return jax.vjp(functools.partial(_plain_conv, convolution), images, kernel, bias)
-    y, winners = kernels.conv(convolution, images, kernel, bias)
+    y, winners = cpu.conv(convolution, images, kernel, bias)
     return y, (images, kernel, bias, winners)
 
 
@@ -89,9 +89,9 @@ def _fast_conv_backward(convolution: Convolution, residuals, gradient: Array) ->
     if jax.default_backend() != 'cpu':
         return residuals(gradient)
     images, kernel, bias, winners = residuals
-    by_kernel, by_bias = kernels.kernel_gradient(convolution, images, kernel, winners, gradient)
-    if kernels.serve_image_gradient(images):
-        by_images = kernels.image_gradient(convolution, images, kernel, winners, gradient)
+    by_kernel, by_bias = cpu.kernel_gradient(convolution, images, kernel, winners, gradient)
+    if cpu.serve_image_gradient(images):
+        by_images = cpu.image_gradient(convolution, images, kernel, winners, gradient)
     else:
         by_images = jax.vjp(lambda x: _plain_conv(convolution, x, kernel, bias), images)[1](gradient)[0]
     return by_images, by_kernel, by_bias

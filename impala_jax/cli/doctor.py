@@ -1,4 +1,4 @@
-"""Shows what works on this machine, and the command that mends what does not: `python -m impala_jax.doctor`.
+"""Shows what works on this machine, and the command that mends what does not: `python -m impala_jax.cli.doctor`.
 
 Every check runs in a process of its own and does the real thing, so that what crashes or hangs there is a line of the
 table here. The exit code is 0 when the core works, whatever optional parts are missing.
@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 _TIMEOUT_S = 30.0
-_CHECKOUT = Path(__file__).resolve().parent.parent
+_CHECKOUT = Path(__file__).resolve().parent.parent.parent
 _PINS = _CHECKOUT / 'requirements' / f'py{sys.version_info.major}{sys.version_info.minor}.txt'
 _PIP = f'{sys.executable} -m pip install'
 _PIP_PINNED = f'{_PIP} -c {_PINS}' if _PINS.exists() else _PIP
@@ -94,11 +94,11 @@ print(*(f'{name} {version(name)}' for name in ('flax', 'optax', 'chex', 'orbax-c
         'CPU kernels',
         """
 import jax.numpy as jnp
-from impala_jax import kernels
-if kernels.REASON:
-    raise ModuleNotFoundError(kernels.REASON)
-convolution = kernels.Convolution(stride=1, padding='SAME', relu=False, pool=False)
-outputs, _ = kernels.conv(convolution, jnp.ones([1, 8, 8, 16]), jnp.ones([3, 3, 16, 16]), jnp.zeros(16))
+from impala_jax.kernels import cpu
+if cpu.REASON:
+    raise ModuleNotFoundError(cpu.REASON)
+convolution = cpu.Convolution(stride=1, padding='SAME', relu=False, pool=False)
+outputs, _ = cpu.conv(convolution, jnp.ones([1, 8, 8, 16]), jnp.ones([3, 3, 16, 16]), jnp.zeros(16))
 assert outputs[0, 4, 4, 0] == 9 * 16, outputs[0, 4, 4, 0]
 print('convolutions compiled for this processor')
 """,

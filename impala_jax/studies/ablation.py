@@ -22,11 +22,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from impala_jax import stopping
 from impala_jax.config import Config, ConfigError, closest, get, replace, to_dict
 from impala_jax.environments import suites
-from impala_jax.lock import only_process
-from impala_jax.metrics import METRICS, quiet_libraries, read_rows, write_atomically
+from impala_jax.rundir.lock import only_process
+from impala_jax.rundir.metrics import METRICS, quiet_libraries, read_rows, write_atomically
+from impala_jax.system import stopping
 
 RESULTS = 'results.csv'
 _CELLS = 'cells'
@@ -276,7 +276,7 @@ def _run_cell(cell: Cell, folder: Path, runtime: str) -> None:
 
 def _remove_partial_checkpoints(workdir: Path) -> None:
     """A run that went on with new episodes would have other numbers."""
-    from impala_jax import checkpoint
+    from impala_jax.rundir import checkpoint
 
     with only_process(workdir):
         folder = workdir / checkpoint.DIRECTORY

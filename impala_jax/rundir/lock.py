@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from impala_jax.config import ConfigError
-from impala_jax.machine import start_of
+from impala_jax.system.machine import start_of
 
 LOCK = '.lock'
 _HEARTBEAT_S = 5.0

@@ -24,9 +24,9 @@ PARENT = 'IMPALA_JAX_PARENT'
 
 _CLEANER = (
     'import sys; sys.path.insert(0, sys.argv[1]); '
-    'from impala_jax import machine; machine.clean_up_after(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])'
+    'from impala_jax.system import machine; machine.clean_up_after(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])'
 )
-_PACKAGES = str(Path(__file__).parents[1])
+_PACKAGES = str(Path(__file__).parents[2])
 _own_folders: dict[int, tuple[str, subprocess.Popen]] = {}  # by this process's id, which is another one after a fork
 _lock = threading.Lock()
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from impala_jax import allocator, stopping
 from impala_jax.config import Config, ConfigError, closest, to_dict
+from impala_jax.kernels import allocator
+from impala_jax.system import stopping
 
 if TYPE_CHECKING:
-    from impala_jax.ablation import Cell
+    from impala_jax.studies.ablation import Cell
 
 _T = TypeVar('_T')
 
@@ -182,9 +183,9 @@ def _outcome(body: Callable[[], None], stopped: str) -> tuple[int, str]:
     except SystemExit as end:
         return (1, end.code) if isinstance(end.code, str) else (int(end.code or 0), '')
     except BaseException as error:  # noqa: BLE001 - said by the caller.
-        from impala_jax.ablation import CellFailed
         from impala_jax.runtimes import nodes
         from impala_jax.runtimes.run import Interrupted
+        from impala_jax.studies.ablation import CellFailed
 
         if isinstance(error, Interrupted):
             return 128 + error.signal_number, str(error)
@@ -197,7 +198,7 @@ def _outcome(body: Callable[[], None], stopped: str) -> tuple[int, str]:
 
 def run_sweep(cells: Sequence[Cell], output: Path, processes: int, runtime: str = 'lockstep') -> None:
     """`ablation.run_sweep` with a progress bar."""
-    from impala_jax import ablation
+    from impala_jax.studies import ablation
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn('cells'), TimeRemainingColumn(), TextColumn('left'))
     with Progress(*columns) as progress:

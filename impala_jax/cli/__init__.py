@@ -1,0 +1,1 @@
+"""What the commands have in common, and the check of the installation."""

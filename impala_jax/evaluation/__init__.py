@@ -1,0 +1,1 @@
+"""Playing games with trained parameters, their scores and videos."""

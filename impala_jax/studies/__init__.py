@@ -1,0 +1,1 @@
+"""Studies: sweeps over settings, populations, exact solutions, and figures."""
