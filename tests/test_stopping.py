@@ -1,5 +1,6 @@
 """Signals: each command ends within 10 s, in every phase, with one line, 128 + n, and nothing left behind."""
 
+import contextlib
 import os
 import signal
 import time
@@ -60,7 +61,13 @@ def stops(process, folder, number, *, group=True):
 
 def compilers(folder):
     """The grandchildren that a reset waits for."""
-    return [pid for pid in marked_processes(folder) if b'sleep' in Path(f'/proc/{pid}/cmdline').read_bytes()]
+    return [pid for pid in marked_processes(folder) if 'sleep' in command_line(pid)]
+
+
+def command_line(pid):
+    with contextlib.suppress(OSError):  # It may have ended.
+        return Path(f'/proc/{pid}/cmdline').read_text(errors='replace')
+    return ''
 
 
 @pytest.mark.parametrize('runtime', RUNTIMES, ids=IDS)
@@ -155,6 +162,14 @@ def test_in_an_evaluation(tmp_path):
     wait_for(lambda: compilers(tmp_path), process)
     assert stops(process, tmp_path, signal.SIGTERM) == 'stopped by signal 15'
     assert not list(tmp_path.glob('*.mp4')) and not list(tmp_path.glob('.*'))
+
+
+@pytest.mark.parametrize('number, group', [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_while_the_doctor_checks(number, group, tmp_path):
+    process = start(tmp_path, '-m', 'impala_jax.doctor')
+    checks = "exec(sys.argv[1], {'__name__'"  # What a check's own process is started with.
+    wait_for(lambda: any(checks in command_line(pid) for pid in marked_processes(tmp_path)), process)
+    assert stops(process, tmp_path, number, group=group) == f'stopped by signal {number:d}'
 
 
 def program(folder, body):
