@@ -139,12 +139,14 @@ def run(
       NodeFailure: there was no learner for `wait_s`.
       Exception: whatever ended an actor.
     """
+    joined_before = False
     while not stop.is_set():
-        session = _find(address, secret, stop, wait_s)
+        session = _find(address, secret, stop, wait_s, joined_before)
         if session is None:
             return
         try:
             joined = _join(session, address, num_actors, adapt, imports)
+            joined_before = True
             joined.act(stop)
         finally:
             session.way.close()
@@ -186,13 +188,18 @@ def _join(
     return joined
 
 
-def _find(address: str, secret: Callable[[], bytes], stop: threading.Event, wait_s: float) -> Session | None:
-    """The learner's session, asked for again and again, ever less often; None once `stop` is set."""
+def _find(
+    address: str, secret: Callable[[], bytes], stop: threading.Event, wait_s: float, joined_before: bool
+) -> Session | None:
+    """The learner's session, asked for again and again, ever less often; None once `stop` is set.
+
+    Raises: NodeFailure: there was none for `wait_s`; ConfigError: what is there cannot be joined.
+    """
     deadline = time.monotonic() + wait_s
     longest = _FIRST_WAIT_S
     while not stop.is_set():
         try:
-            return _ask(address, secret)
+            return _ask(address, secret, joined_before)
         except _NotThere as reason:
             left = deadline - time.monotonic()
             if left <= 0:
@@ -205,7 +212,7 @@ def _find(address: str, secret: Callable[[], bytes], stop: threading.Event, wait
     return None
 
 
-def _ask(address: str, secret: Callable[[], bytes]) -> Session:
+def _ask(address: str, secret: Callable[[], bytes], joined_before: bool = False) -> Session:
     """Raises: _NotThere; ConfigError: what is there cannot be joined."""
     host, _, port = address.rpartition(':')
     try:
@@ -214,6 +221,8 @@ def _ask(address: str, secret: Callable[[], bytes]) -> Session:
     except FileNotFoundError as error:
         raise _NotThere(f'there is no file {error.filename} with its secret') from error
     except WrongSecret as error:
+        if joined_before:  # The secret was right; a connection may be garbled, or somebody listens in its place.
+            raise _NotThere(str(error)) from error
         raise ConfigError(
             f'the learner at {address} cannot be joined: {error}; give the secret of its start'
         ) from error
