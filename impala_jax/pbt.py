@@ -143,7 +143,8 @@ def summary(population: Path) -> str:
         )
         score = dict(*evaluations).get('mean_return', dict(*rows).get('episode_return_last_100', -math.inf))
         text = '  '.join(f'{name.replace("_", " ")} {schedule[0][name]:.3g}' for name in Hyperparameters._fields)
-        lines.append((score, f'{workdir.name}  return {score:.2f}  {text}', workdir))
+        returned = 'no episode has ended' if score == -math.inf else f'return {score:.2f}'
+        lines.append((score, f'{workdir.name}  {returned}  {text}', workdir))
     lines.sort(key=lambda line: -line[0])
     evaluate = [f'Evaluate   python launch/evaluate.py --workdir {shlex.quote(str(line[2]))}' for line in lines[:1]]
     return '\n'.join([line[1] for line in lines] + evaluate)

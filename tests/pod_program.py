@@ -36,5 +36,5 @@ if __name__ == '__main__':
     if '--supervisor' in sys.argv:
         program(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], sys.argv[-1])
     else:
-        supervisor._ENDING_S, supervisor._CONNECT_S = 1.0, 5.0
+        supervisor._ENDING_S, supervisor._CONNECT_S, supervisor._STOPPED_S = 1.0, 5.0, 1.0
         sys.exit(supervisor.supervise([sys.executable, *sys.argv]))

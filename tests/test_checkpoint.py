@@ -291,14 +291,21 @@ def test_a_failed_write_leaves_the_former_intact(tmp_path, monkeypatch, raised, 
     assert restored(checkpointer).step == 1
 
 
-def test_a_full_disk_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    'free, blob, said',
+    [
+        (100, 5, '100 bytes are free, it takes up to 4.8 kB'),
+        (2_540_000, 3_000_000, '2.5 MB are free, it takes up to 3.0 MB'),
+    ],
+)
+def test_a_full_disk_is_named(free, blob, said, tmp_path, monkeypatch):
     def fail(path, arrays):
         raise ValueError('some text of a library')
 
     monkeypatch.setattr(checkpoint, '_orbax_save', fail)
-    monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda path: type('Usage', (), {'free': 100})())
-    with pytest.raises(CheckpointError, match='the disk is full: 0.0 MB are free'):
-        make(tmp_path).save(2, make_state(2), {})
+    monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda path: type('Usage', (), {'free': free})())
+    with pytest.raises(CheckpointError, match=f'the disk is full: {said}'):
+        make(tmp_path).save(2, make_state(2, blob), {})
 
 
 def test_a_directory_that_cannot_be_written(tmp_path):

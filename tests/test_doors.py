@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import jax
@@ -15,6 +17,9 @@ import programs
 import pytest
 from programs import finish, marked_processes, wait_for
 from test_transport import KEY, PARAMS, leaves_of, make_config, make_trajectories, reverb_queue
+
+from impala_jax.runtimes.gate import SECRET_FILE, Way, secret_in
+from impala_jax.runtimes.supervisor import free_port
 
 pytestmark = pytest.mark.launchpad
 
@@ -279,6 +284,73 @@ def test_a_run_whose_port_stays_open_says_so_and_goes_on(tmp_path):
     assert 'was refused' in stderr and 'Traceback' not in stderr
     assert all(-1 <= row['episode_return'] <= 1 for row in rows() if 'episode_return' in row)
     assert all(0 <= row['policy_lag_min'] <= row['policy_lag_max'] < 100 for row in rows())
+    assert not list(temporary.iterdir())
+
+
+def recorded_handshake(port, secret):
+    """What an actor sends to a gate before it is let through, as somebody in the network reads it."""
+    sent = b''
+    with socket.create_server(('localhost', 0)) as listener, socket.create_connection(('localhost', port)) as gate:
+        actor = threading.Thread(target=Way, args=('localhost', listener.getsockname()[1], secret))
+        actor.start()
+        near, _ = listener.accept()
+        with near:
+            near.sendall(gate.recv(1000))
+            for size in (51, 32):
+                part = near.recv(size, socket.MSG_WAITALL)
+                sent += part
+                gate.sendall(part)
+            near.sendall(gate.recv(1000))
+            actor.join(10)
+    return sent
+
+
+def test_a_run_that_serves_actors_goes_on_beside_another_user_at_its_port(tmp_path):
+    """Nobody gets through, those who have joined go on, and who comes late joins as soon as there is room."""
+    temporary, workdir, port = tmp_path / 'tmp', tmp_path / 'run', free_port()
+    temporary.mkdir()
+    command = ['launch/local.py', '--config', 'configs/catch.py', '--workdir', str(workdir), '--runtime', 'launchpad']
+    command += ['--serve-actors', str(port), '--actor.num-actors', '0', '--total-frames', '100000000']
+    command += ['--learner.num-devices', '1', '--evaluator.episodes', '0', '--logging.interval-s', '0.2']
+    act = ['launch/actors.py', '--learner', f'localhost:{port}', '--num-actors', '1']
+    act += ['--secret-file', str(workdir / SECRET_FILE)]
+    environment = {'TMPDIR': str(temporary)}
+    learner = programs.start(tmp_path, *command, environment=environment)
+    early = programs.start(tmp_path / 'early', *act, environment=environment)
+    rows = workdir / 'metrics.jsonl'
+
+    def wait_for_rows(count):
+        start = rows.read_text().count('\n') if rows.exists() else 0
+        wait_for(lambda: rows.exists() and rows.read_text().count('\n') >= start + count, learner)
+
+    wait_for_rows(2)
+    assert listening_ports(tmp_path) == {port}
+    intruder = programs.start(
+        tmp_path / 'intruder',
+        'tests/gate_intruder.py',
+        str(port),
+        recorded_handshake(port, secret_in(workdir / SECRET_FILE)).hex(),
+    )
+    said = [intruder.stdout.readline() for _ in range(2)]
+    late = programs.start(tmp_path / 'late', *act, environment=environment)
+    wait_for_rows(5)  # While it holds all the places that there are.
+    said.append(intruder.stdout.readline())
+    intruder.kill()
+    intruder.communicate()
+    assert said == ['Reverb: DeadlineExceededError\n', 'busy\n', 'busy\n']
+    while 'joined the learner' not in (line := late.stdout.readline()):
+        assert line, late.communicate()
+    wait_for_rows(2)
+    for process in (early, late, learner):
+        process.send_signal(signal.SIGTERM)
+        code, stdout, stderr = finish(process)
+        assert code == 128 + signal.SIGTERM and 'Traceback' not in stderr, stdout + stderr
+        if process is early:
+            assert 'lost the learner' not in stdout
+    warnings = stderr.splitlines()[:-1]
+    assert warnings and all('did not get through' in line for line in warnings), stderr
+    row = json.loads(rows.read_text().splitlines()[-1])
+    assert 'refused_items' not in row and -1 <= row['episode_return_last_100'] <= 1
     assert not list(temporary.iterdir())
 
 

@@ -33,7 +33,7 @@ from impala_jax.config import (
 from impala_jax.pbt import Hyperparameters, Member
 from impala_jax.rundir import checkpoint
 from impala_jax.rundir.checkpoint import Checkpointer
-from impala_jax.rundir.metrics import LearnerStats, read_rows
+from impala_jax.rundir.metrics import LearnerStats, append_row, read_rows
 from impala_jax.types import StepInfo
 
 ROOT = Path(__file__).parent.parent
@@ -458,6 +458,18 @@ def test_another_configuration_cannot_join(tmp_path):
     (tmp_path / 'population.json').write_text('{')
     with pytest.raises(ConfigError, match='is damaged; delete it'):
         pbt.join(tmp_path, SMALL)
+
+
+def test_a_summary_names_the_best_member_and_those_without_a_return(tmp_path):
+    for index, row in enumerate([{}, {'episode_return_last_100': 0.5}]):
+        publish(tmp_path, index, fitness=None)
+        folder = pbt.member_folder(tmp_path, index)
+        append_row(folder / 'metrics.jsonl', {'frames': 40, **row})
+        append_row(folder / pbt.SCHEDULE, {'frames': 0, 'fitness': None, **Hyperparameters(0.1, 0.2, 0.3)._asdict()})
+    best, other, command = pbt.summary(tmp_path).splitlines()
+    assert best.startswith('member_01  return 0.50  learning rate 0.1  ')
+    assert other.startswith('member_00  no episode has ended  learning rate 0.1  ')
+    assert command.endswith('member_01')
 
 
 # The command line.

@@ -314,6 +314,37 @@ def test_a_host_that_is_gone_is_named(gone, tmp_path):
     wait_for(lambda: not marked_processes(tmp_path), timeout_s=10)
 
 
+def test_a_program_that_is_stopped_for_good_ends_all(tmp_path):
+    hosts = supervised(tmp_path, 'hangs', 'hangs')
+    commands = {int(pid): Path(f'/proc/{pid}/cmdline').read_text().split('\0') for pid in marked_processes(tmp_path)}
+    (program,) = (pid for pid, words in commands.items() if '--supervisor' in words and words[2] == '1')
+    os.kill(program, signal.SIGSTOP)
+    for host in hosts:
+        code, _, stderr = finish(host, 30)
+        assert code and 'host 1 (machine1): its program was stopped for 1 s' in stderr.splitlines()[-1]
+    assert not marked_processes(tmp_path)
+
+
+def test_a_stopped_supervisor_does_not_hold_up_the_simulated_hosts(tmp_path):
+    script = f"""
+import sys
+from impala_jax.runtimes import supervisor
+
+supervisor._STOPPED_S, supervisor._CONNECT_S, supervisor._ENDING_S = 1.0, 2.0, 1.0
+host = "import sys, time; open(sys.argv[1] + '/' + sys.argv[-3], 'w').close(); time.sleep(60)"
+sys.exit(supervisor.simulate(2, 1, [sys.executable, '-c', host, {str(tmp_path)!r}]))
+"""
+    process = programs.start(tmp_path, '-c', script)
+    wait_for((tmp_path / '1').exists, process, timeout_s=30)
+    (host,) = (
+        int(pid) for pid in marked_processes(tmp_path) if '--host-id\0001' in Path(f'/proc/{pid}/cmdline').read_text()
+    )
+    os.kill(host, signal.SIGSTOP)
+    code, _, stderr = finish(process, 30)
+    assert (code, stderr) == (137, 'error: host 1: its supervisor was stopped for 1 s; it is killed\n')
+    assert not marked_processes(tmp_path)
+
+
 NONSENSE = [
     b'',
     b'{"token": "token", "host": 1',  # and nothing more

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import json
+import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -495,4 +497,40 @@ def test_the_gate_lets_strangers_neither_through_nor_hold_it_up(caplog):
     for stranger in silent:
         stranger.close()
     way.close()
+    echo.listener.close()
+
+
+def test_a_gate_without_files_to_open_goes_on_when_it_has_some(caplog):
+    port, echo = free_port(), Echo()
+    open_gate = Gate(port, SECRET, echo.address)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as stranger:
+        free = os.dup(stranger.fileno())
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))  # All lower ones are taken.
+        try:
+            stranger.connect(('127.0.0.1', port))  # A name would be looked up in a file.
+            wait_for(lambda: 'Too many open files' in caplog.text, timeout_s=10)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    Way('localhost', port, SECRET).close()
+    open_gate.close()
+    echo.listener.close()
+
+
+def test_actors_try_again_where_a_handshake_was_cut_or_a_learner_was_replaced_by_something_else():
+    from impala_jax.runtimes import reverb_actors
+
+    with socket.create_server(('localhost', 0)) as listener:
+        port = listener.getsockname()[1]
+        thread, errors = in_thread(lambda: Way('localhost', port, SECRET))
+        near, _ = listener.accept()
+        near.sendall(near.recv(1000)[:-33] + b'l' + bytes(32))
+        assert len(near.recv(32, socket.MSG_WAITALL)) == 32
+        near.close()
+        thread.join(10)
+        assert isinstance(errors[0], ConnectionError)
+    echo = Echo()
+    with pytest.raises(reverb_actors._NotThere, match='it is not the gate of a learner'):
+        reverb_actors._ask(echo.address, lambda: SECRET, joined_before=True)
     echo.listener.close()

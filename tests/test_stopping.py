@@ -1,5 +1,6 @@
 """Signals: each command ends within 10 s, in every phase, with one line, 128 + n, and nothing left behind."""
 
+import contextlib
 import os
 import signal
 import time
@@ -60,7 +61,13 @@ def stops(process, folder, number, *, group=True):
 
 def compilers(folder):
     """The grandchildren that a reset waits for."""
-    return [pid for pid in marked_processes(folder) if b'sleep' in Path(f'/proc/{pid}/cmdline').read_bytes()]
+    return [pid for pid in marked_processes(folder) if 'sleep' in command_line(pid)]
+
+
+def command_line(pid):
+    with contextlib.suppress(OSError):  # It may have ended.
+        return Path(f'/proc/{pid}/cmdline').read_text(errors='replace')
+    return ''
 
 
 @pytest.mark.parametrize('runtime', RUNTIMES, ids=IDS)
@@ -157,6 +164,30 @@ def test_in_an_evaluation(tmp_path):
     assert not list(tmp_path.glob('*.mp4')) and not list(tmp_path.glob('.*'))
 
 
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize('moment', ['workers_start', 'cells_run'])
+def test_in_a_sweep(moment, number, tmp_path):
+    """To the whole group, as from a terminal that is closed: workers and multiprocessing's tracker leave it alone."""
+    options = ['--total-frames', '100000000', '--processes', '2']
+    process = start(
+        tmp_path, 'launch/ablate.py', '--grid', 'configs/ablations/lag.py', '--output', f'{tmp_path}/x', *options
+    )
+    if moment == 'workers_start':
+        wait_for(lambda: any('spawn_main' in command_line(pid) for pid in marked_processes(tmp_path)), process)
+    else:
+        wait_for(lambda: list(tmp_path.glob('x/cells/*/metrics.jsonl')), process)
+    line = stops(process, tmp_path, number)
+    assert line == f'stopped by signal {number:d}; the same command goes on where it was'
+
+
+@pytest.mark.parametrize('number, group', [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_while_the_doctor_checks(number, group, tmp_path):
+    process = start(tmp_path, '-m', 'impala_jax.doctor')
+    checks = "exec(sys.argv[1], {'__name__'"  # What a check's own process is started with.
+    wait_for(lambda: any(checks in command_line(pid) for pid in marked_processes(tmp_path)), process)
+    assert stops(process, tmp_path, number, group=group) == f'stopped by signal {number:d}'
+
+
 def program(folder, body):
     """A script whose main thread is in a library for minutes, as while XLA compiles."""
     script = folder / 'script.py'
@@ -188,6 +219,23 @@ COMPILES = "hashlib.pbkdf2_hmac('sha256', b'', b'', 1_000_000_000)"
 def test_while_a_library_does_not_return(tmp_path):
     process = program(tmp_path, COMPILES)
     assert 'it had not ended by itself within 6 s' in stops(process, tmp_path, signal.SIGTERM)
+
+
+def test_while_a_module_is_imported(tmp_path):
+    """What is left of it cannot be imported by others."""
+    imports = f"""
+    import sys, time
+    class Finder:
+        def find_spec(self, name, *_):
+            if name == 'jax.numpy':
+                Path({str(tmp_path / 'half')!r}).touch()
+                time.sleep(60)
+    sys.meta_path.insert(0, Finder())
+    import jax
+"""
+    process = program(tmp_path, imports.strip())
+    wait_for((tmp_path / 'half').exists, process)
+    assert stops(process, tmp_path, signal.SIGINT) == 'stopped by signal 2'
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path):

@@ -183,15 +183,16 @@ def _outcome(body: Callable[[], None], stopped: str) -> tuple[int, str]:
     except SystemExit as end:
         return (1, end.code) if isinstance(end.code, str) else (int(end.code or 0), '')
     except BaseException as error:  # noqa: BLE001 - said by the caller.
+        cause = stopping.cause(error)
+        if cause is not None:  # First: it may have come while the modules below were imported.
+            return 128 + cause.signal_number, f'{cause}{stopped}'
+
         from impala_jax.runtimes import nodes
         from impala_jax.runtimes.run import Interrupted
         from impala_jax.studies.ablation import CellFailed
 
         if isinstance(error, Interrupted):
             return 128 + error.signal_number, str(error)
-        cause = stopping.cause(error)
-        if cause is not None:
-            return 128 + cause.signal_number, f'{cause}{stopped}'
         return 1, str(error).rstrip() if isinstance(error, CellFailed) else nodes.last_words(error)
     return 0, ''
 

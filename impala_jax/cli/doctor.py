@@ -6,17 +6,25 @@ table here. The exit code is 0 when the core works, whatever optional parts are 
 
 from __future__ import annotations
 
-import concurrent.futures
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
-from typing import NamedTuple
+from impala_jax.system import stopping
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+if __name__ == '__main__':
+    stopping.begin()
+
+import concurrent.futures  # noqa: E402
+import os  # noqa: E402
+import signal  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+import time  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import NamedTuple, NoReturn  # noqa: E402
+
+from rich.console import Console  # noqa: E402
+from rich.markup import escape  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from impala_jax.system.machine import PARENT, START, kill_marked, own_folder  # noqa: E402
 
 _TIMEOUT_S = 30.0
 _CHECKOUT = Path(__file__).resolve().parent.parent.parent
@@ -202,7 +210,8 @@ except BaseException as error:
 
 def run_check(check: Check, timeout_s: float = _TIMEOUT_S) -> Result:
     """Runs one check in a process of its own; never raises for what goes wrong there."""
-    env = {**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'}
+    folder = own_folder()  # For what a check leaves behind, as Reverb's default checkpointer does.
+    env = {**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3', 'TMPDIR': folder, PARENT: folder, START: folder}
     if check.cpu:
         env['JAX_PLATFORMS'] = 'cpu'
     try:
@@ -214,6 +223,7 @@ def run_check(check: Check, timeout_s: float = _TIMEOUT_S) -> Result:
             errors='replace',
             timeout=timeout_s,
             env=env,
+            start_new_session=True,  # Ctrl-C reaches this process alone.
         )
     except subprocess.TimeoutExpired:
         return Result(check, 'fails', f'no answer within {timeout_s:g} s')
@@ -228,9 +238,17 @@ def run_check(check: Check, timeout_s: float = _TIMEOUT_S) -> Result:
 
 
 def diagnose(checks: tuple[Check, ...] = CHECKS) -> list[Result]:
-    """Runs all checks, as many at a time as there are cores."""
+    """Runs all checks, as many at a time as there are cores; ends those that run when it is interrupted."""
     with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        return list(pool.map(run_check, checks))
+        futures = [pool.submit(run_check, check) for check in checks]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            while not all(future.done() for future in futures):  # One may be about to start its process.
+                kill_marked(f'{START}={own_folder()}')
+                time.sleep(0.1)
+            raise
 
 
 def report(results: list[Result], console: Console) -> bool:
@@ -259,5 +277,18 @@ def main() -> int:
     return 0 if report(diagnose(), Console()) else 1
 
 
+def run() -> NoReturn:
+    """The program."""
+    stopping.interruptible()
+    try:
+        status, line = main(), ''
+    except BaseException as error:
+        stopped = stopping.cause(error)
+        if stopped is None:
+            raise
+        status, line = 128 + stopped.signal_number, str(stopped)
+    stopping.end(status, line)
+
+
 if __name__ == '__main__':
-    sys.exit(main())
+    run()

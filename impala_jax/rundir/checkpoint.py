@@ -535,8 +535,16 @@ def _one_line_errors(what: str, remedy: str = '', space: tuple[Path, int] | None
         if space and space[0].exists():
             free = shutil.disk_usage(space[0]).free
             if free < space[1]:
-                cause = f'the disk is full: {free / 1e6:.1f} MB are free, it takes up to {space[1] / 1e6:.1f} MB'
+                cause = f'the disk is full: {_size_text(free)} are free, it takes up to {_size_text(space[1])}'
         raise CheckpointError('; '.join(filter(None, [f'{what}: {cause}', remedy]))) from error
+
+
+def _size_text(size: int) -> str:
+    """A number of bytes, as in 4.2 MB."""
+    for unit, unit_size in (('GB', 1e9), ('MB', 1e6), ('kB', 1e3)):
+        if size >= unit_size:
+            return f'{size / unit_size:.1f} {unit}'
+    return f'{size} bytes'
 
 
 def _first_line(error: BaseException) -> str:

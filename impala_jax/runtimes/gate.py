@@ -31,6 +31,7 @@ _SHORTEST = 16  # characters
 _HELLO = b'impala_jax gate 1\n'
 _LEARNER, _ACTOR = b'learner', b'actor'
 _NONCE_BYTES = _PROOF_BYTES = 32
+_REFUSAL = bytes(_PROOF_BYTES)
 _HANDSHAKE_S = 5.0
 _MAX_CONNECTIONS = 4096
 _MAX_STRANGERS = 64  # who have not answered yet
@@ -144,15 +145,32 @@ class Gate:
         while True:
             try:
                 stranger, address = self._listener.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if self._listener.fileno() < 0:
+                    return  # Closed.
+                self._refused('somebody', error)  # As for want of files; some will be closed.
+                time.sleep(0.1)
+                continue
             # One too many is sent away: the others have their chance within the time of a handshake.
             if len(self._pipes) >= _MAX_CONNECTIONS or not self._strangers.acquire(blocking=False):
                 stranger.close()
                 continue
-            threading.Thread(
+            admit = threading.Thread(
                 target=self._admit, args=(stranger, address[0]), name='gate handshake', daemon=True
-            ).start()
+            )
+            try:
+                admit.start()
+            except RuntimeError as error:  # There are too many threads.
+                stranger.close()
+                self._strangers.release()
+                self._refused(address[0], error)
+
+    def _refused(self, address: str, error: Exception) -> None:
+        self._num_refused += 1
+        if self._num_refused & (self._num_refused - 1) == 0:
+            _logger.warning(
+                'a connection from %s did not get through: %s (%d so far)', address, error, self._num_refused
+            )
 
     def _admit(self, stranger: socket.socket, address: str) -> None:
         try:
@@ -162,11 +180,7 @@ class Gate:
                 with _closed_on_error(server):
                     self._pipes.join(stranger, server)
         except (OSError, WrongSecret) as error:
-            self._num_refused += 1
-            if self._num_refused & (self._num_refused - 1) == 0:
-                _logger.warning(
-                    'a connection from %s did not get through: %s (%d so far)', address, error, self._num_refused
-                )
+            self._refused(address, error)
         finally:
             self._strangers.release()
 
@@ -249,11 +263,10 @@ def _prove(connected: socket.socket, key: bytes, own: bytes, others: bytes) -> N
     # The actor begins: a learner proves nothing to those who do not know the secret.
     if own == _ACTOR:
         connected.sendall(hmac.digest(key, own + both, 'sha256'))
-    try:
-        proof = _receive(connected, _PROOF_BYTES, deadline)
-    except ConnectionError:
-        raise WrongSecret('it knows another secret') from None
+    proof = _receive(connected, _PROOF_BYTES, deadline)
     if not hmac.compare_digest(proof, hmac.digest(key, others + both, 'sha256')):
+        if own == _LEARNER:
+            connected.sendall(_REFUSAL)  # A connection that only ends may have been cut: the actor tries again.
         raise WrongSecret('it knows another secret')
     if own == _LEARNER:
         connected.sendall(hmac.digest(key, own + both, 'sha256'))

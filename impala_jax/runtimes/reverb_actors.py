@@ -140,12 +140,14 @@ def run(
       NodeFailure: there was no learner for `wait_s`.
       Exception: whatever ended an actor.
     """
+    joined_before = False
     while not stop.is_set():
-        session = _find(address, secret, stop, wait_s)
+        session = _find(address, secret, stop, wait_s, joined_before)
         if session is None:
             return
         try:
             joined = _join(session, address, num_actors, adapt, imports)
+            joined_before = True
             joined.act(stop)
         finally:
             session.way.close()
@@ -187,8 +189,13 @@ def _join(
     return joined
 
 
-def _find(address: str, secret: Callable[[], bytes], stop: threading.Event, wait_s: float) -> Session | None:
-    """The learner's session, asked for again and again, ever less often; None once `stop` is set."""
+def _find(
+    address: str, secret: Callable[[], bytes], stop: threading.Event, wait_s: float, joined_before: bool
+) -> Session | None:
+    """The learner's session, asked for again and again, ever less often; None once `stop` is set.
+
+    Raises: NodeFailure: there was none for `wait_s`; ConfigError: what is there cannot be joined.
+    """
     deadline = time.monotonic() + wait_s
     longest = _FIRST_WAIT_S
     num_refusals = 0
@@ -196,7 +203,8 @@ def _find(address: str, secret: Callable[[], bytes], stop: threading.Event, wait
         try:
             return _ask(address, secret)
         except (_NotThere, WrongSecret) as reason:
-            num_refusals = num_refusals + 1 if isinstance(reason, WrongSecret) else 0
+            # After a first join the secret was right: something else listens there while the learner is gone.
+            num_refusals = num_refusals + 1 if isinstance(reason, WrongSecret) and not joined_before else 0
             left = deadline - time.monotonic()
             if num_refusals == _MAX_REFUSALS or (num_refusals and left <= 0):
                 raise ConfigError(

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from impala_jax.system import stopping
 
+_STOPPED_S = 30.0  # How long a process may be stopped, as by SIGSTOP; JAX would take two minutes to say less.
 _CONNECT_S = 60.0  # How long a supervisor waits for the others.
 _ENDING_S = 20.0  # How long a program may take to end by itself after that of another host has ended.
 _VERDICT_S = 10.0  # How long a supervisor whose program followed another one waits to hear which.
@@ -81,7 +82,14 @@ def simulate(num_hosts: int, num_devices: int, command: Sequence[str]) -> int:
                 with stopping.deferred():
                     hosts.append(subprocess.Popen([*command, *own], env=environment, start_new_session=True))
             deadline = None
-            while any(host.poll() is None for host in hosts):
+            watches = [_StopWatch(host.pid) for host in hosts]
+            while None in [host.poll() for host in hosts]:  # All of them are asked.
+                for i, host in enumerate(hosts):
+                    if watches[i].seconds() > _STOPPED_S and host.poll() is None:
+                        sys.stderr.write(
+                            f'error: host {i}: its supervisor was stopped for {_STOPPED_S:g} s; it is killed\n'
+                        )
+                        host.kill()
                 if deadline is None and any(host.returncode for host in hosts):
                     deadline = time.monotonic() + _CONNECT_S
                 if deadline is not None and time.monotonic() > deadline:
@@ -166,6 +174,26 @@ class Channel:
     def ended(self, reason: str, follows: bool) -> None:
         """Tells the supervisor why the program ends before the run is done."""
         self._connection.send({'reason': reason, 'follows': follows})
+
+
+class _StopWatch:
+    """For how long a process has been stopped, as by SIGSTOP; to be asked again and again."""
+
+    def __init__(self, process: int):
+        self._path = f'/proc/{process}/stat'
+        self._since: float | None = None
+
+    def seconds(self) -> float:
+        try:
+            with open(self._path) as file:
+                state = file.read().rpartition(')')[2].split()[0]
+        except OSError:  # It has ended, or there is no /proc.
+            state = ''
+        if state != 'T':
+            self._since = None
+            return 0.0
+        self._since = self._since or time.monotonic()
+        return time.monotonic() - self._since
 
 
 def new_token() -> str:
@@ -265,6 +293,7 @@ class _Supervisor:
         """Until the program has ended."""
         self._start(self._wait, 'program')
         self._start(self._listen, 'channel')
+        threading.Thread(target=self._watch_stops, name='stop watch', daemon=True).start()
         said: End | None = None
         deadline, killed = None, False
         while True:
@@ -282,6 +311,10 @@ class _Supervisor:
             elif what == 'said':
                 said = End(self._host, value['reason'], value['follows'])
                 self._tell(said)
+            elif what == 'stopped':
+                said = said or End(self._host, f'its program was stopped for {_STOPPED_S:g} s', False)
+                self._tell(said)
+                self._kill()
             elif what == 'host':
                 self._heard(value)
             if what == 'said' or (what == 'host' and value.reason):
@@ -367,6 +400,14 @@ class _Supervisor:
             if thread.name == 'channel':
                 thread.join(2.0)
         self._events.put(('ended', None))
+
+    def _watch_stops(self) -> None:
+        watch = _StopWatch(self._program.pid)
+        while watch.seconds() <= _STOPPED_S:
+            if self._program.poll() is not None:
+                return
+            time.sleep(min(1.0, _STOPPED_S))
+        self._events.put(('stopped', None))
 
     def _listen(self) -> None:
         while (message := self._channel.receive()) is not None:

@@ -12,6 +12,7 @@ import itertools
 import json
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import shutil
 import signal
@@ -172,6 +173,8 @@ def _run_sweep(
     todo = [cell for cell in cells if not is_finished(cell, folder)]
     # Not forked: JAX has threads.
     context = multiprocessing.get_context('spawn')
+    with stopping.deferred():  # It keeps account of semaphores, and ignores all signals to stop but SIGHUP.
+        multiprocessing.resource_tracker.ensure_running()
     stop = context.Event()
     try:
         if todo:
@@ -179,8 +182,15 @@ def _run_sweep(
             with concurrent.futures.ProcessPoolExecutor(
                 workers, context, _start_worker, (stop, folder, runtime)
             ) as pool:
-                futures = {pool.submit(_run_cell, cell, folder, runtime): cell for cell in todo}
+                futures: dict[concurrent.futures.Future[None], Cell] = {}
                 try:
+                    # What starts a worker must not be cut short; and a terminal's Ctrl-C reaches it until it has a
+                    # session.
+                    with stopping.StopSignals(threading.Event()) as signals, stopping.deferred():
+                        for cell in todo:
+                            futures[pool.submit(_run_cell, cell, folder, runtime)] = cell
+                    if signals.received is not None:
+                        raise stopping.Stopped(signals.received)
                     for future in concurrent.futures.as_completed(futures):
                         future.result()
                         on_done(futures[future])
@@ -218,9 +228,12 @@ def _start_worker(stop: Any, folder: Path, runtime: str) -> None:
         'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
     }
     quiet_libraries()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The sweep's process hears Ctrl-C, and sets `stop`.
-    # An idle worker must not die of it: the pool would be broken, and since Python 3.12 wait for the others for ever.
+    os.setsid()  # The sweep's process hears signals to its group, and sets `stop`.
+    # An idle worker must not die of one: the pool would be broken, and since Python 3.12 wait for the others for ever.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

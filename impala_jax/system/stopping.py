@@ -129,9 +129,12 @@ _lock = threading.Lock()
 def begin() -> None:
     """Takes the signals over; to be called by a program before it imports anything that takes time.
 
-    Until `interruptible`, a signal ends the program at once, for it has begun nothing.
+    Until `interruptible`, a signal ends the program at once, for it has begun nothing. Does nothing in a worker of
+    multiprocessing, which imports the program that started it: signals are that one's.
     """
     global _program
+    if '__mp_main__' in sys.modules:
+        return
     if _program is None and threading.current_thread() is threading.main_thread():
         open_standard_streams()
         _program = _Program()
