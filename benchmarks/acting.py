@@ -17,7 +17,7 @@ import numpy as np
 from common import in_turn, machine, report
 
 from impala_jax import environments
-from impala_jax.agent import Agent
+from impala_jax.build import make_agent
 from impala_jax.cli import command_line
 from impala_jax.config import ActorConfig
 from impala_jax.kernels import allocator
@@ -34,7 +34,7 @@ def main() -> None:
     allocator.keep_memory()
     config = command_line.load_config_file(args.config)
     about, rows = machine(), []
-    agent = Agent(config.network, environments.spec(config.environment), config.popart.enabled)
+    agent = make_agent(config.network, environments.spec(config.environment), config.popart.enabled)
     params = jax.tree.map(np.asarray, agent.init(jax.random.PRNGKey(0)))
     T = config.learner.unroll_length
     for num_envs in args.num_envs:

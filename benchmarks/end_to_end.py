@@ -32,11 +32,10 @@ import numpy as np
 from common import in_turn, machine, report
 
 from impala_jax import environments
-from impala_jax.agent import Agent
+from impala_jax.build import make_agent, make_learner
 from impala_jax.cli import command_line
 from impala_jax.config import Config
 from impala_jax.kernels import allocator
-from impala_jax.learner import Learner
 from impala_jax.runtimes import nodes
 from impala_jax.trajectory_queue import columns, concatenate
 
@@ -45,14 +44,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def seconds_of_parts(config: Config, repeats: int = 5) -> dict[str, float]:
     """Seconds for each frame in emulator, inference and update, each alone."""
-    agent = Agent(config.network, environments.spec(config.environment), config.popart.enabled)
-    learner = Learner(config, agent)
+    agent = make_agent(config.network, environments.spec(config.environment), config.popart.enabled)
+    learner = make_learner(config, agent)
     states = [learner.init(jax.random.PRNGKey(0))]
     params = jax.tree.map(np.array, states[0].params)
     actor = nodes.make_actor(config, agent, 0)
     num_envs, T = config.actor.num_envs, config.learner.unroll_length
     enough = concatenate([actor.unroll(0, params) for _ in range(-(-config.learner.batch_size // num_envs))])
-    batch = learner.put(columns(enough, 0, config.learner.batch_size))
+    batch = learner.put(columns(enough, 0, config.learner.batch_size).experience)
     timestep = jax.tree.map(np.copy, actor.environment.step(np.zeros(num_envs, np.int32))[0])
     step, key = jax.jit(agent.step), jax.random.PRNGKey(0)
     actions = np.random.default_rng(0).integers(0, agent.spec.num_actions, [T, num_envs])

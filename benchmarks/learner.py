@@ -31,10 +31,10 @@ import rlax
 from common import in_turn, machine, matmul_peak, report
 
 from impala_jax import frame_stacks
-from impala_jax.agent import Agent, dummy_timestep
+from impala_jax.agent import dummy_timestep
+from impala_jax.build import make_agent, make_learner
 from impala_jax.config import Config, LearnerConfig, NetworkConfig
 from impala_jax.kernels import allocator
-from impala_jax.learner import Learner
 from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec, FrameStacks, TimeStep, Trajectory
 
 NUM_ACTIONS = 6
@@ -68,13 +68,13 @@ def stacked(trajectories: Trajectory) -> TimeStep:
 
 def ours(config: Config, trajectories: Trajectory) -> Callable[[], float]:
     """The learner itself; the loss of an update."""
-    agent = Agent(config.network, SPEC)
-    learner = Learner(config, agent)
-    batch = learner.put(trajectories)
+    agent = make_agent(config.network, SPEC)
+    learner = make_learner(config, agent)
+    batch = learner.put(trajectories.experience)
     states = [learner.init(jax.random.PRNGKey(0))]
 
     def update() -> float:
-        state, logs, _ = learner.update(states.pop(), batch)
+        state, logs = learner.update(states.pop(), batch)
         states.append(jax.block_until_ready(state))
         return float(logs['loss'])
 
@@ -155,7 +155,7 @@ def plain(config: Config, trajectories: Trajectory) -> Callable[[], float]:
         updates, opt_state = optimizer.update(gradient, opt_state)
         return optax.apply_updates(params, updates), opt_state, loss
 
-    params = Agent(config.network, SPEC).init(jax.random.PRNGKey(0))
+    params = make_agent(config.network, SPEC).init(jax.random.PRNGKey(0))
     state = [params, optimizer.init(params)]
     steps, behaviour_logits = jax.device_put((stacked(trajectories), trajectories.behaviour_logits))
 

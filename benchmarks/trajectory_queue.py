@@ -20,6 +20,7 @@ from common import in_turn, machine, report
 
 from impala_jax import environments
 from impala_jax.agent import Agent
+from impala_jax.build import make_agent
 from impala_jax.cli import command_line
 from impala_jax.config import ActorConfig, Config
 from impala_jax.runtimes import nodes
@@ -67,7 +68,7 @@ def main() -> None:
     learner = dataclasses.replace(config.learner, queue_capacity=2 * config.num_fresh)
     config = dataclasses.replace(config, learner=learner, actor=ActorConfig(1, config.num_fresh))
     about = machine()
-    agent = Agent(config.network, environments.spec(config.environment), config.popart.enabled)
+    agent = make_agent(config.network, environments.spec(config.environment), config.popart.enabled)
     params = jax.tree.map(np.asarray, agent.init(jax.random.PRNGKey(0)))
     actor = nodes.make_actor(config, agent, 0)
     batch = actor.unroll(0, params)

@@ -48,7 +48,7 @@ class Actor:
         self._unroll_length = unroll_length
         self._device = jax.local_devices(backend='cpu')[0]
         self._agent = agent
-        self._params: tuple[int, PyTree] | None = None
+        self._params: tuple[PyTree, PyTree] | None = None  # as given, and on the device
         self.reset(seed)
 
         def step(params, key, num_steps, timestep, state):
@@ -75,8 +75,8 @@ class Actor:
         Raises:
           ConfigError: as `Agent.check_observation`.
         """
-        if self._params is None or self._params[0] != version:
-            self._params = (version, jax.device_put(params, self._device))
+        if self._params is None or self._params[0] is not params:
+            self._params = (params, jax.device_put(params, self._device))
         params = self._params[1]
         is_first = self._timestep is None
         if self._timestep is None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from impala_jax import frame_stacks, networks
-from impala_jax.config import NetworkConfig
 from impala_jax.networks import NetworkOutput
 from impala_jax.types import FIRST, Array, ArraySpec, EnvironmentSpec, PyTree, StepInfo, TimeStep, Trajectory
 
@@ -30,32 +30,33 @@ class Agent:
     """Network and action sampling for one kind of environment. Holds no parameters and no state.
 
     Args:
-      config: the network.
-      spec: of the environment.
-      popart: whether there is a normalised value of each task (see `impala_jax.popart`) instead of one value.
-
-    Raises:
-      ConfigError: as `networks.build`.
+      network: Maps TimeStep [T, B, ...] and the core's state [B, ...] to NetworkOutput and the state after the last
+        timestep; one of `networks.build`, or any other. A recurrent one has a method `initial_state(batch_size)`.
+      spec: That of the environment.
     """
 
-    def __init__(self, config: NetworkConfig, spec: EnvironmentSpec, popart: bool = False):
+    def __init__(self, network: nn.Module, spec: EnvironmentSpec):
         self.spec = spec
-        self._config = config
-        self._network = networks.build(config, spec, popart)
-        readings = self._network.readings
-        self.reads = networks.describe(readings, spec.observation)
-        """One line that says how each leaf of an observation is read."""
-        self._embedded = [(i, reading) for i, reading in enumerate(readings) if reading.num_values]
+        self._network: Any = network
+        self._readings: tuple[networks.Reading, ...] = getattr(network, 'readings', ())
+        self._embedded = [(i, reading) for i, reading in enumerate(self._readings) if reading.num_values]
+
+    @property
+    def reads(self) -> str:
+        """How each leaf of an observation is read, one line."""
+        if not self._readings:
+            return f'observations by {type(self._network).__name__}'
+        return networks.describe(self._readings, self.spec.observation)
 
     def init(self, key: Array) -> PyTree:
         """Parameters, float32."""
         timesteps = jax.tree.map(lambda x: x[None], dummy_timestep(self.spec, 1))
-        params = self._network.init(key, timesteps, self.initial_state(1))
-        return networks.start_forget_gates(params, self._config.lstm_forget_bias)
+        return self._network.init(key, timesteps, self.initial_state(1))
 
     def initial_state(self, batch_size: int) -> PyTree:
         """The core's state before an episode, [B, ...]; `()` without a recurrent core."""
-        return networks.initial_state(self._config, batch_size)
+        initial_state = getattr(self._network, 'initial_state', None)
+        return () if initial_state is None else initial_state(batch_size)
 
     def check_observation(self, observation: PyTree) -> None:
         """Checks what only the values tell: a word id or category without an embedding would make the output NaN.
@@ -73,10 +74,10 @@ class Agent:
 
     def report_small_bytes(self, observation: PyTree) -> None:
         """Logs, once per process, that bytes are divided by far more than their values so far, [N, ...] numpy."""
-        if self._config.uint8_scale is None:
-            for reading, leaf in zip(self._network.readings, jax.tree.leaves(observation), strict=True):
-                if leaf.dtype == np.uint8 and 0 < 8 * int(leaf.max()) <= reading.scale:
-                    _report_small_bytes(reading.name, reading.scale)
+        # A network of the user's own has no readings.
+        for reading, leaf in zip(self._readings, jax.tree.leaves(observation), strict=False):
+            if reading.is_default_scale and leaf.dtype == np.uint8 and 0 < 8 * int(leaf.max()) <= reading.scale:
+                _report_small_bytes(reading.name, reading.scale)
 
     def unroll(self, params: PyTree, timesteps: TimeStep, state: PyTree) -> tuple[NetworkOutput, PyTree]:
         """Logits [T, B, A] and values [T, B] (with PopArt [T, B, K]) of timesteps [T, B, ...], and the state after the

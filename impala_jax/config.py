@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -36,6 +37,19 @@ def closest(name: str, known: Iterable[str], prefix: str = '', usable: Callable[
         if close:
             return f'did you mean {" or ".join(close)}?'
     return ''
+
+
+def import_object(field: str, path: str) -> Any:
+    """What `path`, module:name, stands for in the field of a configuration.
+
+    Raises:
+      ConfigError: it cannot be imported.
+    """
+    module, _, name = path.partition(':')
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f'{field} {path!r} cannot be imported: {error}') from error
 
 
 def _require(condition: bool, message: str) -> None:
@@ -111,8 +125,13 @@ class NetworkConfig:
     """Of the shallow torsos: take the mean out of each of the first convolution's filters, at every use. What is the
     same all over an image, mostly its background, then excites none of them, and cannot push their ReLUs out of
     reach."""
-    core: Literal['feedforward', 'lstm'] = 'feedforward'
+    core: str = 'feedforward'
+    """`feedforward` (none), `lstm`, or a flax module `module:Class` of your own: docs/extending.md."""
+    module: str | None = None
+    """A flax module `module:Class` of your own in place of torso, core and heads (also `--network module:Class`):
+    docs/extending.md."""
     lstm_size: int = 256
+    """Size of the core; that of a class of your own, too."""
     lstm_forget_bias: float = 1.0
     """What the biases of forget gates, of instruction encoders too, start with. 1, as in the paper's code: at first an
     LSTM keeps most of its memory."""
@@ -135,6 +154,15 @@ class NetworkConfig:
         _require(
             self.torso in known or ':' in self.torso,
             f'unknown network.torso {self.torso!r}; {closest(self.torso, known)}, or a class of yours as module:Class',
+        )
+        _require(
+            self.core in ('feedforward', 'lstm') or ':' in self.core,
+            f'unknown network.core {self.core!r}; {closest(self.core, ("feedforward", "lstm"))}, or a class of yours '
+            'as module:Class',
+        )
+        _require(
+            self.module is None or ':' in self.module,
+            f'network.module must be a class of yours as module:Class, got {self.module!r}',
         )
         _require(
             math.isfinite(self.lstm_forget_bias),
@@ -202,6 +230,8 @@ class ReplayConfig:
 class LossConfig:
     """Weights of the loss, which is a SUM over time and batch."""
 
+    function: str | None = None
+    """A loss `module:function` of your own in place of IMPALA's (also `--loss module:function`): docs/extending.md."""
     discount: float = 0.99
     baseline_cost: float = 0.5
     entropy_cost: float = 0.01
@@ -213,6 +243,10 @@ class LossConfig:
     5 max(tanh r, 0), as in the paper."""
 
     def __post_init__(self):
+        _require(
+            self.function is None or ':' in self.function,
+            f'loss.function must be a function of yours as module:function, got {self.function!r}',
+        )
         _require(0 <= self.discount <= 1, f'loss.discount must lie in [0, 1], got {self.discount}')
         for name in ('baseline_cost', 'entropy_cost'):
             value = getattr(self, name)
@@ -250,7 +284,9 @@ class _NotSet(float):
 class OptimizerConfig:
     """The optimiser; the learning rate belongs to a SUMMED loss and to TensorFlow's RMSProp."""
 
-    name: Literal['rmsprop', 'adam'] = 'rmsprop'
+    name: str = 'rmsprop'
+    """`rmsprop`, `adam`, or a function `module:function` of your own that makes an optax transformation (also
+    `--optimizer module:function`): docs/extending.md."""
     learning_rate: float = 6e-4
     schedule: Literal['linear', 'constant'] = 'linear'
     """`linear`: to 0 over `schedule_frames`."""
@@ -271,9 +307,13 @@ class OptimizerConfig:
     """The gradient's global norm is clipped to this; inf for no clipping."""
 
     def __post_init__(self):
-        _require(self.name in _EPSILONS, f'unknown optimizer.name {self.name!r}; {closest(self.name, _EPSILONS)}')
+        _require(
+            self.name in _EPSILONS or ':' in self.name,
+            f'unknown optimizer.name {self.name!r}; {closest(self.name, _EPSILONS)}, or a function of yours as '
+            'module:function',
+        )
         if isinstance(self.epsilon, _NotSet):
-            object.__setattr__(self, 'epsilon', _NotSet(_EPSILONS[self.name]))
+            object.__setattr__(self, 'epsilon', _NotSet(_EPSILONS.get(self.name, _EPSILONS['adam'])))
         _require_positive(
             'optimizer', learning_rate=self.learning_rate, epsilon=self.epsilon, max_grad_norm=self.max_grad_norm
         )
@@ -399,7 +439,7 @@ class LoggingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PBTConfig:
-    """Population based training (section 5.3.2, appendix F): `launch/pbt.py`, rules in `impala_jax.pbt`.
+    """Population based training (section 5.3.2, appendix F): `launch/pbt.py`, rules in `impala_jax.studies.pbt`.
 
     The first learning rate, entropy cost and epsilon of a member are drawn from the ranges here, and stand in its
     `config.json`. The defaults are the paper's, of DMLab-30; the interval, which it does not give, is ours.

@@ -57,3 +57,13 @@ def stacked(stacks: FrameStacks) -> Array:
     num_earlier = jnp.expand_dims(stacks.num_earlier, tuple(range(2, stacks.frames.ndim)))
     channels = [jnp.where(num_earlier >= K - 1 - k, stacks.frames[k : k + num_steps], 0) for k in range(K)]
     return jnp.stack(channels, axis=-1)  # pyright: ignore[reportArgumentType]
+
+
+def unpacked(timesteps: TimeStep) -> TimeStep:
+    """Timesteps [T + 1, B, ...] whose leaves are all arrays: FrameStacks become [T + 1, B, ..., K]."""
+    observation = jax.tree.map(
+        lambda leaf: stacked(leaf) if isinstance(leaf, FrameStacks) else leaf,
+        timesteps.observation,
+        is_leaf=lambda x: isinstance(x, FrameStacks),
+    )
+    return timesteps._replace(observation=observation)

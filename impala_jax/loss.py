@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import dataclasses
+from typing import Literal, NamedTuple, Protocol
 
 import chex
 import jax
@@ -10,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from impala_jax import vtrace
-from impala_jax.config import LossConfig, VTraceConfig
+from impala_jax.config import VTraceConfig
 from impala_jax.networks import NetworkOutput
-from impala_jax.types import FIRST, Array, Trajectory
+from impala_jax.types import FIRST, Array, Experience
 
 LOG_RHO_EDGES = np.array([-4, -2, -1, -0.5, -0.2, -0.1, -0.05, -0.01, 0.01, 0.05, 0.1, 0.2, 0.5, 1, 2, 4], np.float32)
 """Bins of the log's `log_rho_histogram`; the outer ones are open. What is on-policy falls into the middle one."""
@@ -24,79 +25,111 @@ class LossDetails(NamedTuple):
     """What the loss was made of; no gradient flows out."""
 
     logs: dict[str, Array]  # scalars, and `log_rho_histogram`
-    value_targets: Array  # [T, B]
-    mask: Array  # bool [T, B], the transitions that count
+    value_targets: Array | None = None  # [T, B]; PopArt needs both.
+    mask: Array | None = None  # bool [T, B], the transitions that count
 
 
-def impala_loss(
-    output: NetworkOutput,
-    trajectory: Trajectory,
-    config: LossConfig,
-    vtrace_config: VTraceConfig,
-    value_scale: Array | None = None,
-    entropy_cost: Array | float | None = None,
-) -> tuple[Array, LossDetails]:
-    """The loss of a batch of trajectories.
+class Loss(Protocol):
+    """A loss that `Learner` can minimise."""
+
+    def __call__(
+        self,
+        output: NetworkOutput,
+        experience: Experience,
+        *,
+        entropy_cost: Array | float | None = None,
+        value_scale: Array | None = None,
+    ) -> tuple[Array, LossDetails]:
+        """The loss of a batch, a scalar, and what it was made of.
+
+        Args:
+          output: logits [T + 1, B, A] and values [T + 1, B] of the learner's parameters at the batch's timesteps.
+          experience: [T + 1, B].
+          entropy_cost: A scalar in place of the loss's own; given only where it is scheduled or tuned.
+          value_scale: [B], what advantages and the values' errors are divided by; given only with PopArt.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ImpalaLoss:
+    """The loss of the paper, over whatever transitions count.
 
     Args:
-      output: logits [T + 1, B, A] and values [T + 1, B] of the learner's parameters at the trajectory's timesteps.
-      trajectory: [T + 1, B].
-      config: weights, discount and reward clipping.
-      vtrace_config: the correction and its truncation levels.
-      value_scale: [B], what advantages and the values' errors are divided by (PopArt); None for 1.
-      entropy_cost: a scalar in place of the configuration's.
-
-    Returns:
-      The loss, a scalar, and LossDetails, whose `logs` are `policy_loss`, `baseline_loss` (both as weighted in the
-      loss), and `entropy`, the mean over the transitions that count; beside them those of `off_policyness`.
-
-    Raises:
-      AssertionError: shapes that do not agree.
+      discount: gamma; it multiplies the environment's own discount.
+      baseline_cost: Weight of the values' squared errors, which are halved.
+      entropy_cost: Weight of the entropy.
+      reward_clip: A mode of `clip_rewards`.
+      vtrace: The off-policy correction and its truncation levels.
     """
-    timesteps, actions = trajectory.timesteps, trajectory.actions
-    chex.assert_equal_shape_prefix([output.logits[:-1], trajectory.behaviour_logits, actions], 2)
-    chex.assert_equal_shape([output.values, timesteps.reward])
 
-    # The arrival at an episode's first step is not a transition of the task: the action before it was ignored.
-    mask = timesteps.step_type[1:] != FIRST
-    rewards = clip_rewards(timesteps.reward[1:], config.reward_clip)
+    discount: float = 0.99
+    baseline_cost: float = 0.5
+    entropy_cost: float = 0.01
+    reward_clip: Literal['unit', 'asymmetric', 'asymmetric_paper', 'none'] = 'unit'
+    vtrace: VTraceConfig = VTraceConfig()
 
-    log_policy = jax.nn.log_softmax(output.logits[:-1])
-    log_behaviour = jax.nn.log_softmax(trajectory.behaviour_logits)
-    log_pi = jnp.take_along_axis(log_policy, actions[..., None], axis=-1)[..., 0]
-    log_mu = jnp.take_along_axis(log_behaviour, actions[..., None], axis=-1)[..., 0]
-    log_rhos = jnp.where(mask, jax.lax.stop_gradient(log_pi) - log_mu, -jnp.inf)
-    targets = vtrace.corrected_returns(
-        vtrace_config.correction,
-        log_rhos=log_rhos,
-        discounts=config.discount * timesteps.discount[1:],
-        rewards=rewards,
-        values=jax.lax.stop_gradient(output.values[:-1]),
-        bootstrap_value=jax.lax.stop_gradient(output.values[-1]),
-        clip_rho_threshold=vtrace_config.rho_bar,
-        clip_c_threshold=vtrace_config.c_bar,
-        clip_pg_rho_threshold=vtrace_config.pg_rho_bar,
-        lambda_=vtrace_config.lambda_,
-        implementation=vtrace_config.implementation,
-    )
+    def __call__(
+        self,
+        output: NetworkOutput,
+        experience: Experience,
+        *,
+        entropy_cost: Array | float | None = None,
+        value_scale: Array | None = None,
+    ) -> tuple[Array, LossDetails]:
+        """As `Loss`.
 
-    entropies = -jnp.sum(jnp.exp(log_policy) * log_policy, axis=-1)
-    if vtrace_config.correction == 'epsilon_correction':
-        log_pi = jnp.log(jnp.exp(log_pi) + _EPSILON)
-    pg_advantages, errors = targets.pg_advantages, targets.vs - output.values[:-1]
-    if value_scale is not None:
-        pg_advantages, errors = pg_advantages / value_scale[None], errors / value_scale[None]
-    entropy_cost = config.entropy_cost if entropy_cost is None else entropy_cost
-    policy_loss = -jnp.sum(mask * log_pi * pg_advantages)
-    baseline_loss = config.baseline_cost * 0.5 * jnp.sum(mask * jnp.square(errors))
-    loss = policy_loss + baseline_loss - entropy_cost * jnp.sum(mask * entropies)
-    logs = {
-        'policy_loss': policy_loss,
-        'baseline_loss': baseline_loss,
-        'entropy': _mean(entropies, mask),
-        **off_policyness(log_rhos, log_policy, log_behaviour, mask, vtrace_config),
-    }
-    return loss, LossDetails(logs, targets.vs, mask)
+        Returns:
+          The loss, a scalar, and LossDetails, whose `logs` are `policy_loss`, `baseline_loss` (both as weighted in the
+          loss), and `entropy`, the mean over the transitions that count; beside them those of `off_policyness`.
+
+        Raises:
+          AssertionError: shapes that do not agree.
+        """
+        timesteps, actions = experience.timesteps, experience.actions
+        chex.assert_equal_shape_prefix([output.logits[:-1], experience.behaviour_logits, actions], 2)
+        chex.assert_equal_shape([output.values, timesteps.reward])
+
+        # The arrival at an episode's first step is not a transition of the task: the action before it was ignored.
+        mask = timesteps.step_type[1:] != FIRST
+        rewards = clip_rewards(timesteps.reward[1:], self.reward_clip)
+
+        log_policy = jax.nn.log_softmax(output.logits[:-1])
+        log_behaviour = jax.nn.log_softmax(experience.behaviour_logits)
+        log_pi = jnp.take_along_axis(log_policy, actions[..., None], axis=-1)[..., 0]
+        log_mu = jnp.take_along_axis(log_behaviour, actions[..., None], axis=-1)[..., 0]
+        log_rhos = jnp.where(mask, jax.lax.stop_gradient(log_pi) - log_mu, -jnp.inf)
+        targets = vtrace.corrected_returns(
+            self.vtrace.correction,
+            log_rhos=log_rhos,
+            discounts=self.discount * timesteps.discount[1:],
+            rewards=rewards,
+            values=jax.lax.stop_gradient(output.values[:-1]),
+            bootstrap_value=jax.lax.stop_gradient(output.values[-1]),
+            clip_rho_threshold=self.vtrace.rho_bar,
+            clip_c_threshold=self.vtrace.c_bar,
+            clip_pg_rho_threshold=self.vtrace.pg_rho_bar,
+            lambda_=self.vtrace.lambda_,
+            implementation=self.vtrace.implementation,
+        )
+
+        entropies = -jnp.sum(jnp.exp(log_policy) * log_policy, axis=-1)
+        if self.vtrace.correction == 'epsilon_correction':
+            log_pi = jnp.log(jnp.exp(log_pi) + _EPSILON)
+        pg_advantages, errors = targets.pg_advantages, targets.vs - output.values[:-1]
+        if value_scale is not None:
+            pg_advantages, errors = pg_advantages / value_scale[None], errors / value_scale[None]
+        entropy_cost = self.entropy_cost if entropy_cost is None else entropy_cost
+        policy_loss = -jnp.sum(mask * log_pi * pg_advantages)
+        baseline_loss = self.baseline_cost * 0.5 * jnp.sum(mask * jnp.square(errors))
+        loss = policy_loss + baseline_loss - entropy_cost * jnp.sum(mask * entropies)
+        logs = {
+            'policy_loss': policy_loss,
+            'baseline_loss': baseline_loss,
+            'entropy': _mean(entropies, mask),
+            **off_policyness(log_rhos, log_policy, log_behaviour, mask, self.vtrace),
+        }
+        return loss, LossDetails(logs, targets.vs, mask)
 
 
 def clip_rewards(rewards: Array, mode: Literal['unit', 'asymmetric', 'asymmetric_paper', 'none']) -> Array:

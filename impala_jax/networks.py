@@ -9,7 +9,6 @@ rules.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,8 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from impala_jax import frame_stacks
-from impala_jax.config import ConfigError, NetworkConfig
+from impala_jax.config import ConfigError, NetworkConfig, import_object
 from impala_jax.kernels import layers
 from impala_jax.kernels.layers import Conv
 from impala_jax.types import (
@@ -27,7 +25,6 @@ from impala_jax.types import (
     Array,
     ArraySpec,
     EnvironmentSpec,
-    FrameStacks,
     PyTree,
     TimeStep,
     image_axes,
@@ -47,6 +44,7 @@ class Reading(NamedTuple):
     torso: str  # 'words', 'category', 'mlp', an image torso, or 'module:Class'
     axes: tuple[int, ...] = ()  # of an image: height, width and the axes of its channels, which are joined
     scale: float = 1.0  # uint8 values are divided by it.
+    is_default_scale: bool = True  # not that of `NetworkConfig.uint8_scale`
     num_values: int = 0  # of a category, or word ids
 
     def check(self, leaf: np.ndarray) -> None:
@@ -212,6 +210,11 @@ class ResettingLSTM(nn.Module):
         state, outputs = scan(nn.OptimizedLSTMCell(self.size, dtype=self.dtype), state, (inputs, resets))
         return outputs, state
 
+    @nn.nowrap
+    def initial_state(self, batch_size: int) -> PyTree:
+        """Zeros, two of [B, size] float32."""
+        return (np.zeros([batch_size, self.size], np.float32), np.zeros([batch_size, self.size], np.float32))
+
 
 class ImpalaNetwork(nn.Module):
     """Torso, core and heads.
@@ -238,10 +241,8 @@ class ImpalaNetwork(nn.Module):
         """
         num_steps, batch = timesteps.step_type.shape
         first = timesteps.step_type == FIRST
-        observation = jax.tree.leaves(timesteps.observation, is_leaf=lambda x: isinstance(x, FrameStacks))
         leaves = []
-        for reading, leaf in zip(self.readings, observation, strict=True):
-            leaf = frame_stacks.stacked(leaf) if isinstance(leaf, FrameStacks) else leaf
+        for reading, leaf in zip(self.readings, jax.tree.leaves(timesteps.observation), strict=True):
             leaf = leaf.reshape(num_steps * batch, *leaf.shape[2:])
             if reading.torso != 'words':
                 leaves.append(_torso(self.config, reading)(_input(reading, leaf)))
@@ -250,27 +251,48 @@ class ImpalaNetwork(nn.Module):
         x = leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=-1)
         x = x.reshape(num_steps, batch, -1)
 
-        if self.config.core == 'lstm':
+        if self.config.core != 'feedforward':
             # Nothing of the episode before is seen at an episode's first step.
             action = jax.nn.one_hot(timesteps.previous_action, self.num_actions) * ~first[..., None]
             reward = jnp.clip(timesteps.reward * ~first, -1.0, 1.0)[..., None]
-            core = ResettingLSTM(self.config.lstm_size, _compute_dtype(self.config))
-            x, state = core(jnp.concatenate([x, action, reward], -1), first, state)
+            x, state = self._core()(jnp.concatenate([x, action, reward], -1), first, state)
 
         logits = nn.Dense(self.num_actions, name='policy', kernel_init=nn.initializers.orthogonal(0.01))(x)
         num_values = self.num_normalised_values
         values = nn.Dense(num_values or 1, name='baseline', kernel_init=nn.initializers.orthogonal(1.0))(x)
         return NetworkOutput(logits, values if num_values else values[..., 0]), state
 
+    @nn.nowrap
+    def init(self, *args: Any, **kwargs: Any) -> Any:
+        """Parameters, as of any flax module, with open forget gates (`NetworkConfig.lstm_forget_bias`)."""
+        return _start_forget_gates(super().init(*args, **kwargs), self.config.lstm_forget_bias)
 
-def build(config: NetworkConfig, spec: EnvironmentSpec, popart: bool = False) -> ImpalaNetwork:
+    @nn.nowrap
+    def initial_state(self, batch_size: int) -> PyTree:
+        """The core's state at an episode's start, [B, ...]; `()` without a recurrent core."""
+        return () if self.config.core == 'feedforward' else self._core().initial_state(batch_size)
+
+    @nn.nowrap
+    def _core(self) -> Any:
+        core = ResettingLSTM if self.config.core == 'lstm' else _imported('network.core', self.config.core)
+        return core(self.config.lstm_size, dtype=_compute_dtype(self.config))
+
+
+def build(config: NetworkConfig, spec: EnvironmentSpec, popart: bool = False) -> nn.Module:
     """The network for an environment; with `popart` it has a value for each task.
 
     Raises:
-      ConfigError: as `read`, or a class that cannot be found.
+      ConfigError: as `read`, or a class that cannot be found; `popart` for a network that is not ours.
     """
-    if ':' in config.torso:
-        _custom_torso(config.torso)
+    if config.module is not None:
+        if popart:
+            raise ConfigError(
+                f'popart.enabled: network.module {config.module!r} has no value per task; leave out either'
+            )
+        return _imported('network.module', config.module)(spec.num_actions)
+    for field, path in (('network.torso', config.torso), ('network.core', config.core)):
+        if ':' in path:
+            _imported(field, path)
     return ImpalaNetwork(spec.num_actions, config, read(config, spec.observation), spec.num_tasks if popart else None)
 
 
@@ -284,7 +306,9 @@ def read(config: NetworkConfig, observation: PyTree) -> tuple[Reading, ...]:
       ConfigError: leaves that the torso cannot take, word ids or categories that have no embedding.
     """
     leaves = jax.tree_util.tree_leaves_with_path(observation, is_leaf=lambda x: isinstance(x, ArraySpec))
-    readings = tuple(_read_leaf(config, path, leaf) for path, leaf in leaves)
+    readings = tuple(
+        _read_leaf(config, path, leaf)._replace(is_default_scale=config.uint8_scale is None) for path, leaf in leaves
+    )
     if not config.instructions and all(reading.torso == 'words' for reading in readings):
         raise ConfigError(
             '--network.no-instructions leaves nothing to read, as the environment shows instructions only; leave it out'
@@ -368,14 +392,7 @@ def _outside(reading: Reading, value: int) -> str:
     return f'{reading.name} has {kind} {value}, outside 0 to {reading.num_values - 1}; mend it in the environment'
 
 
-def initial_state(config: NetworkConfig, batch_size: int) -> PyTree:
-    """The core's state at an episode's start: zeros, two of [B, lstm_size] float32, or `()` without an LSTM."""
-    if config.core == 'feedforward':
-        return ()
-    return (np.zeros([batch_size, config.lstm_size], np.float32), np.zeros([batch_size, config.lstm_size], np.float32))
-
-
-def start_forget_gates(params: PyTree, bias: float) -> PyTree:
+def _start_forget_gates(params: PyTree, bias: float) -> PyTree:
     """Parameters of an `ImpalaNetwork`, with the biases of its own LSTMs' forget gates set to `bias`.
 
     TensorFlow's cell, which the paper's code uses, adds 1 to what opens the forget gate, and flax's does not. As the
@@ -392,7 +409,7 @@ def start_forget_gates(params: PyTree, bias: float) -> PyTree:
 
 def _torso(config: NetworkConfig, reading: Reading) -> nn.Module:
     if ':' in reading.torso:
-        return _custom_torso(reading.torso)()
+        return _imported('network.torso', reading.torso)()
     dtype = _compute_dtype(config)
     if reading.torso == 'category':
         return CategoryTorso(reading.num_values, config.mlp_sizes, dtype)
@@ -419,12 +436,9 @@ def _compute_dtype(config: NetworkConfig) -> Any:
     return jnp.bfloat16 if config.compute_dtype == 'bfloat16' else jnp.float32
 
 
-def _custom_torso(path: str) -> type[nn.Module]:
-    module_name, _, class_name = path.partition(':')
-    try:
-        torso = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f'network.torso {path!r} cannot be imported: {error}') from error
-    if not (isinstance(torso, type) and issubclass(torso, nn.Module)):
-        raise ConfigError(f'network.torso {path!r} is not a flax.linen.Module')
-    return torso
+def _imported(field: str, path: str) -> type[nn.Module]:
+    """Raises ConfigError: `path`, module:Class, is not there, or is not a flax module."""
+    found = import_object(field, path)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ConfigError(f'{field} {path!r} is not a flax.linen.Module')
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import threading
 from typing import Any, Protocol
 
@@ -11,10 +12,7 @@ import numpy as np
 
 from impala_jax import seeds
 from impala_jax.config import ConfigError
-from impala_jax.types import Closed, PyTree, Trajectory
-
-# The fields of a Trajectory that are [B, ...] and not [T, B, ...].
-_WITHOUT_TIME = ('initial_state', 'version', 'task')
+from impala_jax.types import Closed, PyTree, Trajectory, batch_axis
 
 
 class TrajectoryQueue(Protocol):
@@ -222,7 +220,7 @@ def _with_batch_axis(fn, *parts: Trajectory) -> Trajectory:
     """Maps `fn(batch_axis, *leaves)` over all leaves."""
     fields = {
         name: jax.tree.map(
-            lambda *xs, axis=0 if name in _WITHOUT_TIME else 1: fn(axis, *xs),
+            functools.partial(fn, batch_axis(name)),
             *(getattr(part, name) for part in parts),
         )
         for name in Trajectory._fields

@@ -97,6 +97,29 @@ class StepInfo(NamedTuple):
         return self.episode_ended | (self.restarts > 0)
 
 
+class Experience(NamedTuple):
+    """What is learned from a trajectory."""
+
+    timesteps: TimeStep  # [T + 1, B, ...]
+    behaviour_logits: Array  # [T, B, A] float32
+    initial_state: PyTree  # [B, ...]
+    task: Array  # [B] int32
+
+    @property
+    def actions(self) -> Array:
+        """[T, B] int32; action t was taken from timestep t."""
+        return self.timesteps.previous_action[1:]
+
+
+class Counts(NamedTuple):
+    """What is counted of a trajectory, and never learned from."""
+
+    info: StepInfo  # [T, B]
+    version: Array  # [B] int32
+    task: Array  # [B] int32
+    game_version: Array  # [T, B] int32
+
+
 class Trajectory(NamedTuple):
     """T transitions of B environments, time-major."""
 
@@ -112,6 +135,21 @@ class Trajectory(NamedTuple):
     def actions(self) -> Array:
         """[T, B] int32; action t was taken from timestep t."""
         return self.timesteps.previous_action[1:]
+
+    @property
+    def experience(self) -> Experience:
+        """What is learned from."""
+        return Experience(self.timesteps, self.behaviour_logits, self.initial_state, self.task)
+
+    @property
+    def counts(self) -> Counts:
+        """What is counted."""
+        return Counts(self.info, self.version, self.task, self.game_version)
+
+
+def batch_axis(field: str) -> int:
+    """Axis of the batch in a field of `Trajectory`, `Experience` or `Counts`: 1 behind time, 0 where there is none."""
+    return 0 if field in ('initial_state', 'version', 'task') else 1
 
 
 class Closed(Exception):

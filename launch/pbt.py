@@ -18,12 +18,12 @@ from pathlib import Path  # noqa: E402
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: E402
 
-from impala_jax import pbt  # noqa: E402
 from impala_jax.cli import command_line  # noqa: E402
 from impala_jax.config import Config  # noqa: E402
 from impala_jax.rundir.metrics import METRICS, read_rows  # noqa: E402
 from impala_jax.runtimes.run import Interrupted, default_runtime, run  # noqa: E402
 from impala_jax.runtimes.supervisor import end_with  # noqa: E402
+from impala_jax.studies import pbt  # noqa: E402
 
 _STOP_TIMEOUT_S = 60.0  # How long members may take to write a checkpoint after a signal.
 

@@ -11,7 +11,8 @@ from dm_env import specs
 from impala_jax import agent as agent_module
 from impala_jax import environments
 from impala_jax.actor import Actor
-from impala_jax.agent import Agent, dummy_timestep
+from impala_jax.agent import dummy_timestep
+from impala_jax.build import make_agent
 from impala_jax.config import ConfigError, EnvironmentConfig, NetworkConfig
 from impala_jax.environments.serial import SerialVectorEnvironment
 from impala_jax.networks import InstructionEncoder, ResettingLSTM
@@ -77,7 +78,7 @@ def random_state(agent, batch_size, seed=1):
 
 
 def num_params(config, spec):
-    shapes = jax.eval_shape(Agent(config, spec).init, jax.random.PRNGKey(0))
+    shapes = jax.eval_shape(make_agent(config, spec).init, jax.random.PRNGKey(0))
     return sum(x.size for x in jax.tree.leaves(shapes))
 
 
@@ -87,7 +88,7 @@ def num_params(config, spec):
     ids=['feedforward', 'lstm', 'lstm_of_a_dict'],
 )
 def test_unroll_is_t_times_step(config, spec):
-    agent = Agent(config, spec)
+    agent = make_agent(config, spec)
     params = agent.init(jax.random.PRNGKey(0))
     timesteps = random_timesteps(spec)
     T, B = STEP_TYPES.shape
@@ -111,7 +112,7 @@ def test_unroll_is_t_times_step(config, spec):
 
 def test_the_state_is_reset_before_an_episodes_first_step():
     """What was before FIRST changes nothing from there on; what was before MID or LAST does."""
-    agent = Agent(LSTM, VECTOR)
+    agent = make_agent(LSTM, VECTOR)
     params = agent.init(jax.random.PRNGKey(0))
     timesteps = random_timesteps(VECTOR)
     B = STEP_TYPES.shape[1]
@@ -130,7 +131,7 @@ def test_the_state_is_reset_before_an_episodes_first_step():
 
 
 def test_the_core_sees_the_last_action_and_the_clipped_reward():
-    agent = Agent(LSTM, VECTOR)
+    agent = make_agent(LSTM, VECTOR)
     params = agent.init(jax.random.PRNGKey(0))
     timesteps = random_timesteps(VECTOR)
     state = random_state(agent, STEP_TYPES.shape[1])
@@ -159,7 +160,7 @@ def test_the_core_sees_the_last_action_and_the_clipped_reward():
 
 
 def test_without_a_core_there_is_no_state():
-    agent = Agent(FEEDFORWARD, VECTOR)
+    agent = make_agent(FEEDFORWARD, VECTOR)
     assert agent.initial_state(3) == ()
     _, state = agent.unroll(agent.init(jax.random.PRNGKey(0)), random_timesteps(VECTOR), ())
     assert state == ()
@@ -169,7 +170,7 @@ def test_without_a_core_there_is_no_state():
 @pytest.mark.parametrize('torso', ['shallow', 'shallow_atari', 'deep', 'mlp'])
 def test_shapes(torso, core):
     spec = DMLAB if core == 'lstm' else ATARI
-    agent = Agent(NetworkConfig(torso, core=core), spec)
+    agent = make_agent(NetworkConfig(torso, core=core), spec)
 
     def unroll():
         timesteps = jax.tree.map(lambda x: jnp.stack([x, x, x]), dummy_timestep(spec, 2))
@@ -203,7 +204,7 @@ def test_numbers_of_parameters():
 
 
 def test_every_part_of_an_observation_counts():
-    agent = Agent(NetworkConfig('shallow'), DICT)
+    agent = make_agent(NetworkConfig('shallow'), DICT)
     params = agent.init(jax.random.PRNGKey(0))
     timesteps = random_timesteps(DICT, np.full([1, 2], MID, np.int32))
     unroll = jax.jit(agent.unroll)
@@ -220,7 +221,7 @@ def test_bytes_are_scaled_and_numbers_are_not():
 
     def outputs(dtype, scale):
         spec = EnvironmentSpec(ArraySpec((4, 4, 1), np.dtype(np.uint8)), A)
-        agent = Agent(config, spec)
+        agent = make_agent(config, spec)
         timesteps = random_timesteps(spec, step_types)
         observation = (timesteps.observation * scale).astype(dtype)
         return agent.unroll(agent.init(jax.random.PRNGKey(0)), timesteps._replace(observation=observation), ())[0]
@@ -231,7 +232,7 @@ def test_bytes_are_scaled_and_numbers_are_not():
 
 def test_actions_are_sampled_from_the_logits():
     """With the frequencies of softmax(logits), at temperature 1; or the most likely one, where greedy."""
-    agent = Agent(FEEDFORWARD, VECTOR)
+    agent = make_agent(FEEDFORWARD, VECTOR)
     params = agent.init(jax.random.PRNGKey(0))
     params['params']['policy']['bias'] = jnp.log(jnp.array([0.1, 0.2, 0.6, 0.1]))
     timestep = dummy_timestep(VECTOR, 20_000)
@@ -253,7 +254,7 @@ class Twice(nn.Module):
 
 
 def test_a_torso_of_ones_own():
-    agent = Agent(NetworkConfig(f'{__name__}:Twice'), VECTOR)
+    agent = make_agent(NetworkConfig(f'{__name__}:Twice'), VECTOR)
     params = agent.init(jax.random.PRNGKey(0))
     timesteps = random_timesteps(VECTOR)
     policy = params['params']['policy']
@@ -271,7 +272,7 @@ def test_a_torso_of_ones_own():
 )
 def test_a_torso_that_cannot_be_used(torso, message):
     with pytest.raises(ConfigError, match=message):
-        Agent(NetworkConfig(torso), VECTOR)
+        make_agent(NetworkConfig(torso), VECTOR)
 
 
 def test_a_torso_that_does_not_exist():
@@ -282,7 +283,7 @@ def test_a_torso_that_does_not_exist():
 def test_an_image_too_small_for_the_torso():
     spec = EnvironmentSpec(ArraySpec((84, 19, 3), np.dtype(np.uint8)), A)
     with pytest.raises(ConfigError, match='at least 20 pixels.*mlp'):
-        Agent(NetworkConfig('shallow'), spec)
+        make_agent(NetworkConfig('shallow'), spec)
 
 
 def bytes_spec(shape, **fields):
@@ -303,30 +304,30 @@ def bytes_spec(shape, **fields):
 def test_images_are_read_with_their_channels_wherever_they_are(shape, axes):
     """The same picture, channels last, gives the same numbers; the order of joined channels is that of their axes."""
     for torso in ('auto', 'shallow', 'deep'):
-        agent = Agent(NetworkConfig(torso), bytes_spec(shape))
+        agent = make_agent(NetworkConfig(torso), bytes_spec(shape))
         assert f'observation {list(shape)} uint8: image of 24 x 28' in agent.reads
-    agent = Agent(NetworkConfig(), bytes_spec(shape))
+    agent = make_agent(NetworkConfig(), bytes_spec(shape))
     timesteps = random_timesteps(agent.spec, np.full([1, 2], MID, np.int32))
     params = agent.init(jax.random.PRNGKey(0))
     assert any(leaf.ndim == 4 for leaf in jax.tree.leaves(params))
     last = np.transpose(timesteps.observation, [0, 1, *(2 + axis for axis in axes)]).reshape([1, 2, 24, 28, -1])
-    plain = Agent(NetworkConfig(), bytes_spec(last.shape[2:]))
+    plain = make_agent(NetworkConfig(), bytes_spec(last.shape[2:]))
     expected = plain.unroll(params, timesteps._replace(observation=last), ())[0].logits
     np.testing.assert_array_equal(agent.unroll(params, timesteps, ())[0].logits, expected)
 
 
 @pytest.mark.parametrize('shape', [(), (4,), (10, 5), (7, 7, 3), (3, 10, 10), (6, 10, 10, 10)])
 def test_auto_reads_all_else_by_an_mlp_and_the_other_torsos_refuse_it(shape):
-    agent = Agent(NetworkConfig(), bytes_spec(shape))
+    agent = make_agent(NetworkConfig(), bytes_spec(shape))
     assert agent.reads == f'observation {list(shape)} uint8: an mlp, divided by 255'
     assert not any(leaf.ndim == 4 for leaf in jax.tree.leaves(agent.init(jax.random.PRNGKey(0))))
     for torso in ('shallow', 'shallow_atari', 'deep'):
         with pytest.raises(ConfigError, match=rf"network.torso '{torso}' (needs|takes) images.*try --network.torso"):
-            Agent(NetworkConfig(torso), bytes_spec(shape))
+            make_agent(NetworkConfig(torso), bytes_spec(shape))
 
 
 def test_beside_an_image_vectors_pass_an_mlp():
-    agent = Agent(NetworkConfig('shallow'), DICT)
+    agent = make_agent(NetworkConfig('shallow'), DICT)
     assert agent.reads == (
         "observation['count'] [] int32: an mlp; "
         "observation['image'] [20, 24, 3] uint8: image of 20 x 24, 3 channels, shallow, divided by 255; "
@@ -340,7 +341,7 @@ def test_beside_an_image_vectors_pass_an_mlp():
 )
 def test_bytes_are_divided_by_their_bound(config, bounds, scale):
     step_types = np.full([1, 2], MID, np.int32)
-    agent = Agent(NetworkConfig('mlp', mlp_sizes=(8,), **config), bytes_spec((6,), bounds=bounds))
+    agent = make_agent(NetworkConfig('mlp', mlp_sizes=(8,), **config), bytes_spec((6,), bounds=bounds))
     params, timesteps = agent.init(jax.random.PRNGKey(0)), random_timesteps(agent.spec, step_types)
     scaled = timesteps._replace(observation=(timesteps.observation / np.float32(scale)).astype(np.float32))
     expected = agent.unroll(params, scaled, ())[0].logits
@@ -372,7 +373,7 @@ class Shows(dm_env.Environment):
 def unroll_of(config, *shown):
     """One step of an actor."""
     environment = SerialVectorEnvironment(lambda seed: Shows(*shown), 1, seed=0)
-    agent = Agent(config, environment.spec)
+    agent = make_agent(config, environment.spec)
     return Actor(agent, environment, 1, seed=0).unroll(0, agent.init(jax.random.PRNGKey(0)))
 
 
@@ -405,7 +406,7 @@ def category(num_values):
 
 @pytest.mark.parametrize('mlp_sizes', [(8, 4), (8,), ()])
 def test_a_category_is_read_as_the_mlp_reads_its_one_hot_vector(mlp_sizes):
-    agent = Agent(NetworkConfig(mlp_sizes=mlp_sizes), category(10))
+    agent = make_agent(NetworkConfig(mlp_sizes=mlp_sizes), category(10))
     params = agent.init(jax.random.PRNGKey(0))['params']
     rooms = np.arange(10, dtype=np.int32)[None]
     timesteps = random_timesteps(agent.spec, np.full([1, 10], MID, np.int32))._replace(observation={'room': rooms})
@@ -420,9 +421,9 @@ def test_a_category_is_read_as_the_mlp_reads_its_one_hot_vector(mlp_sizes):
 
 
 def test_a_category_of_too_many_values_is_refused():
-    assert jax.eval_shape(Agent(NetworkConfig(), category(2**20)).init, jax.random.PRNGKey(0))
+    assert jax.eval_shape(make_agent(NetworkConfig(), category(2**20)).init, jax.random.PRNGKey(0))
     with pytest.raises(ConfigError, match=r"observation\['room'\] has 1,048,577 values.*vector"):
-        Agent(NetworkConfig(), category(2**20 + 1))
+        make_agent(NetworkConfig(), category(2**20 + 1))
 
 
 @pytest.mark.parametrize(
@@ -433,7 +434,7 @@ def test_a_category_of_too_many_values_is_refused():
     ],
 )
 def test_a_category_without_an_embedding_is_an_error(spec, value, message):
-    agent = Agent(NetworkConfig(), spec)
+    agent = make_agent(NetworkConfig(), spec)
     agent.check_observation({'room': np.array([0, 9, 5], np.int32)})
     with pytest.raises(ConfigError, match=message):
         agent.check_observation({'room': np.array([0, value, 5], np.int32)})
@@ -442,7 +443,7 @@ def test_a_category_without_an_embedding_is_an_error(spec, value, message):
 @pytest.mark.parametrize('torso', ['shallow', 'shallow_atari'])
 def test_a_constant_background_excites_no_filter_and_what_moves_on_it_does(torso):
     """Otherwise half of the filters answer to grey with a large negative constant, and their ReLUs are dead."""
-    agent = Agent(NetworkConfig(torso), EnvironmentSpec(ArraySpec((84, 84, 4), np.dtype(np.uint8)), 6))
+    agent = make_agent(NetworkConfig(torso), EnvironmentSpec(ArraySpec((84, 84, 4), np.dtype(np.uint8)), 6))
     params = agent.init(jax.random.PRNGKey(0))
     (kernel,) = [leaf for leaf in jax.tree.leaves(params) if leaf.shape[:3] == (8, 8, 4)]
     image = np.full([84, 84, 4], 87, np.float32) / 255
@@ -471,7 +472,7 @@ def test_a_background_moves_no_centred_filter(torso):
 
     def change(centre):
         """Of the logits, when a constant is added to the first filters."""
-        agent = Agent(NetworkConfig(torso, centre_filters=centre), spec)
+        agent = make_agent(NetworkConfig(torso, centre_filters=centre), spec)
         params = agent.init(jax.random.PRNGKey(0))
         shift = lambda path, x: x + 0.1 if first(path) and x.ndim == 4 else x  # noqa: E731
         before = logits(agent, params, image)
@@ -504,7 +505,7 @@ class TestInstructions:
     )
 
     def logits(self, words, **config):
-        agent = Agent(NetworkConfig('mlp', mlp_sizes=(8,), **config), self.SPEC)
+        agent = make_agent(NetworkConfig('mlp', mlp_sizes=(8,), **config), self.SPEC)
         params = agent.init(jax.random.PRNGKey(0))
         observation = {'instruction': np.array([[words]], np.int32), 'vector': np.ones([1, 1, 3], np.float32)}
         step_type = np.full([1, 1], MID, np.int32)
@@ -535,7 +536,7 @@ class TestInstructions:
         assert np.isfinite(self.logits([1, 1001, 0, 0], num_word_ids=1002)).all()
 
     def test_an_id_without_an_embedding_is_an_error(self):
-        agent = Agent(NetworkConfig('mlp'), self.SPEC)
+        agent = make_agent(NetworkConfig('mlp'), self.SPEC)
         for words, message in (
             ([1, 4000, 0, 0], 'word id 4000, and network.num_word_ids is 1001; set --network.num-word-ids 4001'),
             ([1, -3, 0, 0], 'word id -3, outside 0 to 1000'),
@@ -544,7 +545,7 @@ class TestInstructions:
             with pytest.raises(ConfigError, match=message) as error:
                 agent.check_observation(observation)
             assert "observation['instruction']" in str(error.value)
-            Agent(NetworkConfig('mlp', instructions=False), self.SPEC).check_observation(observation)
+            make_agent(NetworkConfig('mlp', instructions=False), self.SPEC).check_observation(observation)
 
     def test_bounds_beyond_the_embedding_are_refused(self):
         words = self.SPEC.observation['instruction']
@@ -554,13 +555,13 @@ class TestInstructions:
         ):
             spec = self.SPEC._replace(observation={'instruction': words._replace(bounds=bounds)})
             with pytest.raises(ConfigError, match=message):
-                Agent(NetworkConfig('mlp'), spec)
+                make_agent(NetworkConfig('mlp'), spec)
             beside = spec._replace(observation=self.SPEC.observation | spec.observation)
-            Agent(NetworkConfig('mlp', instructions=False), beside)
+            make_agent(NetworkConfig('mlp', instructions=False), beside)
             with pytest.raises(ConfigError, match='--network.no-instructions leaves nothing'):
-                Agent(NetworkConfig('mlp', instructions=False), spec)
+                make_agent(NetworkConfig('mlp', instructions=False), spec)
         spec = self.SPEC._replace(observation={'instruction': words._replace(bounds=(0, 5000))})
-        Agent(NetworkConfig('mlp', num_word_ids=5001), spec)
+        make_agent(NetworkConfig('mlp', num_word_ids=5001), spec)
 
     def test_they_can_be_left_out(self):
         same = [self.logits(words, instructions=False) for words in ([1, 2, 0, 0], [3, 4, 5, 0])]
@@ -605,7 +606,7 @@ class TestForgetBias:
     def params(self, forget_bias, module):
         """Those that an agent starts with, of one of its modules."""
         config = NetworkConfig('mlp', core='lstm', lstm_size=6, lstm_forget_bias=forget_bias, num_word_ids=50)
-        return {'params': Agent(config, self.SPEC).init(jax.random.PRNGKey(0))['params'][module]}
+        return {'params': make_agent(config, self.SPEC).init(jax.random.PRNGKey(0))['params'][module]}
 
     def gates(self, params):
         """flax calls TensorFlow's j g."""
@@ -630,7 +631,7 @@ class TestForgetBias:
         np.testing.assert_allclose(InstructionEncoder(50).apply(params, words)[0], expected, atol=1e-6)
 
     def test_the_configuration_sets_both(self, forget_bias):
-        agent = Agent(NetworkConfig('mlp', core='lstm', lstm_size=8, lstm_forget_bias=forget_bias), self.SPEC)
+        agent = make_agent(NetworkConfig('mlp', core='lstm', lstm_size=8, lstm_forget_bias=forget_bias), self.SPEC)
         params = agent.init(jax.random.PRNGKey(0))
         biases = [
             (path[-2].key, np.asarray(leaf))
@@ -653,7 +654,7 @@ class LSTMTorso(nn.Module):
 
 
 def test_the_forget_bias_of_a_torso_of_ones_own_is_left_alone():
-    agent = Agent(NetworkConfig(f'{__name__}:LSTMTorso', core='lstm', lstm_size=8), VECTOR)
+    agent = make_agent(NetworkConfig(f'{__name__}:LSTMTorso', core='lstm', lstm_size=8), VECTOR)
     params = agent.init(jax.random.PRNGKey(0))['params']
     assert (np.asarray(params['LSTMTorso_0']['OptimizedLSTMCell_0']['hf']['bias']) == 0).all()
     assert (np.asarray(params['ResettingLSTM_0']['OptimizedLSTMCell_0']['hf']['bias']) == 1).all()
@@ -662,10 +663,10 @@ def test_the_forget_bias_of_a_torso_of_ones_own_is_left_alone():
 def test_with_popart_there_is_a_value_for_each_task():
     spec = VECTOR._replace(tasks=('a', 'b', 'c'))
     for popart, shape in ((True, (1, 2, 3)), (False, (1, 2))):
-        agent = Agent(FEEDFORWARD, spec, popart)
+        agent = make_agent(FEEDFORWARD, spec, popart)
         timesteps = random_timesteps(spec, np.full([1, 2], MID, np.int32))
         assert agent.unroll(agent.init(jax.random.PRNGKey(0)), timesteps, ())[0].values.shape == shape
-    single = Agent(FEEDFORWARD, VECTOR, True)
+    single = make_agent(FEEDFORWARD, VECTOR, True)
     timesteps = random_timesteps(VECTOR, np.full([1, 2], MID, np.int32))
     assert single.unroll(single.init(jax.random.PRNGKey(0)), timesteps, ())[0].values.shape == (1, 2, 1)
 
@@ -673,7 +674,7 @@ def test_with_popart_there_is_a_value_for_each_task():
 def test_an_empty_trajectory_is_like_those_of_actors():
     """Leaf for leaf: a host that has nothing to learn from takes part in an update that was compiled for these."""
     environment = environments.make(EnvironmentConfig('catch'), 3, seed=0)
-    agent = Agent(LSTM, environment.spec)
+    agent = make_agent(LSTM, environment.spec)
     trajectory = Actor(agent, environment, 5, seed=0).unroll(0, agent.init(jax.random.PRNGKey(0)))
     environment.close()
     empty = agent.empty_trajectory(5, 3)
@@ -700,7 +701,7 @@ def operand_dtypes(jaxpr, found):
 def test_bfloat16_is_of_all_layers_but_the_heads(torso, core, compute_dtype):
     """Parameters, outputs and state stay float32."""
     spec = EnvironmentSpec({**ATARI_AND_VECTOR.observation, INSTRUCTION: ArraySpec((4,), np.dtype(np.int32))}, A)
-    agent = Agent(NetworkConfig(torso, core=core, compute_dtype=compute_dtype), spec)
+    agent = make_agent(NetworkConfig(torso, core=core, compute_dtype=compute_dtype), spec)
     params = jax.eval_shape(agent.init, jax.random.PRNGKey(0))
     arguments = (params, random_timesteps(spec), agent.initial_state(STEP_TYPES.shape[1]))
     outputs = jax.eval_shape(agent.unroll, *arguments)

@@ -21,7 +21,7 @@ import pytest
 
 from impala_jax import environments
 from impala_jax.actor import Actor
-from impala_jax.agent import Agent
+from impala_jax.build import make_agent
 from impala_jax.config import Config, ConfigError, EnvironmentConfig, LossConfig, NetworkConfig
 from impala_jax.rundir import checkpoint, plain_state
 from impala_jax.rundir.checkpoint import Checkpointer, CheckpointError, CheckpointMismatch
@@ -393,7 +393,7 @@ class _Dangerous:
 
 @pytest.mark.parametrize('processes', [0, 1])
 def test_states_of_actors_of_another_version_are_refused(processes):
-    agent = Agent(NetworkConfig('mlp', mlp_sizes=(4,)), environments.spec(EnvironmentConfig('catch')))
+    agent = make_agent(NetworkConfig('mlp', mlp_sizes=(4,)), environments.spec(EnvironmentConfig('catch')))
     environment = environments.make(EnvironmentConfig('catch', processes=processes), 2, 0)
     try:
         actor = Actor(agent, environment, 3, seed=0)
@@ -419,7 +419,7 @@ def test_states_of_actors_of_another_version_are_refused(processes):
 
 
 def test_replay_of_another_version_is_refused():
-    agent = Agent(NetworkConfig('mlp', mlp_sizes=(4,)), environments.spec(EnvironmentConfig('catch')))
+    agent = make_agent(NetworkConfig('mlp', mlp_sizes=(4,)), environments.spec(EnvironmentConfig('catch')))
     replay = Replay(4, 1, seed=0)
     replay.mix(agent.empty_trajectory(3, 2))
     state = replay.state()

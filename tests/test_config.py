@@ -25,7 +25,7 @@ from impala_jax.config import (
     ReplayConfig,
     VTraceConfig,
 )
-from impala_jax.pbt import Hyperparameters
+from impala_jax.studies.pbt import Hyperparameters
 
 OTHER = Config(
     total_frames=1000,

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from impala_jax.build import make_loss
 from impala_jax.config import ConfigError, LossConfig, VTraceConfig
-from impala_jax.loss import LOG_RHO_EDGES, impala_loss
+from impala_jax.loss import LOG_RHO_EDGES
 from impala_jax.networks import NetworkOutput
 from impala_jax.types import FIRST, LAST, MID, StepInfo, TimeStep, Trajectory
 
@@ -74,7 +75,7 @@ def reference(output, trajectory, correction, config=VTraceConfig()):  # noqa: B
 
 def gradients(output, trajectory, config):
     def loss(output):
-        return impala_loss(output, trajectory, LOSS, config)[0]
+        return make_loss(LOSS, config)(output, trajectory.experience)[0]
 
     gradient = jax.grad(loss)(output)
     assert not np.asarray(gradient.logits[-1]).any() and not np.asarray(gradient.values[-1]).any()
@@ -129,7 +130,7 @@ def test_a_knob_without_effect_is_refused(correction, knob):
 @pytest.mark.parametrize('on_policy', [True, False])
 def test_off_policyness(on_policy):
     output, trajectory = make_data(on_policy)
-    _, (logs, _, _) = impala_loss(output, trajectory, LOSS, VTraceConfig(rho_bar=2.0, c_bar=0.5))
+    _, (logs, _, _) = make_loss(LOSS, VTraceConfig(rho_bar=2.0, c_bar=0.5))(output, trajectory.experience)
     pi, mu = softmax(output.logits)[:-1], softmax(trajectory.behaviour_logits)
     counted = trajectory.timesteps.step_type[1:] != FIRST
     taken = trajectory.actions[..., None]

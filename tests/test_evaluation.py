@@ -6,7 +6,7 @@ import pytest
 
 import impala_jax
 from impala_jax import environments
-from impala_jax.agent import Agent
+from impala_jax.build import make_agent
 from impala_jax.config import EnvironmentConfig, NetworkConfig
 from impala_jax.evaluation.evaluator import Evaluator
 from impala_jax.types import LAST
@@ -15,7 +15,7 @@ NETWORK = NetworkConfig(torso='mlp', mlp_sizes=(8,))
 
 
 def play(name, **kwargs):
-    agent = Agent(NETWORK, environments.spec(EnvironmentConfig('catch')))
+    agent = make_agent(NETWORK, environments.spec(EnvironmentConfig('catch')))
     evaluator = Evaluator(agent, EnvironmentConfig(name), episodes=3, num_envs=2, seed=0, **kwargs)
     try:
         return evaluator.play(0, agent.init(jax.random.PRNGKey(0)))

@@ -6,7 +6,8 @@ import pytest
 
 from impala_jax import environments, frame_stacks
 from impala_jax.actor import Actor
-from impala_jax.agent import Agent, AgentStep
+from impala_jax.agent import AgentStep
+from impala_jax.build import make_agent
 from impala_jax.config import EnvironmentConfig, NetworkConfig
 from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec, FrameStacks, TimeStep
 
@@ -67,7 +68,7 @@ def test_stacks_come_back(dark):
 
 def acting(environment, unroll_length, seed=0):
     """Trajectories of random actions, and the observations of all timesteps that were acted at."""
-    agent = Agent(NetworkConfig('deep'), environment.spec)
+    agent = make_agent(NetworkConfig('deep'), environment.spec)
     rng, seen = np.random.default_rng(seed), []
 
     def infer(timestep, state):
@@ -111,13 +112,12 @@ def test_a_trajectory_is_a_quarter_as_large():
     assert size < 2 * 84 * 84 * (20 + 4) * 1.01
 
 
-def test_the_network_takes_both():
-    """What actors show it, stacks, and what the learner has, FrameStacks."""
+def test_unpacked_the_network_gets_what_actors_have_shown_it():
     environment = Stacks(3, frame=(8, 8))
     timesteps = encoded(environment)
     acted = timesteps._replace(observation=timesteps.observation | {'a': np.stack(environment.seen[: T + 1])})
-    agent = Agent(NetworkConfig('deep'), environment.spec)
+    agent = make_agent(NetworkConfig('deep'), environment.spec)
     params = agent.init(jax.random.PRNGKey(0))
-    outputs = [agent.unroll(params, x, ())[0] for x in (timesteps, acted)]
+    outputs = [agent.unroll(params, frame_stacks.unpacked(x), ())[0] for x in (timesteps, acted)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), *outputs)
     assert np.ptp(outputs[0].values) > 0

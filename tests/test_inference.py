@@ -13,12 +13,13 @@ from test_solves import one_device
 
 import impala_jax
 from impala_jax.agent import Agent, dummy_timestep
+from impala_jax.build import make_agent
 from impala_jax.config import ActorConfig, Config, ConfigError, LearnerConfig, NetworkConfig
 from impala_jax.inference import InferenceServer
 from impala_jax.types import ArraySpec, Closed, EnvironmentSpec
 
 SPEC = EnvironmentSpec(ArraySpec((3,), np.dtype(np.float32)), 4)
-AGENT = Agent(NetworkConfig(torso='mlp', core='lstm', lstm_size=5, mlp_sizes=(8,)), SPEC)
+AGENT = make_agent(NetworkConfig(torso='mlp', core='lstm', lstm_size=5, mlp_sizes=(8,)), SPEC)
 STEP = jax.jit(AGENT.step)
 NUM_ACTORS, NUM_ENVS, NUM_DEVICES = 3, 2, 2
 

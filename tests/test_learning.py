@@ -7,10 +7,10 @@ import pytest
 from dm_env import specs
 
 from impala_jax.actor import Actor
-from impala_jax.agent import Agent, dummy_timestep
+from impala_jax.agent import dummy_timestep
+from impala_jax.build import make_agent, make_learner
 from impala_jax.config import Config, LearnerConfig, LossConfig, NetworkConfig, OptimizerConfig, VTraceConfig
 from impala_jax.environments.serial import SerialVectorEnvironment
-from impala_jax.learner import Learner
 from impala_jax.types import FIRST, MID
 
 A, LENGTH, GOOD = 3, 4, 1
@@ -70,7 +70,7 @@ def policies(agent, params):
 def test_only_the_rewarded_action_becomes_likelier(delay, unroll_length, lag):
     num_envs = 64
     environment = SerialVectorEnvironment(lambda seed: DelayedBandit(delay), num_envs, seed=0)
-    agent = Agent(NETWORK, environment.spec)
+    agent = make_agent(NETWORK, environment.spec)
     config = Config(
         network=NETWORK,
         vtrace=VTraceConfig(),
@@ -78,14 +78,14 @@ def test_only_the_rewarded_action_becomes_likelier(delay, unroll_length, lag):
         learner=LearnerConfig(batch_size=num_envs, unroll_length=unroll_length, num_devices=2),
         optimizer=OptimizerConfig('adam', learning_rate=0.02, schedule='constant', epsilon=1e-8),
     )
-    learner = Learner(config, agent)
+    learner = make_learner(config, agent)
     actor = Actor(agent, environment, unroll_length, seed=0)
     state = learner.init(jax.random.PRNGKey(0))
     history = [jax.tree.map(np.array, state.params)]
     before = policies(agent, history[0])
     for version in range(80 if unroll_length == 9 else 160):
         behind = max(0, version - lag)
-        state, _, _ = learner.update(state, learner.put(actor.unroll(behind, history[behind])))
+        state, _ = learner.update(state, actor.unroll(behind, history[behind]))
         history.append(jax.tree.map(np.array, state.params))
     after = policies(agent, history[-1])
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from test_learner import A, B, T, make_batch
 
+from impala_jax.build import make_loss
 from impala_jax.config import LossConfig, VTraceConfig
-from impala_jax.loss import clip_rewards, impala_loss
+from impala_jax.loss import clip_rewards
 from impala_jax.networks import NetworkOutput
 
 REWARDS = [-10.0, -1.0, -0.5, 0.0, 0.5, 1.0, 10.0]
@@ -46,8 +47,8 @@ def test_the_loss_learns_from_clipped_rewards(mode):
     clipped = np.asarray(clip_rewards(batch.timesteps.reward, mode))
     before = batch._replace(timesteps=batch.timesteps._replace(reward=clipped))
     config = LossConfig(reward_clip=mode)
-    loss, _ = impala_loss(output, batch, config, VTraceConfig())
-    expected, _ = impala_loss(output, before, dataclasses.replace(config, reward_clip='none'), VTraceConfig())
+    loss, _ = make_loss(config, VTraceConfig())(output, batch.experience)
+    expected, _ = make_loss(dataclasses.replace(config, reward_clip='none'), VTraceConfig())(output, before.experience)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    raw, _ = impala_loss(output, batch, dataclasses.replace(config, reward_clip='none'), VTraceConfig())
+    raw, _ = make_loss(dataclasses.replace(config, reward_clip='none'), VTraceConfig())(output, batch.experience)
     assert (abs(raw - loss) > 1e-2) == (mode != 'none')

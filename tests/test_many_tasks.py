@@ -15,7 +15,7 @@ import impala_jax
 from impala_jax import config as config_lib
 from impala_jax import environments
 from impala_jax.actor import Actor
-from impala_jax.agent import Agent
+from impala_jax.build import make_agent
 from impala_jax.cli.command_line import load_config_file
 from impala_jax.config import ConfigError, EnvironmentConfig, NetworkConfig
 from impala_jax.environments import suites
@@ -103,7 +103,7 @@ def test_a_run_reports_each_task(runtime, changes, tmp_path):
 def test_a_trajectory_carries_its_task():
     """Where there are words, it is the task that has them, whatever actor it comes from."""
     config = small_config(actor=impala_jax.ActorConfig(num_actors=2, num_envs=5))
-    agent = Agent(config.network, environments.spec(config.environment))
+    agent = make_agent(config.network, environments.spec(config.environment))
     params, ids = agent.init(jax.random.PRNGKey(0)), []
     for index in range(2):
         actor = nodes.make_actor(config, agent, index)
@@ -120,7 +120,7 @@ def test_a_trajectory_carries_its_task():
 def test_an_actor_whose_environments_are_not_the_agents_is_refused():
     """As where a suite's spec was found out from one of its tasks, and another one's differs."""
     config = small_config(environment=EnvironmentConfig('delayed_bandit'))
-    agent = Agent(config.network, environments.spec(EnvironmentConfig('catch')))
+    agent = make_agent(config.network, environments.spec(EnvironmentConfig('catch')))
     with pytest.raises(
         ConfigError, match="environments of 'delayed_bandit' differ: an actor's have .* the agent knows"
     ):
@@ -146,7 +146,7 @@ def test_lockstep_resumes_bit_for_bit(tmp_path):
 
 
 def test_the_evaluator_plays_each_task_anew_every_time():
-    agent = Agent(small_config().network, environments.spec(EnvironmentConfig('minisuite')))
+    agent = make_agent(small_config().network, environments.spec(EnvironmentConfig('minisuite')))
     params = agent.init(jax.random.PRNGKey(0))
     evaluator = Evaluator(agent, EnvironmentConfig('minisuite'), episodes=5, num_envs=3, seed=0)
     try:

@@ -17,7 +17,6 @@ import pytest
 
 import impala_jax
 from impala_jax import config as config_lib
-from impala_jax import learner, pbt
 from impala_jax.config import (
     ActorConfig,
     Config,
@@ -30,10 +29,12 @@ from impala_jax.config import (
     OptimizerConfig,
     PBTConfig,
 )
-from impala_jax.pbt import Hyperparameters, Member
 from impala_jax.rundir import checkpoint
 from impala_jax.rundir.checkpoint import Checkpointer
 from impala_jax.rundir.metrics import LearnerStats, append_row, read_rows
+from impala_jax.studies import pbt
+from impala_jax.studies.pbt import Hyperparameters, Member
+from impala_jax.training import hooks
 from impala_jax.types import StepInfo
 
 ROOT = Path(__file__).parent.parent
@@ -303,7 +304,7 @@ def test_only_games_of_the_copy_count(good, tmp_path, monkeypatch):
             versions = game_version[info.episode_ended]
             counted.append((self._first_version, versions, len(self._row_returns) - before))
 
-    monkeypatch.setattr(learner, 'LearnerStats', Recorded)
+    monkeypatch.setattr(hooks, 'LearnerStats', Recorded)
     bad = config_lib.replace(SMALL, {'pbt.learning_rate': (1e-12, 1e-12), 'pbt.mutation_probability': 0.0})
     population = copy_of(good, tmp_path)
     # Unrolls of a third of a game.
@@ -364,7 +365,7 @@ from pathlib import Path
 import numpy as np
 
 from impala_jax.rundir import checkpoint
-from impala_jax import pbt
+from impala_jax.studies import pbt
 from impala_jax.rundir.checkpoint import Checkpointer
 from impala_jax.rundir.lock import only_process
 from test_pbt import SMALL, TEMPLATE

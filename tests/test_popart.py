@@ -9,11 +9,9 @@ import pytest
 import rlax
 from test_learner import NETWORK, SPEC, A, B, T, differ, host, make_batch, make_config, poison
 
-from impala_jax import popart
-from impala_jax.agent import Agent
+from impala_jax import build, popart
+from impala_jax.build import make_agent, make_loss, make_training
 from impala_jax.config import LossConfig, PopArtConfig, VTraceConfig
-from impala_jax.learner import Learner, LearnerLoop
-from impala_jax.loss import impala_loss
 from impala_jax.networks import NetworkOutput
 from impala_jax.parameter_store import LocalParameterStore
 
@@ -102,8 +100,8 @@ def test_outputs_are_preserved():
 
 def make_learner(num_devices=1, popart_config=CONFIG, total_updates=20):
     config = dataclasses.replace(make_config(total_updates, num_devices=num_devices), popart=popart_config)
-    agent = Agent(NETWORK, TASKS, popart_config.enabled)
-    return Learner(config, agent, jax.devices()[:num_devices]), agent, config
+    agent = make_agent(NETWORK, TASKS, popart_config.enabled)
+    return build.make_learner(config, agent, jax.devices()[:num_devices]), agent, config
 
 
 def make_task_batch(seed=0):
@@ -131,7 +129,7 @@ def test_the_loss_is_that_of_normalised_targets():
 
     def parts(trajectory, scale):
         output = NetworkOutput(jnp.asarray(logits), jnp.asarray(values))
-        return impala_loss(output, trajectory, config, VTraceConfig(), scale)[1]
+        return make_loss(config, VTraceConfig())(output, trajectory.experience, value_scale=scale)[1]
 
     plain, scaled = parts(batch, None), parts(batch, scale)
     np.testing.assert_array_equal(plain.value_targets, scaled.value_targets)
@@ -146,7 +144,7 @@ def test_the_loss_is_that_of_normalised_targets():
             task=batch.task[b : b + 1],
         )
         output = NetworkOutput(jnp.asarray(logits[:, b : b + 1]), jnp.asarray(values[:, b : b + 1]))
-        total += float(impala_loss(output, alone, config, VTraceConfig())[1].logs['policy_loss']) / scale[b]
+        total += float(make_loss(config, VTraceConfig())(output, alone.experience)[1].logs['policy_loss']) / scale[b]
     np.testing.assert_allclose(scaled.logs['policy_loss'], total, rtol=1e-4)
 
 
@@ -159,12 +157,12 @@ def test_an_update_that_learns_nothing_changes_no_value():
     """With a learning rate of next to 0 only the statistics move."""
     learner, agent, config = make_learner()
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-30))
-    learner = Learner(config, agent, jax.devices()[:1])
+    learner = build.make_learner(config, agent, jax.devices()[:1])
     state, batch = learner.init(jax.random.PRNGKey(0)), make_task_batch()
     before_state = host(state)
     before = values_of(agent, before_state, batch)
     for seed in range(5):
-        state, _, _ = learner.update(state, learner.put(make_task_batch(seed)))
+        state, _ = learner.update(state, make_task_batch(seed))
     after_state = host(state)
     assert differ(after_state.popart, before_state.popart)
     assert differ(after_state.params['params']['baseline'], before_state.params['params']['baseline'])
@@ -177,7 +175,7 @@ def test_one_device_equals_eight():
         learner, _, _ = make_learner(num_devices)
         state = learner.init(jax.random.PRNGKey(0))
         for seed in range(3):
-            state, _, _ = learner.update(state, learner.put(make_task_batch(seed)))
+            state, _ = learner.update(state, make_task_batch(seed))
         states.append(host(state))
     assert differ(states[0].popart, popart.init(K))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *states)
@@ -187,9 +185,9 @@ def test_what_is_skipped_leaves_the_statistics():
     learner, _, _ = make_learner()
     state = learner.init(jax.random.PRNGKey(0))
     before = host(state.popart)
-    state, _, _ = learner.update(state, learner.put(poison(make_task_batch())))
+    state, _ = learner.update(state, poison(make_task_batch()))
     jax.tree.map(np.testing.assert_array_equal, host(state.popart), before)
-    state, _, _ = learner.update(state, learner.put(make_task_batch()))
+    state, _ = learner.update(state, make_task_batch())
     assert differ(host(state.popart), before)
 
 
@@ -197,12 +195,12 @@ def test_the_statistics_are_in_the_checkpoint(tmp_path):
     _, agent, config = make_learner()
     loops = []
     for _ in range(2):
-        loop = LearnerLoop(config, agent, tmp_path, LocalParameterStore(10.0), jax.devices()[:1])
+        loop, _, checkpoints = make_training(config, agent, tmp_path, LocalParameterStore(10.0), jax.devices()[:1])
         if not loops:
             for seed in range(3):
-                loop.step(loop.batch(make_task_batch(seed)))
-            loop.save()
-        loops.append(host(loop._state))
+                loop.step(loop.put(make_task_batch(seed)))
+            checkpoints.save(loop)
+        loops.append(host(loop.state))
         loop.close()
     assert loops[1].num_updates == 3 and differ(loops[1].popart, popart.init(K))
     jax.tree.map(np.testing.assert_array_equal, *loops)
@@ -229,6 +227,7 @@ def test_the_scale_of_rewards_does_not_matter_once_it_is_known(factor):
         values, scale = popart.unnormalise(scaled, normalised, batch.task)
         trajectory = batch._replace(timesteps=batch.timesteps._replace(reward=factor * batch.timesteps.reward))
         config = LossConfig(reward_clip='none')
-        return impala_loss(NetworkOutput(logits, values), trajectory, config, VTraceConfig(), scale)[0]
+        output = NetworkOutput(logits, values)
+        return make_loss(config, VTraceConfig())(output, trajectory.experience, value_scale=scale)[0]
 
     np.testing.assert_allclose(loss(np.float32(factor)), loss(np.float32(1)), rtol=1e-4)

@@ -149,11 +149,11 @@ def test_a_writer_of_an_earlier_start_is_refused():
     from test_transport import SPEC as transport_spec
     from test_transport import make_trajectories
 
-    from impala_jax.agent import Agent
+    from impala_jax.build import make_agent
     from impala_jax.config import NetworkConfig
     from impala_jax.runtimes.reverb_transport import ReverbTrajectoryQueue, ServerLost
 
-    agent = Agent(NetworkConfig(torso='mlp', core='lstm', lstm_size=5), transport_spec)
+    agent = make_agent(NetworkConfig(torso='mlp', core='lstm', lstm_size=5), transport_spec)
     with server(suffix='-second') as address:
         queue = ReverbTrajectoryQueue(reverb.Client(BEHIND[address]), SECRET, CONFIG, agent, '-first')
         with pytest.raises(ServerLost, match='trajectories-first was not found'):
@@ -168,7 +168,7 @@ from impala_jax.agent import Agent
 from impala_jax.runtimes.reverb_actors import items_key
 from impala_jax.runtimes.reverb_transport import ReverbParameterStore
 with t.server() as address:
-    params = Agent(t.CONFIG.network, t.SPEC).init(jax.random.PRNGKey(0))
+    params = make_agent(t.CONFIG.network, t.SPEC).init(jax.random.PRNGKey(0))
     client = reverb.Client(t.BEHIND[address])
     store = ReverbParameterStore(client, items_key(t.SECRET, '-test'), params, 20.0, 'parameters-test')
     store.publish(0, params)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_transport import BATCH, NETWORK, SPEC, in_thread, leaves_of, make_config, make_trajectories, reverb_queue
 
-from impala_jax.agent import Agent
+from impala_jax.build import make_agent
 from impala_jax.config import Config, ConfigError, LearnerConfig, ReplayConfig
 from impala_jax.trajectory_queue import Replay
 
@@ -60,7 +60,7 @@ def test_goes_on_from_a_checkpoint(before):
         replay.mix(make_trajectories(FRESH * k, FRESH))
     other = Replay(capacity=10, num_samples=4, seed=0)
     state = jax.tree.map(lambda x: np.array(x, copy=True), replay.state())
-    other.restore(state, Agent(NETWORK, SPEC).trajectory_structure())
+    other.restore(state, make_agent(NETWORK, SPEC).trajectory_structure())
     for k in range(before, before + 6):
         ours, theirs = (each.mix(make_trajectories(FRESH * k, FRESH)) for each in (replay, other))
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)

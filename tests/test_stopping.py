@@ -103,6 +103,7 @@ import reverb
 sys.path.insert(0, {str(programs.ROOT / 'configs')!r})
 import catch
 from impala_jax import environments
+from impala_jax.build import make_agent
 from impala_jax.agent import Agent
 from impala_jax.runtimes import launchpad
 
@@ -111,7 +112,7 @@ reverb.Server = lambda *arguments: time.sleep(4) or make_server(*arguments)
 config = catch.get_config()
 stop = threading.Event()
 stop.set()
-agent = Agent(config.network, environments.spec(config.environment, 60.0), config.popart.enabled)
+agent = make_agent(config.network, environments.spec(config.environment, 60.0), config.popart.enabled)
 (workdir := Path({str(tmp_path / 'run')!r})).mkdir()
 print(launchpad.run(config, agent, workdir, stop))
 """)
@@ -182,7 +183,7 @@ def test_in_a_sweep(moment, number, tmp_path):
 
 @pytest.mark.parametrize('number, group', [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_while_the_doctor_checks(number, group, tmp_path):
-    process = start(tmp_path, '-m', 'impala_jax.doctor')
+    process = start(tmp_path, '-m', 'impala_jax.cli.doctor')
     checks = "exec(sys.argv[1], {'__name__'"  # What a check's own process is started with.
     wait_for(lambda: any(checks in command_line(pid) for pid in marked_processes(tmp_path)), process)
     assert stops(process, tmp_path, number, group=group) == f'stopped by signal {number:d}'

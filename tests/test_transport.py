@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from impala_jax.agent import Agent
+from impala_jax.build import make_agent
 from impala_jax.config import Config, LearnerConfig, NetworkConfig, ReplayConfig
 from impala_jax.parameter_store import LocalParameterStore
 from impala_jax.trajectory_queue import LocalTrajectoryQueue
@@ -79,7 +79,7 @@ def reverb_queue(address, timeout_s, key=KEY, **replay):
     from impala_jax.runtimes import reverb_transport
 
     config = make_config(timeout_s, **replay)
-    return reverb_transport.ReverbTrajectoryQueue(reverb.Client(address), key, config, Agent(NETWORK, SPEC))
+    return reverb_transport.ReverbTrajectoryQueue(reverb.Client(address), key, config, make_agent(NETWORK, SPEC))
 
 
 @pytest.fixture(params=['local', pytest.param('reverb', marks=pytest.mark.launchpad)])

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from dm_env import specs
 
-from impala_jax import environments
+from impala_jax import build, environments
 from impala_jax.actor import Actor, run_actor
-from impala_jax.agent import Agent
+from impala_jax.build import make_agent, make_loss, make_training
 from impala_jax.config import (
     Config,
     EnvironmentConfig,
@@ -32,8 +32,6 @@ from impala_jax.config import (
 from impala_jax.environments import factories
 from impala_jax.environments.serial import SerialVectorEnvironment
 from impala_jax.evaluation.evaluator import Evaluator
-from impala_jax.learner import Learner, LearnerLoop
-from impala_jax.loss import impala_loss
 from impala_jax.networks import NetworkOutput
 from impala_jax.parameter_store import LocalParameterStore
 from impala_jax.types import FIRST, LAST, Closed, TimeStep, Trajectory
@@ -94,7 +92,7 @@ def make_counting(num_envs=2, reward=lambda count, action: 0.01 * count + 0.1 * 
 
 
 def make_actor(environment, unroll_length=11, network=NetworkConfig('mlp', mlp_sizes=(4,)), seed=0):  # noqa: B008
-    agent = Agent(network, environment.spec)
+    agent = make_agent(network, environment.spec)
     return Actor(agent, environment, unroll_length, seed), agent.init(jax.random.PRNGKey(seed))
 
 
@@ -107,7 +105,7 @@ class Learned(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def loss_gradient(output, trajectory, config, vtrace):
-    return jax.grad(lambda output: impala_loss(output, trajectory, config, vtrace)[0])(output)
+    return jax.grad(lambda output: make_loss(config, vtrace)(output, trajectory.experience)[0])(output)
 
 
 def learned(trajectory: Trajectory, values=None, logits=None, vtrace=VTraceConfig(), **loss) -> Learned:  # noqa: B008
@@ -385,13 +383,13 @@ def test_on_policy_ratios_are_one(core, compute_dtype):
     # Neither uniform nor certain, so that another temperature would show.
     rng = np.random.RandomState(0)
     params = jax.tree.map(lambda x: 0.2 * rng.randn(*x.shape).astype(np.float32), params)
-    agent = Agent(network, environment.spec)
+    agent = make_agent(network, environment.spec)
     config = Config(network=network, learner=LearnerConfig(batch_size=8, unroll_length=7))
-    learner = Learner(config, agent)
+    learner = build.make_learner(config, agent)
     unroll = jax.jit(agent.unroll)
     for _ in range(4):
         trajectory = actor.unroll(0, params)
-        batch = learner.put(trajectory)
+        batch = learner.put(trajectory.experience)
         output, _ = unroll(params, batch.timesteps, batch.initial_state)
         chosen = trajectory.actions[..., None]
         log_pi, log_mu = (
@@ -417,7 +415,7 @@ def make_learner(num_envs=8, devices=None, unroll_length=5, loss=LossConfig(), l
         learner=LearnerConfig(batch_size=num_envs, unroll_length=unroll_length),
         optimizer=OptimizerConfig(learning_rate=learning_rate, max_grad_norm=math.inf),
     )
-    return Learner(config, Agent(SMALL, environment.spec), devices), actor, params
+    return build.make_learner(config, make_agent(SMALL, environment.spec), devices), actor, params
 
 
 def test_entropy_has_the_right_sign():
@@ -429,12 +427,12 @@ def test_entropy_has_the_right_sign():
     trajectory = trajectory._replace(timesteps=jax.tree.map(np.array, trajectory.timesteps))
     trajectory.timesteps.reward[:] = 0
     trajectory.timesteps.observation[:] = 0
-    batch = learner.put(trajectory)
+    batch = learner.put(trajectory.experience)
     state = learner.init(jax.random.PRNGKey(0))
     state = learner.restore(state._replace(params=params))
     entropies = []
     for _ in range(30):
-        state, logs, _ = learner.update(state, batch)
+        state, logs = learner.update(state, batch)
         entropies.append(float(logs['entropy']))
         assert float(logs['policy_loss']) == 0
     assert (np.diff(entropies) > 0).all()
@@ -448,7 +446,7 @@ def test_update_does_not_depend_on_the_device_count():
         learner, actor, params = make_learner(devices=jax.devices()[:num_devices])
         trajectory = actor.unroll(0, params)
         state = learner.restore(learner.init(jax.random.PRNGKey(1))._replace(params=params))
-        state, logs, _ = learner.update(state, learner.put(trajectory))
+        state, logs = learner.update(state, trajectory)
         updated[num_devices] = jax.tree.map(np.array, (state.params, logs))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-6), updated[1], updated[8])
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), updated[1][0], jax.tree.map(np.array, params))
@@ -456,8 +454,8 @@ def test_update_does_not_depend_on_the_device_count():
 
     @jax.jit
     def total(trajectory):
-        output, _ = Agent(SMALL, actor.environment.spec).unroll(params, trajectory.timesteps, ())
-        return impala_loss(output, trajectory, LossConfig(), VTraceConfig())
+        output, _ = make_agent(SMALL, actor.environment.spec).unroll(params, trajectory.timesteps, ())
+        return make_loss(LossConfig(), VTraceConfig())(output, trajectory.experience)
 
     once, (logs, _, _) = total(trajectory)
     doubled = jax.tree.map(lambda x: np.concatenate([x, x], axis=1 if x.ndim > 1 else 0), trajectory)
@@ -525,8 +523,10 @@ def loop(tmp_path):
         network=SMALL,
         learner=LearnerConfig(batch_size=4, unroll_length=5, num_devices=1),
     )
-    loop = LearnerLoop(config, Agent(SMALL, environment.spec), tmp_path, LocalParameterStore(10.0))
-    loop.unroll = lambda version: loop.batch(actor.unroll(version, params))
+    loop, metrics, _ = make_training(config, make_agent(SMALL, environment.spec), tmp_path, LocalParameterStore(10.0))
+    loop.unroll = lambda version: actor.unroll(version, params)
+    loop.learn = lambda trajectories: loop.step(loop.put(trajectories))
+    loop.log = lambda: metrics.log(loop)
     yield loop
     loop.close()
 
@@ -534,7 +534,7 @@ def loop(tmp_path):
 def test_frames_count_action_repeat(loop, tmp_path):
     """One unit everywhere: agent steps times action repeat."""
     for version in range(2):
-        loop.step(loop.unroll(version))
+        loop.learn(loop.unroll(version))
     loop.log()
     assert loop.frames == 2 * 5 * 4 * 3
     assert rows(tmp_path)[-1]['frames'] == 2 * 5 * 4 * 3
@@ -549,12 +549,12 @@ def test_policy_lag_is_logged(loop, tmp_path):
     for version in (0, 0, 0, 3):  # 0, 1, 2 and 0 updates before the one that learns from it
         batch = loop.unroll(version)
         assert (batch.version == version).all()
-        loop.step(batch)
+        loop.learn(batch)
     loop.log()
     row = rows(tmp_path)[-1]
     assert (row['policy_lag_min'], row['policy_lag_mean'], row['policy_lag_max']) == (0, 0.75, 2)
     # Within a batch, too: a trajectory each.
-    loop.step(loop.unroll(4)._replace(version=np.array([4, 3, 2, 0], np.int32)))
+    loop.learn(loop.unroll(4)._replace(version=np.array([4, 3, 2, 0], np.int32)))
     loop.log()
     row = rows(tmp_path)[-1]
     assert (row['policy_lag_min'], row['policy_lag_mean'], row['policy_lag_max']) == (0, 1.75, 4)
@@ -578,7 +578,7 @@ def test_actors_fetch_parameters_before_each_unroll():
     run_actor(actor, Queue(), store)
     assert [trajectory.version.tolist() for trajectory in trajectories] == [[i] * 2 for i in range(4)]
     # They are acted with, and not only counted.
-    agent = Agent(SMALL, environment.spec)
+    agent = make_agent(SMALL, environment.spec)
     for i, trajectory in enumerate(trajectories):
         output, _ = agent.unroll(other if i % 2 else params, trajectory.timesteps, ())
         np.testing.assert_allclose(output.logits[:-1], trajectory.behaviour_logits, rtol=1e-4, atol=1e-4)
@@ -587,7 +587,7 @@ def test_actors_fetch_parameters_before_each_unroll():
 def test_mean_return_absent_when_no_episode_ended(loop, tmp_path):
     """Neither NaN nor 0 nor the last one again; and the mean of what ended, where something did."""
     for version in range(5):  # 5 steps each; an episode's end every 8
-        loop.step(loop.unroll(version))
+        loop.learn(loop.unroll(version))
         loop.log()
     written = rows(tmp_path)
     assert [row['episodes'] for row in written] == [0, 4, 8, 8, 12]
@@ -650,7 +650,7 @@ def test_evaluation_samples_by_default(monkeypatch):
     monkeypatch.setitem(factories.BUILT_IN, 'tell_actions', tell_actions)
     config = EnvironmentConfig('tell_actions')
     spec = environments.spec(config)
-    agent = Agent(SMALL, spec)
+    agent = make_agent(SMALL, spec)
     params = jax.tree.map(jnp.zeros_like, agent.init(jax.random.PRNGKey(0)))
     returns = {}
     for name, kwargs in (('default', {}), ('greedy', {'greedy': True})):

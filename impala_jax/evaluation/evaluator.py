@@ -17,6 +17,7 @@ import numpy as np
 from impala_jax import environments
 from impala_jax.actor import Actor
 from impala_jax.agent import Agent
+from impala_jax.build import make_agent
 from impala_jax.config import Config, ConfigError, EnvironmentConfig, EvaluatorConfig, closest
 from impala_jax.environments import EnvironmentFailure, VectorEnvironment, suites
 from impala_jax.evaluation.partial_scores import PartialScores
@@ -395,7 +396,7 @@ def play(
     allocator.keep_memory()
     compilation_cache.keep_programs()
     timeout_s = config.timeout_s if timeout_s is None else timeout_s
-    agent = Agent(config.network, environments.spec(config.environment, timeout_s), config.popart.enabled)
+    agent = make_agent(config.network, environments.spec(config.environment, timeout_s), config.popart.enabled)
     params = jax.eval_shape(lambda: agent.init(jax.random.PRNGKey(0)))
     saved = checkpoint.restore(Path(workdir), {'learner': {'params': params}})
     environment = config.environment

@@ -29,10 +29,10 @@ from launchpad.nodes.python.local_multi_processing import PythonProcess
 from launchpad.nodes.reverb.node import ReverbHandle
 
 from impala_jax.agent import Agent
+from impala_jax.build import make_agent
 from impala_jax.config import Config, ConfigError
 from impala_jax.inference import InferenceServer
 from impala_jax.kernels import allocator, compilation_cache
-from impala_jax.learner import LearnerLoop
 from impala_jax.parameter_store import ParameterStores
 from impala_jax.rundir.metrics import quiet_libraries
 from impala_jax.runtimes import nodes, reverb_actors, seals
@@ -369,22 +369,24 @@ def _learn(setup: _Setup, connection: _Connection) -> int:
     """Returns the updates done in all."""
     config = setup.config
     store = connection.store if setup.inference is None else ParameterStores(connection.store, setup.inference)
-    loop = LearnerLoop(config, connection.agent, setup.workdir, store)
-    replay = nodes.restored_replay(config, setup.workdir, loop)
+    training = nodes.make_training(config, connection.agent, setup.workdir, store)
+    loop = training.loop
+    replay = nodes.restored_replay(config, setup.workdir, training)
     loop.begin()
     connection.control.begin_to_learn()
     if config.num_replayed:
-        loop.log_with(lambda: {'replay_size': connection.queue.replay_size})
-    loop.log_with(lambda: {'refused_items': refused} if (refused := connection.queue.num_refused) else {})
+        training.metrics.log_with(lambda: {'replay_size': connection.queue.replay_size})
+    queue = connection.queue
+    training.metrics.log_with(lambda: {'refused_items': queue.num_refused} if queue.num_refused else {})
     if setup.inference is not None:
-        loop.log_with(setup.inference.metrics)
-    fetch = connection.queue.get_batch
+        training.metrics.log_with(setup.inference.metrics)
+    fetch = queue.get_batch
     cleanup = contextlib.ExitStack()
     try:
         trajectories = from_arrays(replay, connection.agent.trajectory_structure())
         if trajectories is not None:
             with contextlib.suppress(Closed):  # `loop.run` finds the end, too.
-                connection.queue.put_replay(trajectories)
+                queue.put_replay(trajectories)
         if config.serve_actors is not None:
             assert setup.secret is not None
             announced = reverb_actors.announce(connection.client, setup.secret, config, setup.spec, setup.suffix)
@@ -394,14 +396,14 @@ def _learn(setup: _Setup, connection: _Connection) -> int:
         loop.run(fetch, connection.control.stop)
     finally:
         cleanup.close()
-        connection.queue.close()
+        queue.close()
         connection.control.begin_to_save()
         try:
             loop.finish()
         finally:
             loop.close()
     if config.num_replayed:
-        nodes.save_replay(config, setup.workdir, loop, to_arrays(connection.queue.take_replay()))
+        nodes.save_replay(config, setup.workdir, loop.num_updates, to_arrays(queue.take_replay()))
     return loop.num_updates
 
 
@@ -433,7 +435,7 @@ def _live_connected(setup: _Setup, connect: Connect, name: str, body: Callable[[
 
     def connected(control: Control) -> None:
         config = setup.config
-        agent = Agent(config.network, setup.spec, config.popart.enabled)
+        agent = make_agent(config.network, setup.spec, config.popart.enabled)
         client = connect(control.stop)
         queue = ReverbTrajectoryQueue(client, setup.key, nodes.share(config), agent, setup.suffix)
         params = jax.eval_shape(agent.init, jax.random.PRNGKey(0))

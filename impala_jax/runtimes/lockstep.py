@@ -14,8 +14,8 @@ import numpy as np
 
 from impala_jax.actor import Actor
 from impala_jax.agent import Agent
+from impala_jax.build import Training
 from impala_jax.config import Config, ConfigError, get
-from impala_jax.learner import LearnerLoop
 from impala_jax.parameter_store import LocalParameterStore
 from impala_jax.runtimes import nodes
 from impala_jax.trajectory_queue import concatenate
@@ -45,8 +45,9 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
             f'lockstep: {fresh}learner.batch_size {config.learner.batch_size} is no multiple of the '
             f'{num_envs} environments (actor.num_actors x actor.num_envs)'
         )
-    loop = LearnerLoop(config, agent, workdir, LocalParameterStore(config.timeout_s))
-    _require_same_environments(config, loop)
+    training = nodes.make_training(config, agent, workdir, LocalParameterStore(config.timeout_s))
+    loop, metrics, checkpoints = training
+    _require_same_environments(config, training)
     patience = _Patience(stop)
     actors: list[Actor] = []
     replay = nodes.make_replay(config)
@@ -55,12 +56,12 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     try:
         for i in range(config.actor.num_actors):
             actors.append(nodes.make_actor(config, agent, i, loop.num_updates, closed=patience.is_over))
-        restored = loop.restored_runtime_state
+        restored = checkpoints.restored_runtime_state
         for version in sorted(restored.get('history', {}), key=int):
             history.append((int(version), restored['history'][version]))
         for i, state in restored.get('actors', {}).items():
             actors[int(i)].set_state(np.asarray(state).tobytes())
-        replay.restore(nodes.restored_replay(config, workdir, loop), agent.trajectory_structure())
+        replay.restore(nodes.restored_replay(config, workdir, training), agent.trajectory_structure())
         if not history:
             history.append((loop.num_updates, loop.params))
         if loop.num_updates and not restored.get('history'):
@@ -71,7 +72,7 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
         can_save_actors = _states(actors) is not None
         loop.begin()
         if config.num_replayed:
-            loop.log_with(lambda: {'replay_size': len(replay)})
+            metrics.log_with(lambda: {'replay_size': len(replay)})
 
         def runtime_state() -> dict[str, Any]:
             if history[-1][0] != loop.num_updates:  # The update raised after it was made.
@@ -85,7 +86,7 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
                 state['actors'] = states
             return state
 
-        loop.save_with(runtime_state)
+        checkpoints.save_with(runtime_state)
         try:
             while not loop.done and not stop.is_set():
                 started = loop.num_updates
@@ -95,20 +96,20 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
                     actor.unroll(version, params) for _ in range(config.num_fresh // num_envs) for actor in actors
                 ]
                 patience.has_end = False
-                loop.step(loop.batch(replay.mix(concatenate(unrolls))))
+                loop.step(loop.put(replay.mix(concatenate(unrolls))))
                 history.append((loop.num_updates, loop.params))
                 if loop.num_updates % config.logging.interval_updates == 0:
-                    loop.log()
-                if loop.save_due:
-                    loop.save()
+                    metrics.log(loop)
+                if checkpoints.is_due:
+                    checkpoints.save(loop)
             loop.finish()
         except Closed:
             if can_save_actors:
                 return None
-            loop.save()
+            checkpoints.save(loop)
         except BaseException:
             if loop.num_updates > started or not can_save_actors:
-                loop.save()
+                checkpoints.save(loop)
             else:
                 # Actors have acted for an update that was not made: going on from here would be another run.
                 _logger.warning('the same command goes on from the last checkpoint, and repeats what came after it')
@@ -144,10 +145,10 @@ def _states(actors: Sequence[Actor]) -> dict[str, np.ndarray] | None:
         return None
 
 
-def _require_same_environments(config: Config, loop: LearnerLoop) -> None:
+def _require_same_environments(config: Config, training: Training) -> None:
     """Raises ConfigError where the checkpoint's environments do not fit the actors."""
-    old = loop.restored_config
-    if old is None or 'actors' not in loop.restored_runtime_state:
+    old = training.checkpoints.restored_config
+    if old is None or 'actors' not in training.checkpoints.restored_runtime_state:
         return
     for name in ('actor.num_actors', 'actor.num_envs'):
         if get(old, name) != get(config, name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import threading
 import traceback
@@ -14,14 +15,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from impala_jax import environments, seeds
+from impala_jax import build, environments, seeds
 from impala_jax.actor import Actor, run_actor
 from impala_jax.agent import Agent, AgentStep
+from impala_jax.build import Training
 from impala_jax.config import Config, ConfigError
 from impala_jax.environments import EnvironmentFailure, suites
 from impala_jax.evaluation.evaluator import Evaluation, Evaluator
 from impala_jax.inference import InferenceServer
-from impala_jax.learner import HostLost, LearnerLoop
+from impala_jax.learner import HostLost
 from impala_jax.parameter_store import ParameterStore
 from impala_jax.rundir.checkpoint import Checkpointer, CheckpointError
 from impala_jax.rundir.metrics import EVALUATIONS, append_row
@@ -135,39 +137,50 @@ def make_replay(config: Config, version: int = 0) -> Replay:
     return Replay(config.replay.capacity, config.num_replayed, node_seed(config, 2, version))
 
 
-def restored_replay(config: Config, workdir: Path, loop: LearnerLoop) -> dict[str, Any]:
-    """The replay of the run that `loop` resumes, for `Replay.restore`; {} if there is none. Reads only.
+def make_training(config: Config, agent: Agent, workdir: Path, store: ParameterStore) -> Training:
+    """The training loop, of a member of a population with what that needs; see `build.make_training`."""
+    attach = []
+    if config.pbt.member is not None:
+        from impala_jax.studies.pbt import Evolution
+
+        attach.append(functools.partial(Evolution, config, workdir, agent.spec.tasks))
+    return build.make_training(config, agent, workdir, store, attach=attach)
+
+
+def restored_replay(config: Config, workdir: Path, training: Training) -> dict[str, Any]:
+    """The replay of the run that `training` resumes, for `Replay.restore`; {} if there is none. Reads only.
 
     Whatever of it is not that of the checkpoint is said.
     """
-    if not config.num_replayed or not loop.num_updates:
+    num_updates, restored = training.loop.num_updates, training.checkpoints.restored_runtime_state
+    if not config.num_replayed or not num_updates:
         return {}
-    if 'replay' in loop.restored_runtime_state:  # In lockstep every checkpoint has it.
-        return loop.restored_runtime_state['replay']
+    if 'replay' in restored:  # In lockstep every checkpoint has it.
+        return restored['replay']
     again = 'replay starts again with new trajectories'
     try:
         saved = Checkpointer(workdir / REPLAY, config, keep=1).restore_latest({'runtime': None})
     except CheckpointError as error:
         _logger.warning('%s: %s', again, error)
         return {}
-    if saved is None or saved.step > loop.num_updates:
+    if saved is None or saved.step > num_updates:
         _logger.warning('%s: it is saved when a run stops, and this one was killed', again)
         return {}
-    if saved.step < loop.num_updates:
+    if saved.step < num_updates:
         _logger.warning(
             'replay goes on from update %d of %d: it is saved when a run stops, and this one was killed since',
             saved.step,
-            loop.num_updates,
+            num_updates,
         )
     return saved.state['runtime'] or {}
 
 
-def save_replay(config: Config, workdir: Path, loop: LearnerLoop, state: dict[str, Any]) -> None:
-    """Saves this host's replay, `Replay.state` or `to_arrays`, in place of the one before.
+def save_replay(config: Config, workdir: Path, num_updates: int, state: dict[str, Any]) -> None:
+    """Saves this host's replay after so many updates, `Replay.state` or `to_arrays`, in place of the one before.
 
     Apart from the checkpoints, of which there are several: 10,000 trajectories of Atari are 1.8 GB.
     """
-    Checkpointer(workdir / REPLAY, config, keep=1).save(loop.num_updates, {'runtime': state}, {})
+    Checkpointer(workdir / REPLAY, config, keep=1).save(num_updates, {'runtime': state}, {})
 
 
 def make_inference(config: Config, agent: Agent) -> InferenceServer | None:

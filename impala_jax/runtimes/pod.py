@@ -21,9 +21,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from impala_jax import config as config_lib
+from impala_jax.build import choose_devices
 from impala_jax.config import Config, ConfigError
 from impala_jax.kernels import cpu
-from impala_jax.learner import HostLost, choose_devices
+from impala_jax.learner import HostLost
 from impala_jax.rundir.code_version import code_version
 from impala_jax.runtimes import nodes
 from impala_jax.runtimes.nodes import NodeFailure

@@ -26,6 +26,7 @@ import reverb
 from impala_jax import environments
 from impala_jax.actor import run_actor
 from impala_jax.agent import Agent
+from impala_jax.build import make_agent
 from impala_jax.config import Config, ConfigError, differences, from_dict, to_dict
 from impala_jax.environments import suites
 from impala_jax.rundir.code_version import code_version
@@ -180,7 +181,7 @@ def _join(
             f'environment {config.environment.name!r} is not the one of the learner at {address}, which has '
             f'{session.spec}; here it has {spec}; install the same versions of its packages'
         )
-    joined = _Joined(session, config, Agent(config.network, spec, config.popart.enabled), num_actors)
+    joined = _Joined(session, config, make_agent(config.network, spec, config.popart.enabled), num_actors)
     print(
         f'joined the learner at {address}: {config.environment.name}, {num_actors} actors of '
         f'{config.actor.num_envs} environments',

@@ -366,9 +366,10 @@ class ReverbParameterStore:
             opened = _unless_closed(lambda: self._sample(deadline), self._closed)
             if opened is not None:
                 version, *leaves = opened.leaves
-                if self._newest is None or int(version) >= self._newest[0]:
+                # The same version again is the same parameters, which actors need not put on their device again.
+                if self._newest is None or int(version) > self._newest[0]:
                     self._newest = int(version), jax.tree.unflatten(self._treedef, leaves)
-                else:
+                elif int(version) < self._newest[0]:
                     self._refusals.add(f'it has version {version}, and {self._newest[0]} was there before')
             if self._newest is not None:
                 return self._newest

@@ -12,6 +12,7 @@ import jax
 
 from impala_jax import environments
 from impala_jax.agent import Agent
+from impala_jax.build import make_agent
 from impala_jax.config import Config, ConfigError, closest
 from impala_jax.environments import suites
 from impala_jax.evaluation.evaluator import Evaluation
@@ -95,7 +96,7 @@ def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunR
     if config.actor.num_actors:
         suites.assign(config.environment, config.actor.num_actors, config.actor.num_envs)  # Refused before any work.
     share = nodes.share(config)
-    agent = Agent(config.network, environments.spec(config.environment, config.timeout_s), config.popart.enabled)
+    agent = make_agent(config.network, environments.spec(config.environment, config.timeout_s), config.popart.enabled)
     if nodes.host()[0] == 0:
         print(f'the network reads {agent.reads}', flush=True)
     with only_process(workdir):

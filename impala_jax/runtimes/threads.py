@@ -11,7 +11,6 @@ from pathlib import Path
 
 from impala_jax.agent import Agent
 from impala_jax.config import Config
-from impala_jax.learner import LearnerLoop
 from impala_jax.parameter_store import LocalParameterStore, ParameterStores
 from impala_jax.runtimes import nodes
 from impala_jax.trajectory_queue import LocalTrajectoryQueue
@@ -61,12 +60,14 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     queue = LocalTrajectoryQueue(share.num_fresh, share.queue_capacity, config.timeout_s)
     store = LocalParameterStore(config.timeout_s)
     inference = nodes.make_inference(share, agent)
-    loop = LearnerLoop(config, agent, workdir, store if inference is None else ParameterStores(store, inference))
+    published = store if inference is None else ParameterStores(store, inference)
+    training = nodes.make_training(config, agent, workdir, published)
+    loop = training.loop
     replay = nodes.make_replay(share)
-    replay.restore(nodes.restored_replay(config, workdir, loop), agent.trajectory_structure())
+    replay.restore(nodes.restored_replay(config, workdir, training), agent.trajectory_structure())
     loop.begin()
     if config.num_replayed:
-        loop.log_with(lambda: {'replay_size': len(replay)})
+        training.metrics.log_with(lambda: {'replay_size': len(replay)})
     node_stop = threading.Event()
 
     def stop_all():
@@ -83,7 +84,7 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
             threads.start(f'actor {index}', life)
         if inference is not None:
             threads.start('inference', inference.run)
-            loop.log_with(inference.metrics)
+            training.metrics.log_with(inference.metrics)
         if share.evaluator.episodes:
             threads.start('evaluator', lambda: nodes.evaluate_beside(config, agent, store, workdir, node_stop))
         loop.run(lambda: replay.mix(queue.get_batch()), stop)
@@ -95,7 +96,7 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
             loop.close()
             try:
                 if config.num_replayed:
-                    nodes.save_replay(config, workdir, loop, replay.state())
+                    nodes.save_replay(config, workdir, loop.num_updates, replay.state())
             finally:
                 threads.join()
     return loop.num_updates

@@ -283,6 +283,8 @@ def _run_cell(cell: Cell, folder: Path, runtime: str) -> None:
             final |= {f'final_return/{task}': scores.mean for task, scores in result.evaluation.tasks.items()}
         write_atomically(workdir / _DONE, json.dumps(final))
         shutil.rmtree(workdir / 'checkpoints')  # Thousands of cells would fill a disk.
+    except OSError as error:  # Of the log too, whose last words a full disk does not take.
+        raise CellFailed(f'cell {cell.id}: {error.filename or workdir}: {error.strerror}') from None
     finally:
         _cell_runs.clear()
 

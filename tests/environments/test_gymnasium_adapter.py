@@ -7,7 +7,7 @@ import pytest
 gymnasium = pytest.importorskip('gymnasium')
 spaces = gymnasium.spaces
 
-from impala_jax.agent import Agent  # noqa: E402
+from impala_jax.build import make_agent  # noqa: E402
 from impala_jax.config import ConfigError, NetworkConfig  # noqa: E402
 from impala_jax.environments.base import environment_spec  # noqa: E402
 from impala_jax.environments.dmlab import word_ids  # noqa: E402
@@ -140,7 +140,7 @@ def test_text_is_an_instruction():
     environment = adapted(spaces.Dict({'mission': spaces.Text(30)}), {'mission': 'go to the red ball'})
     observation = environment.reset().observation
     np.testing.assert_array_equal(observation['mission']['instruction'], word_ids('go to the red ball'))
-    agent = Agent(NetworkConfig(), environment_spec(environment, 'rooms'))
+    agent = make_agent(NetworkConfig(), environment_spec(environment, 'rooms'))
     assert agent.reads == "observation['mission']['instruction'] [16] int32: word ids below 1001"
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies
 
 import impala_jax
 from impala_jax.actor import Actor
-from impala_jax.agent import Agent
+from impala_jax.build import make_agent
 from impala_jax.config import ConfigError, EnvironmentConfig, NetworkConfig
 from impala_jax.environments import EnvironmentFailure, make
 from impala_jax.environments.factories import environment_factory
@@ -427,7 +427,7 @@ class TestRandomEnvironments:
                 environment = SerialVectorEnvironment(
                     environment_factory(config), 1, seed=3, name=config.name, max_failures=1
                 )
-            agent = Agent(NetworkConfig(torso='mlp', mlp_sizes=(4,)), environment.spec) if processes else None
+            agent = make_agent(NetworkConfig(torso='mlp', mlp_sizes=(4,)), environment.spec) if processes else None
             rows, failure = [], None
             try:
                 if agent is not None:

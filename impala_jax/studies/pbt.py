@@ -18,35 +18,28 @@ import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from impala_jax import config as config_lib
 from impala_jax import seeds
+from impala_jax.build import make_hyperparameters
 from impala_jax.config import Config, ConfigError, PBTConfig
 from impala_jax.evaluation.scores import human_normalised
+from impala_jax.learner import Learner
+from impala_jax.optimizer import Hyperparameters
 from impala_jax.rundir import checkpoint
 from impala_jax.rundir.checkpoint import CheckpointError
 from impala_jax.rundir.metrics import EVALUATIONS, METRICS, SCHEDULE, append_row, drop_rows, read_rows, write_atomically
+from impala_jax.training.hooks import Checkpoints, Metrics
+from impala_jax.training.hosts import Updated
+from impala_jax.training.loop import Hook, TrainingLoop
 from impala_jax.types import PyTree
 
 _POPULATION = 'population.json'
 _MEMBER = 'member_'
 _logger = logging.getLogger(__name__)
-
-
-class Hyperparameters(NamedTuple):
-    """What population based training changes of a run."""
-
-    learning_rate: Any  # a float or a float32 scalar, before its schedule
-    entropy_cost: Any
-    epsilon: Any  # the optimiser's
-
-    @classmethod
-    def of(cls, config: Config) -> Hyperparameters:
-        """Those of a configuration."""
-        return cls(*(config_lib.get(config, name) for name in _FIELDS))
 
 
 _FIELDS = ('optimizer.learning_rate', 'loss.entropy_cost', 'optimizer.epsilon')
@@ -142,7 +135,9 @@ def summary(population: Path) -> str:
             read_rows(workdir / name, last_bytes=100_000)[-1:] for name in (SCHEDULE, EVALUATIONS, METRICS)
         )
         score = dict(*evaluations).get('mean_return', dict(*rows).get('episode_return_last_100', -math.inf))
-        text = '  '.join(f'{name.replace("_", " ")} {schedule[0][name]:.3g}' for name in Hyperparameters._fields)
+        text = '  '.join(
+            f'{name.replace("_", " ")} {row[name]:.3g}' for row in schedule for name in Hyperparameters._fields
+        )
         returned = 'no episode has ended' if score == -math.inf else f'return {score:.2f}'
         lines.append((score, f'{workdir.name}  {returned}  {text}', workdir))
     lines.sort(key=lambda line: -line[0])
@@ -159,7 +154,7 @@ class Member:
     """
 
     def __init__(self, config: Config, workdir: Path):
-        self.hyperparameters = Hyperparameters.of(config)
+        self.hyperparameters = make_hyperparameters(config)
         self._config = config
         self._workdir = workdir
 
@@ -218,3 +213,54 @@ class Member:
 
     def _record(self, frames: int, row: dict[str, Any]) -> None:
         append_row(self._workdir / SCHEDULE, {'frames': frames, **row, **self.hyperparameters._asdict()})
+
+
+class Evolution(Hook):
+    """Makes a training loop that of a member.
+
+    Args:
+      config: The member's, of `member_config`.
+      workdir: That of `member_folder`.
+      tasks: Names of a suite's tasks; () for a single environment.
+      learner: Puts what is copied on its mesh.
+      metrics: Knows the returns, which are the fitness.
+      checkpoints: Publish.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: Path,
+        tasks: tuple[str, ...],
+        learner: Learner,
+        metrics: Metrics,
+        checkpoints: Checkpoints,
+    ):
+        self._member = Member(config, workdir)
+        self._tasks = tasks or (config.environment.name,)
+        self._learner, self._metrics, self._checkpoints = learner, metrics, checkpoints
+        checkpoints.save_with(dict, lambda: {'pbt': self._member.metadata(self._fitness)})
+
+    def begin(self, loop: TrainingLoop) -> None:
+        restored = self._checkpoints.restored_metadata
+        self._member.resume(loop.frames, None if restored is None else restored['pbt'])
+        loop.hyperparameters = self._member.hyperparameters
+
+    def updated(self, loop: TrainingLoop, update: Updated) -> None:
+        """A comparison, where one is due; the checkpoint that follows it makes it last."""
+        own = loop.state
+        if own is None or not self._member.is_due(loop.num_updates):
+            return
+        copied = self._member.evolve(loop.frames, self._fitness, {'learner': own})
+        if copied is not None:
+            state = copied['learner']._replace(num_updates=own.num_updates, skipped=own.skipped)
+            loop.replace_state(self._learner.restore(state))
+            loop.hyperparameters = self._member.hyperparameters
+            self._metrics.stats.forget_returns(loop.num_updates)
+        self._checkpoints.want()
+
+    @property
+    def _fitness(self) -> float | None:
+        """None while it is not known."""
+        returns = self._metrics.stats.mean_returns
+        return None if returns is None else fitness(self._tasks, returns)

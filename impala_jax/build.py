@@ -1,0 +1,164 @@
+"""From a configuration to the parts of an experiment: the only module that knows both."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from impala_jax import networks
+from impala_jax.agent import Agent
+from impala_jax.config import Config, ConfigError, LossConfig, NetworkConfig, VTraceConfig, import_object
+from impala_jax.learner import Learner, OptimizerFactory, Schedule
+from impala_jax.loss import ImpalaLoss, Loss
+from impala_jax.optimizer import Hyperparameters, make_optimizer, scheduled
+from impala_jax.parameter_store import ParameterStore
+from impala_jax.training.hooks import Checkpoints, Metrics, NonFiniteUpdates, RunConfig, ScheduleJumps
+from impala_jax.training.hosts import ManyHosts, OneHost
+from impala_jax.training.loop import Hook, TrainingLoop
+from impala_jax.types import EnvironmentSpec
+
+
+def make_agent(config: NetworkConfig, spec: EnvironmentSpec, popart: bool = False) -> Agent:
+    """The agent for an environment; with `popart` it has a value per task.
+
+    Raises:
+      ConfigError: as `networks.build`.
+    """
+    return Agent(networks.build(config, spec, popart), spec)
+
+
+def make_loss(config: LossConfig, vtrace: VTraceConfig) -> Loss:
+    """The loss.
+
+    Raises:
+      ConfigError: `loss.function` cannot be imported.
+    """
+    if config.function is not None:
+        return import_object('loss.function', config.function)
+    return ImpalaLoss(config.discount, config.baseline_cost, config.entropy_cost, config.reward_clip, vtrace)
+
+
+def make_hyperparameters(config: Config) -> Hyperparameters:
+    """The hyperparameters at the start of a run."""
+    return Hyperparameters(config.optimizer.learning_rate, config.loss.entropy_cost, config.optimizer.epsilon)
+
+
+def make_schedule(config: Config) -> Schedule:
+    """How they change with the updates applied."""
+    return functools.partial(
+        scheduled, optimizer=config.optimizer, loss=config.loss, num_updates=config.schedule_updates
+    )
+
+
+def make_learner(config: Config, agent: Agent, devices: Sequence[Any] | None = None) -> Learner:
+    """The learner.
+
+    Args:
+      config: The experiment.
+      agent: The agent.
+      devices: The mesh, of jax.Device; None: those of `choose_devices`.
+
+    Raises:
+      ConfigError: a batch that the devices do not divide, more devices asked for than there are, or a loss or an
+        optimiser that cannot be imported.
+    """
+    devices = choose_devices(config) if devices is None else devices
+    if config.learner.batch_size % len(devices):
+        raise ConfigError(
+            f'learner.batch_size {config.learner.batch_size} does not divide over {len(devices)} devices; '
+            f'choose a multiple of {len(devices)}, or set learner.num_devices'
+        )
+    name = config.optimizer.name
+    optimizer: OptimizerFactory = (
+        import_object('optimizer.name', name) if ':' in name else functools.partial(make_optimizer, config.optimizer)
+    )
+    return Learner(
+        agent,
+        optimizer,
+        make_loss(config.loss, config.vtrace),
+        hyperparameters=make_hyperparameters(config),
+        schedule=make_schedule(config),
+        popart=config.popart if config.popart.enabled else None,
+        devices=devices,
+    )
+
+
+def choose_devices(config: Config) -> list[Any]:
+    """`config.learner.num_devices` devices of each host, or all of them; those of a host stand together.
+
+    Raises:
+      ConfigError: a host has fewer.
+    """
+    hosts = [[device for device in jax.devices() if device.process_index == i] for i in range(jax.process_count())]
+    wanted = config.learner.num_devices
+    fewest = min(hosts, key=len)
+    if wanted is not None and wanted > len(fewest):
+        machine = 'this machine' if len(hosts) == 1 else f'host {fewest[0].process_index}'
+        raise ConfigError(
+            f'learner.num_devices is {wanted}, but {machine} has {len(fewest)} {fewest[0].platform} device(s)'
+        )
+    return [device for devices in hosts for device in devices[:wanted]]
+
+
+class Training(NamedTuple):
+    """A training loop, and what a runtime adds to."""
+
+    loop: TrainingLoop
+    metrics: Metrics
+    checkpoints: Checkpoints
+
+
+def make_training(
+    config: Config,
+    agent: Agent,
+    workdir: Path,
+    store: ParameterStore,
+    devices: Sequence[Any] | None = None,
+    attach: Sequence[Callable[[Learner, Metrics, Checkpoints], Hook]] = (),
+) -> Training:
+    """The training loop of a run, which goes on from the newest good checkpoint in `workdir`.
+
+    Nothing is written before the loop begins, so a runtime that refuses to resume leaves the workdir as it was. On
+    several hosts the first one reads and writes the files of the run, for all.
+
+    Args:
+      config: The experiment.
+      agent: The agent.
+      workdir: Where the run lives.
+      store: Parameters are published to it.
+      devices: As for `make_learner`.
+      attach: Make further hooks, which are called between metrics and checkpoints.
+
+    Raises:
+      ConfigError: as `make_learner`; a member of a population on several hosts.
+      CheckpointError: as `Checkpointer`, on the first host.
+    """
+    num_hosts, keeps_files = jax.process_count(), jax.process_index() == 0
+    if config.pbt.member is not None and num_hosts > 1:
+        raise ConfigError(
+            f'pbt.member {config.pbt.member} on {num_hosts} hosts: members of a population train on one host each; '
+            'use launch/pbt.py on each of them'
+        )
+    learner = make_learner(config, agent, devices)
+    state = learner.init(jax.random.PRNGKey(config.seed))
+    checkpoints = Checkpoints(workdir, config, state, keeps_files)
+    metrics = Metrics(workdir, config, agent.spec.tasks, checkpoints, keeps_files)
+    hooks: list[Hook] = [RunConfig(workdir, config), metrics]
+    hooks += [make_hook(learner, metrics, checkpoints) for make_hook in attach]
+    if checkpoints.restored_config is not None:
+        before = make_schedule(checkpoints.restored_config)
+        hooks.append(ScheduleJumps(before, learner.schedule, make_hyperparameters(config)))
+    hooks += [NonFiniteUpdates(config.learner.max_nonfinite_updates), checkpoints]
+    if num_hosts == 1:
+        hosts = OneHost(learner)
+    else:
+        empty = agent.empty_trajectory(config.learner.unroll_length, config.learner.batch_size // num_hosts)
+        hosts = ManyHosts(learner, config.num_fresh, empty)
+    restored = checkpoints.restored_state
+    state = learner.restore(state if restored is None else restored)
+    loop = TrainingLoop(hosts, state, store, config.total_updates, config.frames_per_update, hooks)
+    return Training(loop, metrics, checkpoints)

@@ -1,0 +1,248 @@
+"""What is attached to every run's training loop: metrics, checkpoints, and the watch over updates."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from impala_jax.config import Config
+from impala_jax.learner import LearnerState, Schedule
+from impala_jax.loss import LOG_RHO_EDGES
+from impala_jax.optimizer import Hyperparameters
+from impala_jax.rundir.checkpoint import Checkpointer
+from impala_jax.rundir.metrics import Histogram, LearnerStats, MetricsLogger, write_run_config
+from impala_jax.training.hosts import Updated
+from impala_jax.training.loop import Hook, TrainingLoop
+from impala_jax.types import Array, PyTree
+
+_logger = logging.getLogger(__name__)
+
+Source = Callable[[], dict[str, Any]]
+
+
+class NonFiniteGradients(RuntimeError):
+    """Too many updates in a row had gradients that are not finite."""
+
+
+class RunConfig(Hook):
+    """Writes `config.json` when training begins."""
+
+    def __init__(self, workdir: Path, config: Config):
+        self._workdir, self._config = workdir, config
+
+    def begin(self, loop: TrainingLoop) -> None:
+        write_run_config(self._workdir, self._config)
+
+
+class Checkpoints(Hook):
+    """Reads the checkpoint that a run resumes, and writes new ones by the clock and at the end.
+
+    Nothing is written before training begins.
+
+    Args:
+      workdir: That of the run.
+      config: The experiment.
+      state: A structure of the learner's state.
+      keeps: False on hosts other than the first, which neither read nor write.
+
+    Raises:
+      CheckpointError: as `Checkpointer`.
+    """
+
+    def __init__(self, workdir: Path, config: Config, state: LearnerState, keeps: bool = True):
+        self._interval_s = config.checkpoint.interval_s
+        self._sources: list[Source] = []
+        self._metadata_sources: list[Source] = []
+        self._last = time.monotonic()
+        self._is_wanted = False
+        self.restored_state: LearnerState | None = None
+        """The learner's state in the checkpoint that this run resumes; None in a new run."""
+        self.restored_runtime_state: dict[str, Any] = {}
+        """What else was saved there."""
+        self.restored_metadata: dict[str, Any] | None = None
+        self.restored_config: Config | None = None
+        """The configuration of that checkpoint."""
+        self._checkpointer = None
+        if keeps:
+            self._checkpointer = Checkpointer(workdir / 'checkpoints', config, config.checkpoint.keep)
+            checkpoint = self._checkpointer.restore_latest({'learner': state, 'runtime': None})
+            if checkpoint is not None:
+                self.restored_state = checkpoint.state['learner']
+                self.restored_runtime_state = checkpoint.state['runtime'] or {}
+                self.restored_metadata = checkpoint.metadata
+                self.restored_config = checkpoint.config
+
+    def save_with(self, source: Source, metadata: Source = dict) -> None:
+        """Lets every checkpoint hold what `source` returns (arrays by name), and its metadata what `metadata` does."""
+        self._sources.append(source)
+        self._metadata_sources.append(metadata)
+
+    def want(self) -> None:
+        """Makes a checkpoint due, whatever the time."""
+        self._is_wanted = True
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return self._is_wanted or time.monotonic() - self._last >= self._interval_s
+
+    def save(self, loop: TrainingLoop) -> None:
+        """Writes a checkpoint; not after an update that failed, which took the state with it: the last one stands."""
+        loop.begin()
+        self._last, self._is_wanted = time.monotonic(), False
+        if self._checkpointer is None or loop.state is None:
+            return
+        runtime = {name: value for source in self._sources for name, value in source().items()}
+        metadata = {name: value for source in self._metadata_sources for name, value in source().items()}
+        self._checkpointer.save(loop.num_updates, {'learner': loop.state, 'runtime': runtime}, metadata)
+
+    def published(self, loop: TrainingLoop) -> None:
+        if self.is_due:
+            self.save(loop)
+
+    def finish(self, loop: TrainingLoop) -> None:
+        self.save(loop)
+
+
+class Metrics(Hook):
+    """Counts batches, and writes rows of metrics by the clock.
+
+    Args:
+      workdir: That of the run.
+      config: The experiment.
+      tasks: Names of a suite's tasks; () for a single environment.
+      checkpoints: Hold the counts.
+      keeps: False on hosts other than the first, which count and write nothing.
+    """
+
+    def __init__(
+        self, workdir: Path, config: Config, tasks: tuple[str, ...], checkpoints: Checkpoints, keeps: bool = True
+    ):
+        self.stats = LearnerStats(tasks)
+        self._interval_s = config.logging.interval_s
+        self._num_fresh = config.num_fresh
+        self._sources: list[Source] = []
+        self._last, self._last_frames = time.monotonic(), -1
+        self._logger = None
+        metadata = checkpoints.restored_metadata
+        self._restored_wall_time_s = None if metadata is None else metadata['wall_time_s']
+        if keeps:
+            self._logger = logger = MetricsLogger(workdir, config)
+            if 'stats' in checkpoints.restored_runtime_state:
+                self.stats.restore(checkpoints.restored_runtime_state['stats'])
+            checkpoints.save_with(lambda: {'stats': self.stats.state()}, lambda: {'wall_time_s': logger.wall_time_s})
+
+    def log_with(self, source: Source) -> None:
+        """Lets every row hold what `source` returns, beside the learner's own."""
+        self._sources.append(source)
+
+    def log(self, loop: TrainingLoop) -> None:
+        """Writes a row."""
+        loop.begin()
+        self._last, self._last_frames = time.monotonic(), loop.frames
+        if self._logger is None:
+            return
+        row = {
+            'frames': loop.frames,
+            'learner_steps': loop.num_updates,
+            **self.stats.row(),
+            **{name: value for source in self._sources for name, value in source().items()},
+            **{name: _to_metric(name, value) for name, value in loop.logs.items()},
+        }
+        for name in ('skipped_updates', 'skipped_in_a_row'):
+            row[name] = int(row.get(name, 0))
+        self._logger.write(row)
+
+    def begin(self, loop: TrainingLoop) -> None:
+        self._last_frames = loop.frames
+        if self._logger is not None:
+            self._logger.resume(loop.frames, self._restored_wall_time_s)
+
+    def updated(self, loop: TrainingLoop, update: Updated) -> None:
+        if self._logger is None:
+            return
+        assert update.counts is not None
+        info, version, task, game_version = update.counts
+        self.stats.add_batch(info, loop.num_updates - 1 - version, self._num_fresh, task, game_version)
+        self.stats.add_wait(update.waited_s)
+
+    def published(self, loop: TrainingLoop) -> None:
+        if time.monotonic() - self._last >= self._interval_s:
+            self.log(loop)
+
+    def finish(self, loop: TrainingLoop) -> None:
+        """The last row, if the budget is spent: what a run that is resumed has not logged yet, it logs then."""
+        if loop.done and self._last_frames != loop.frames:
+            self.log(loop)
+
+    def close(self) -> None:
+        if self._logger is not None:
+            self._logger.close()
+
+
+class NonFiniteUpdates(Hook):
+    """Warns of updates that were skipped because their gradient was not finite, and ends a run of too many in a row.
+
+    Args:
+      limit: `learner.max_nonfinite_updates`.
+    """
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._previous: Array | None = None
+
+    def updated(self, loop: TrainingLoop, update: Updated) -> None:
+        """Raises NonFiniteGradients.
+
+        Looks at the update BEFORE the last one, whose result is there, so that the device never waits.
+        """
+        previous, self._previous = self._previous, update.logs['skipped_in_a_row']
+        in_a_row = 0 if previous is None else int(previous)
+        if in_a_row:
+            _logger.warning('update %d skipped: its gradient was not finite', loop.num_updates - 1)
+        if in_a_row >= self._limit:
+            raise NonFiniteGradients(
+                f'{in_a_row} updates in a row had gradients that are not finite (learner.max_nonfinite_updates); '
+                'lower optimizer.learning_rate, or look for NaN in the environment'
+            )
+
+
+class ScheduleJumps(Hook):
+    """Says where a longer run makes a schedule go back to a higher value.
+
+    Args:
+      before: Schedule of the run that is resumed.
+      now: Schedule of this one.
+      values: Hyperparameters at the start of the run.
+    """
+
+    def __init__(self, before: Schedule, now: Schedule, values: Hyperparameters):
+        self._schedules, self._values = (before, now), values
+
+    def begin(self, loop: TrainingLoop) -> None:
+        assert loop.state is not None
+        applied = loop.num_updates - int(loop.state.skipped)
+        values = loop.hyperparameters or self._values
+        old, new = (schedule(values, applied) for schedule in self._schedules)
+        for name in ('learning_rate', 'entropy_cost'):
+            was, is_now = float(getattr(old, name)), float(getattr(new, name))
+            if is_now > 1.001 * was:
+                _logger.warning(
+                    'the %s jumps back from %.3g to %.3g at %d frames, because its linear schedule ends later now; '
+                    'optimizer.schedule_frames, given from the start, keeps a schedule when total_frames is raised',
+                    name.replace('_', ' '),
+                    was,
+                    is_now,
+                    loop.frames,
+                )
+
+
+def _to_metric(name: str, value: PyTree) -> float | Histogram:
+    if name == 'log_rho_histogram':
+        return Histogram(LOG_RHO_EDGES.tolist(), np.asarray(value).tolist())
+    return float(value)
