@@ -29,7 +29,9 @@ from impala_jax.loss import LOG_RHO_EDGES, impala_loss
 from impala_jax.parameter_store import ParameterStore
 from impala_jax.pbt import Hyperparameters, Member
 from impala_jax.rundir.checkpoint import Checkpointer
-from impala_jax.rundir.metrics import Histogram, LearnerStats, MetricsLogger, write_run_config
+from impala_jax.rundir.metrics import MetricsLogger
+from impala_jax.rundir.run_config import write_run_config
+from impala_jax.rundir.stats import Histogram, LearnerStats
 from impala_jax.types import Array, Closed, PyTree, StepInfo, Trajectory
 
 _logger = logging.getLogger(__name__)

@@ -28,7 +28,8 @@ from impala_jax.config import Config, ConfigError, PBTConfig
 from impala_jax.evaluation.scores import human_normalised
 from impala_jax.rundir import checkpoint
 from impala_jax.rundir.checkpoint import CheckpointError
-from impala_jax.rundir.metrics import EVALUATIONS, METRICS, SCHEDULE, append_row, drop_rows, read_rows, write_atomically
+from impala_jax.rundir.files import EVALUATIONS, METRICS, SCHEDULE, write_atomically
+from impala_jax.rundir.rows import append_row, drop_rows, read_rows
 from impala_jax.types import PyTree
 
 _POPULATION = 'population.json'

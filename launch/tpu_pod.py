@@ -25,7 +25,7 @@ def main() -> None:
     if arguments.supervisor is None:
         sys.exit(supervisor.supervise([*script, *sys.argv[1:]], arguments.parent, arguments.coordinator))
 
-    from impala_jax.rundir.metrics import quiet_libraries
+    from impala_jax.system.quiet import quiet_libraries
 
     quiet_libraries()  # Before they are imported.
 
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def train(arguments: PodArguments, channel: supervisor.Channel) -> None:
-    from impala_jax.rundir.metrics import print_summary
+    from impala_jax.rundir.summary import print_summary
     from impala_jax.runtimes import pod
     from impala_jax.runtimes.run import default_runtime, run
 

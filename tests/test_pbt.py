@@ -33,7 +33,8 @@ from impala_jax.config import (
 from impala_jax.pbt import Hyperparameters, Member
 from impala_jax.rundir import checkpoint
 from impala_jax.rundir.checkpoint import Checkpointer
-from impala_jax.rundir.metrics import LearnerStats, read_rows
+from impala_jax.rundir.rows import read_rows
+from impala_jax.rundir.stats import LearnerStats
 from impala_jax.types import StepInfo
 
 ROOT = Path(__file__).parent.parent

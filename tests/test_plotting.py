@@ -522,7 +522,7 @@ def call(monkeypatch, capsys):
 
     from impala_jax.cli import command_line
 
-    monkeypatch.setattr('impala_jax.rundir.metrics.quiet_libraries', lambda: None)
+    monkeypatch.setattr('impala_jax.system.quiet.quiet_libraries', lambda: None)
     monkeypatch.setattr('impala_jax.system.stopping.begin', lambda: None)
     monkeypatch.setattr(plotting, '_DPI', 40)
     spec = importlib.util.spec_from_file_location('launch_plot', ROOT / 'launch' / 'plot.py')

@@ -34,7 +34,6 @@ from impala_jax.inference import InferenceServer
 from impala_jax.kernels import allocator, compilation_cache
 from impala_jax.learner import LearnerLoop
 from impala_jax.parameter_store import ParameterStores
-from impala_jax.rundir.metrics import quiet_libraries
 from impala_jax.runtimes import nodes, reverb_actors, seals
 from impala_jax.runtimes.control import Control, Link, Server
 from impala_jax.runtimes.gate import Gate, learners_secret
@@ -49,6 +48,7 @@ from impala_jax.runtimes.reverb_transport import (
 )
 from impala_jax.system import stopping
 from impala_jax.system.machine import START, connect_without_proxy, kill_marked, own_folder
+from impala_jax.system.quiet import quiet_libraries
 from impala_jax.trajectory_queue import from_arrays, to_arrays
 from impala_jax.types import Closed, EnvironmentSpec
 

@@ -33,7 +33,8 @@ from impala_jax.evaluation.scores import (
     resampled_means,
     task_label,
 )
-from impala_jax.rundir.metrics import EVALUATIONS, METRICS, RUN_CONFIG, SCHEDULE, read_rows
+from impala_jax.rundir.files import EVALUATIONS, METRICS, RUN_CONFIG, SCHEDULE
+from impala_jax.rundir.rows import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
