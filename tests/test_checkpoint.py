@@ -226,8 +226,7 @@ def test_a_run_of_the_version_before_auto_resumes(tmp_path, monkeypatch):
 
     def old_dict(config):
         values = to_dict(config)
-        if isinstance(config, NetworkConfig):
-            del values['uint8_scale']
+        del values['network']['uint8_scale']
         return values
 
     monkeypatch.setattr(checkpoint.config_lib, 'to_dict', old_dict)
