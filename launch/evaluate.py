@@ -16,7 +16,7 @@ from rich.console import Console  # noqa: E402
 from impala_jax.cli import command_line  # noqa: E402
 from impala_jax.config import ConfigError  # noqa: E402
 from impala_jax.environments import suites  # noqa: E402
-from impala_jax.evaluation.evaluator import play  # noqa: E402
+from impala_jax.evaluation.run_evaluation import play  # noqa: E402
 from impala_jax.evaluation.scores import estimate_text, table  # noqa: E402
 from impala_jax.evaluation.video import check_video  # noqa: E402
 from impala_jax.rundir import checkpoint  # noqa: E402
