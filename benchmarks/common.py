@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from impala_jax.config import num_cores
+from impala_jax.system.machine import num_cores
 
 
 def machine() -> dict[str, Any]:

@@ -34,7 +34,8 @@ def reverb_queue(config: Config, agent: Agent) -> Iterator[TrajectoryQueue]:
     import reverb
 
     from impala_jax.runtimes import seals
-    from impala_jax.runtimes.reverb_transport import ReverbTrajectoryQueue, tables
+    from impala_jax.runtimes.reverb_tables import tables
+    from impala_jax.runtimes.reverb_transport import ReverbTrajectoryQueue
 
     server = reverb.Server(tables(config))
     queue = ReverbTrajectoryQueue(reverb.Client(f'localhost:{server.port}'), seals.new_key(), config, agent)

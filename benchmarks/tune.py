@@ -17,7 +17,7 @@ import numpy as np
 from common import machine, report
 from end_to_end import frames_per_second
 
-from impala_jax.config import num_cores
+from impala_jax.system.machine import num_cores
 
 
 def main() -> None:

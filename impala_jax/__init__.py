@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         ReplayConfig,
         VTraceConfig,
     )
-    from impala_jax.evaluation.evaluator import evaluate
+    from impala_jax.evaluation.run_evaluation import evaluate
     from impala_jax.runtimes.run import Interrupted, RunResult, run
     from impala_jax.studies import plotting, tabular
 
@@ -67,5 +67,5 @@ def __getattr__(name: str) -> Any:
     if name in modules:
         return importlib.import_module(modules[name])
     owners = {name: 'impala_jax.runtimes.run' for name in ('Interrupted', 'RunResult', 'run')}
-    owners['evaluate'] = 'impala_jax.evaluation.evaluator'
+    owners['evaluate'] = 'impala_jax.evaluation.run_evaluation'
     return getattr(importlib.import_module(owners.get(name, 'impala_jax.config')), name)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from impala_jax.agent import Agent, AgentStep, dummy_timestep
 from impala_jax.config import Config
-from impala_jax.rundir.metrics import Histogram
+from impala_jax.rundir.stats import Histogram
 from impala_jax.types import Array, Closed, PyTree, TimeStep
 
 

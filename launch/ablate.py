@@ -4,15 +4,15 @@ from impala_jax.system import stopping
 
 stopping.begin()
 
-from impala_jax.rundir.metrics import quiet_libraries  # noqa: E402
+from impala_jax.system.quiet import quiet_libraries  # noqa: E402
 
 quiet_libraries()  # Before they are imported.
 
 from pathlib import Path  # noqa: E402
 
 from impala_jax.cli import command_line  # noqa: E402
-from impala_jax.config import num_cores  # noqa: E402
 from impala_jax.studies.ablation import Grid  # noqa: E402
+from impala_jax.system.machine import num_cores  # noqa: E402
 
 
 def ablate() -> None:

@@ -8,7 +8,7 @@ import os  # noqa: E402
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # Actors act on the CPU; an accelerator here may be somebody else's.
 
-from impala_jax.rundir.metrics import quiet_libraries  # noqa: E402
+from impala_jax.system.quiet import quiet_libraries  # noqa: E402
 
 quiet_libraries()  # Before they are imported.
 

@@ -4,7 +4,7 @@ from impala_jax.system import stopping
 
 stopping.begin()
 
-from impala_jax.rundir.metrics import quiet_libraries  # noqa: E402
+from impala_jax.system.quiet import quiet_libraries  # noqa: E402
 
 quiet_libraries()  # Before they are imported.
 
@@ -16,7 +16,7 @@ from rich.console import Console  # noqa: E402
 from impala_jax.cli import command_line  # noqa: E402
 from impala_jax.config import ConfigError  # noqa: E402
 from impala_jax.environments import suites  # noqa: E402
-from impala_jax.evaluation.evaluator import play  # noqa: E402
+from impala_jax.evaluation.run_evaluation import play  # noqa: E402
 from impala_jax.evaluation.scores import estimate_text, table  # noqa: E402
 from impala_jax.evaluation.video import check_video  # noqa: E402
 from impala_jax.rundir import checkpoint  # noqa: E402

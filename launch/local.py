@@ -4,7 +4,7 @@ from impala_jax.system import stopping
 
 stopping.begin()
 
-from impala_jax.rundir.metrics import print_summary, quiet_libraries  # noqa: E402
+from impala_jax.system.quiet import quiet_libraries  # noqa: E402
 
 quiet_libraries()  # Before they are imported.
 
@@ -12,6 +12,7 @@ import os  # noqa: E402
 import socket  # noqa: E402
 
 from impala_jax.cli import command_line  # noqa: E402
+from impala_jax.rundir.summary import print_summary  # noqa: E402
 from impala_jax.runtimes.gate import SECRET_FILE, SECRET_VARIABLE  # noqa: E402
 from impala_jax.runtimes.run import default_runtime, run  # noqa: E402
 

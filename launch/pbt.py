@@ -4,7 +4,7 @@ from impala_jax.system import stopping
 
 stopping.begin()
 
-from impala_jax.rundir.metrics import print_summary, quiet_libraries  # noqa: E402
+from impala_jax.system.quiet import quiet_libraries  # noqa: E402
 
 quiet_libraries()  # Before they are imported.
 
@@ -20,7 +20,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  
 
 from impala_jax.cli import command_line  # noqa: E402
 from impala_jax.config import Config  # noqa: E402
-from impala_jax.rundir.metrics import METRICS, read_rows  # noqa: E402
+from impala_jax.rundir.files import METRICS  # noqa: E402
+from impala_jax.rundir.rows import read_rows  # noqa: E402
+from impala_jax.rundir.summary import print_summary  # noqa: E402
 from impala_jax.runtimes.run import Interrupted, default_runtime, run  # noqa: E402
 from impala_jax.runtimes.supervisor import end_with  # noqa: E402
 from impala_jax.studies import pbt  # noqa: E402

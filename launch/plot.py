@@ -4,7 +4,7 @@ from impala_jax.system import stopping
 
 stopping.begin()
 
-from impala_jax.rundir.metrics import quiet_libraries  # noqa: E402
+from impala_jax.system.quiet import quiet_libraries  # noqa: E402
 
 quiet_libraries()  # Before they are imported.
 

@@ -10,6 +10,7 @@ from impala_jax.cli import command_line  # noqa: E402
 from impala_jax.cli.command_line import PodArguments  # noqa: E402
 from impala_jax.config import ConfigError  # noqa: E402
 from impala_jax.runtimes import supervisor  # noqa: E402
+from impala_jax.runtimes.channel import Channel  # noqa: E402
 
 
 def main() -> None:
@@ -25,16 +26,16 @@ def main() -> None:
     if arguments.supervisor is None:
         sys.exit(supervisor.supervise([*script, *sys.argv[1:]], arguments.parent, arguments.coordinator))
 
-    from impala_jax.rundir.metrics import quiet_libraries
+    from impala_jax.system.quiet import quiet_libraries
 
     quiet_libraries()  # Before they are imported.
 
-    channel = supervisor.Channel(arguments.supervisor)
+    channel = Channel(arguments.supervisor)
     command_line.main(lambda: train(arguments, channel))
 
 
-def train(arguments: PodArguments, channel: supervisor.Channel) -> None:
-    from impala_jax.rundir.metrics import print_summary
+def train(arguments: PodArguments, channel: Channel) -> None:
+    from impala_jax.rundir.summary import print_summary
     from impala_jax.runtimes import pod
     from impala_jax.runtimes.run import default_runtime, run
 

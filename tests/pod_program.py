@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 
 from impala_jax.runtimes import supervisor
+from impala_jax.runtimes.channel import Channel
 
 
 def program(host: int, num_hosts: int, folder: Path, end: str, address: str) -> None:
-    channel = supervisor.Channel(address)
+    channel = Channel(address)
     port_file = folder / 'port'
     if host == 0:
         (folder / 'port.new').write_text(str(channel.port))

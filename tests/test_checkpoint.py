@@ -23,7 +23,7 @@ from impala_jax import environments
 from impala_jax.actor import Actor
 from impala_jax.build import make_agent
 from impala_jax.config import Config, ConfigError, EnvironmentConfig, LossConfig, NetworkConfig
-from impala_jax.rundir import checkpoint, plain_state
+from impala_jax.rundir import checkpoint, checkpoint_format, orbax_arrays, plain_state
 from impala_jax.rundir.checkpoint import Checkpointer, CheckpointError, CheckpointMismatch
 from impala_jax.trajectory_queue import Replay
 
@@ -226,8 +226,7 @@ def test_a_run_of_the_version_before_auto_resumes(tmp_path, monkeypatch):
 
     def old_dict(config):
         values = to_dict(config)
-        if isinstance(config, NetworkConfig):
-            del values['uint8_scale']
+        del values['network']['uint8_scale']
         return values
 
     monkeypatch.setattr(checkpoint.config_lib, 'to_dict', old_dict)
@@ -254,15 +253,15 @@ def test_reading_a_part_of_another_run(tmp_path):
 def test_reading_beside_a_run_that_prunes(tmp_path, monkeypatch):
     checkpointer = make(tmp_path, keep=2)
     checkpointer.save(1, make_state(), {})
-    verify = checkpoint._verify
+    verify = checkpoint_format.verify
 
     def verify_late(path):
-        monkeypatch.setattr(checkpoint, '_verify', verify)
+        monkeypatch.setattr(checkpoint_format, 'verify', verify)
         for step in (2, 3):
             checkpointer.save(step, make_state(), {})
         return verify(path)
 
-    monkeypatch.setattr(checkpoint, '_verify', verify_late)
+    monkeypatch.setattr(checkpoint_format, 'verify', verify_late)
     assert checkpoint.restore(tmp_path, {'key': make_state().key}).step == 3
 
 
@@ -282,7 +281,7 @@ def test_a_failed_write_leaves_the_former_intact(tmp_path, monkeypatch, raised, 
         (path / 'half').write_text('x')
         raise raised
 
-    monkeypatch.setattr(checkpoint, '_orbax_save', fail)
+    monkeypatch.setattr(orbax_arrays, 'save', fail)
     with pytest.raises(CheckpointError, match='cannot write checkpoint .*000000002.*former') as error:
         checkpointer.save(2, make_state(2), {})
     assert said in str(error.value) and '\n' not in str(error.value)
@@ -302,7 +301,7 @@ def test_a_full_disk_is_named(free, blob, said, tmp_path, monkeypatch):
     def fail(path, arrays):
         raise ValueError('some text of a library')
 
-    monkeypatch.setattr(checkpoint, '_orbax_save', fail)
+    monkeypatch.setattr(orbax_arrays, 'save', fail)
     monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda path: type('Usage', (), {'free': free})())
     with pytest.raises(CheckpointError, match=f'the disk is full: {said}'):
         make(tmp_path).save(2, make_state(2, blob), {})
@@ -316,7 +315,7 @@ def test_a_directory_that_cannot_be_written(tmp_path):
 
 def test_a_file_system_that_hangs_is_given_up(tmp_path, monkeypatch):
     release = threading.Event()
-    monkeypatch.setattr(checkpoint, '_orbax_save', lambda path, arrays: release.wait(30))
+    monkeypatch.setattr(orbax_arrays, 'save', lambda path, arrays: release.wait(30))
     with pytest.raises(CheckpointError, match='did not answer within 0.2 s'):
         make(tmp_path, dataclasses.replace(CONFIG, timeout_s=0.2)).save(1, make_state(), {})
     release.set()

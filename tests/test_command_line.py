@@ -38,7 +38,7 @@ def call(monkeypatch, capsys):
         monkeypatch.chdir(ROOT)
         monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
         # The scripts silence other libraries for their whole process, which is this one.
-        monkeypatch.setattr('impala_jax.rundir.metrics.quiet_libraries', lambda: None)
+        monkeypatch.setattr('impala_jax.system.quiet.quiet_libraries', lambda: None)
         monkeypatch.setattr('impala_jax.system.stopping.begin', lambda: None)
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:

@@ -31,10 +31,10 @@ def server():
     """As a run makes it."""
     import reverb
 
-    from impala_jax.runtimes import reverb_transport
+    from impala_jax.runtimes import reverb_tables
 
     config = make_config(**REPLAYED)
-    server = reverb.Server(reverb_transport.tables(config), checkpointer=reverb_transport.NoCheckpointer())
+    server = reverb.Server(reverb_tables.tables(config), checkpointer=reverb_tables.NoCheckpointer())
     yield server
     server.stop()
 
@@ -357,10 +357,10 @@ def test_a_run_that_serves_actors_goes_on_beside_another_user_at_its_port(tmp_pa
 def test_a_server_that_moves_cuts_earlier_connections():
     import reverb
 
-    from impala_jax.runtimes import reverb_transport
+    from impala_jax.runtimes import reverb_tables
     from impala_jax.runtimes.private_socket import listen_privately
 
-    server = reverb.Server([reverb.Table.queue('q', 3)], checkpointer=reverb_transport.NoCheckpointer())
+    server = reverb.Server([reverb.Table.queue('q', 3)], checkpointer=reverb_tables.NoCheckpointer())
     with socket.create_connection(('localhost', server.port)) as early, tempfile.TemporaryDirectory() as folder:
         early.settimeout(10)
         listen_privately(server.port, Path(folder) / 'socket')

@@ -17,8 +17,14 @@ from rich.console import Console
 
 from impala_jax import config as config_lib
 from impala_jax.config import Config, ConfigError
-from impala_jax.rundir import metrics
-from impala_jax.rundir.metrics import LearnerStats, MetricsLogger
+from impala_jax.rundir import progress
+from impala_jax.rundir.files import EVALUATIONS, METRICS, TENSORBOARD
+from impala_jax.rundir.metrics import MetricsLogger
+from impala_jax.rundir.progress import format_duration, format_number
+from impala_jax.rundir.rows import append_row, read_rows
+from impala_jax.rundir.run_config import write_run_config
+from impala_jax.rundir.stats import Histogram, LearnerStats
+from impala_jax.rundir.summary import print_summary, summary
 from impala_jax.types import StepInfo
 
 CONFIG = Config(total_frames=64_000)
@@ -73,7 +79,7 @@ def shown(console: Console) -> str:
 
 
 def rows(workdir: Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / metrics.METRICS).read_text().splitlines()]
+    return [json.loads(line) for line in (workdir / METRICS).read_text().splitlines()]
 
 
 def test_a_row_holds_all_that_is_promised(tmp_path):
@@ -139,13 +145,13 @@ def test_what_is_replayed_counts_once():
     assert (row['policy_lag_min'], row['policy_lag_mean'], row['policy_lag_max']) == (0, 1.5, 3)
     assert row['replay_lag_mean'] == 900
     histogram = row['policy_lag_histogram']
-    assert isinstance(histogram, metrics.Histogram)
+    assert isinstance(histogram, Histogram)
     assert histogram.edges == [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
     assert histogram.counts == [1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1]
 
 
 def test_histograms_reach_the_file_and_tensorboard(tmp_path):
-    histogram = metrics.Histogram([0.0, 1.0, 4.0], [5, 7])
+    histogram = Histogram([0.0, 1.0, 4.0], [5, 7])
     with MetricsLogger(tmp_path, CONFIG, console=silent()) as logger:
         logger.write({'frames': 640, 'log_rho_histogram': histogram})
     (row,) = rows(tmp_path)
@@ -219,7 +225,7 @@ def test_what_is_not_finite_is_left_out(tmp_path):
     (row,) = rows(tmp_path)
     assert set(row) == {'frames', 'entropy', 'wall_time_s', 'frames_per_second'}
     assert row['frames'] == 640 and row['entropy'] == 0.5
-    assert '640,' in (tmp_path / metrics.METRICS).read_text(), 'integers stay integers'
+    assert '640,' in (tmp_path / METRICS).read_text(), 'integers stay integers'
 
 
 def test_rows_reach_the_file_at_once(tmp_path):
@@ -232,14 +238,14 @@ def test_rows_reach_the_file_at_once(tmp_path):
 
 
 def test_resuming_drops_what_will_be_written_again(tmp_path):
-    path = tmp_path / metrics.METRICS
+    path = tmp_path / METRICS
     with MetricsLogger(tmp_path, CONFIG, console=silent()) as logger:
         logger.resume(0)
         for frames in (640, 1280, 1920):
             logger.write(learner_row(frames))
     with path.open('a') as file:
         file.write('{"frames": 2560, "lo')
-    (tmp_path / metrics.EVALUATIONS).write_text('{"frames": 640}\n{"frames": 1300}\n')
+    (tmp_path / EVALUATIONS).write_text('{"frames": 640}\n{"frames": 1300}\n')
     with MetricsLogger(tmp_path, CONFIG, console=silent()) as logger:
         logger.resume(1280, wall_time_s=100.0)
         assert [row['frames'] for row in rows(tmp_path)] == [640, 1280]
@@ -247,21 +253,19 @@ def test_resuming_drops_what_will_be_written_again(tmp_path):
     assert [row['frames'] for row in rows(tmp_path)] == [640, 1280, 1920]
     assert 100 <= rows(tmp_path)[-1]['wall_time_s'] < 160
     assert rows(tmp_path)[-1]['frames_per_second'] > 0
-    assert metrics.read_rows(tmp_path / metrics.EVALUATIONS) == [{'frames': 640}]
+    assert read_rows(tmp_path / EVALUATIONS) == [{'frames': 640}]
     assert sorted(path.name for path in tmp_path.iterdir()) == ['evaluations.jsonl', 'metrics.jsonl', 'tensorboard']
 
 
 def test_wall_time_goes_on_from_the_last_row(tmp_path):
-    (tmp_path / metrics.METRICS).write_text(
-        '{"frames": 640, "wall_time_s": 50.0}\n{"frames": 900, "wall_time_s": 70.0}\n'
-    )
+    (tmp_path / METRICS).write_text('{"frames": 640, "wall_time_s": 50.0}\n{"frames": 900, "wall_time_s": 70.0}\n')
     logger = MetricsLogger(tmp_path, CONFIG, console=silent())
     logger.resume(700)
     assert 50 <= logger.wall_time_s < 65
 
 
 def test_a_fresh_start_keeps_nothing(tmp_path):
-    (tmp_path / metrics.METRICS).write_text('{"frames": 640, "wall_time_s": 50.0}\n')
+    (tmp_path / METRICS).write_text('{"frames": 640, "wall_time_s": 50.0}\n')
     logger = MetricsLogger(tmp_path, CONFIG, console=silent())
     logger.resume(0)
     assert rows(tmp_path) == [] and logger.wall_time_s < 15
@@ -270,7 +274,7 @@ def test_a_fresh_start_keeps_nothing(tmp_path):
 def _events(workdir: Path) -> list:
     from tensorboardX.proto import event_pb2
 
-    (path,) = (workdir / metrics.TENSORBOARD).iterdir()
+    (path,) = (workdir / TENSORBOARD).iterdir()
     content, events = path.read_bytes(), []
     while content:
         (size,) = struct.unpack('<Q', content[:8])  # TFRecord: size, its checksum, the data, its checksum
@@ -292,7 +296,7 @@ def test_tensorboard_counts_frames(tmp_path):
 
 
 def test_a_run_goes_on_without_tensorboard(tmp_path, caplog):
-    (tmp_path / metrics.TENSORBOARD).write_text('in the way')
+    (tmp_path / TENSORBOARD).write_text('in the way')
     with MetricsLogger(tmp_path, CONFIG, console=silent()) as logger:
         logger.write(learner_row(640))
         logger.write(learner_row(1280))
@@ -306,9 +310,9 @@ def test_plain_lines_now_and_then(tmp_path, monkeypatch):
         for step in range(1, 51):
             logger.write(learner_row(640 * step) | {'episode_return_last_100': 2.5, 'policy_lag_mean': 1.0})
         assert len(shown(console).splitlines()) == 1
-        monkeypatch.setattr(metrics, '_PLAIN_INTERVAL_S', 0.0)
+        monkeypatch.setattr(progress, '_PLAIN_INTERVAL_S', 0.0)
         logger.write(learner_row(640 * 51))
-        monkeypatch.setattr(metrics, '_PLAIN_INTERVAL_S', 100.0)
+        monkeypatch.setattr(progress, '_PLAIN_INTERVAL_S', 100.0)
         logger.write(learner_row(64_000))
     first, _, last = shown(console).splitlines()
     assert '1.0 %  640/64k frames' in first and 'return 2.50' in first and 'lag 1.0' in first and ' left' in first
@@ -368,7 +372,7 @@ def test_broken_pipe_at_the_end_is_no_error(tmp_path):
     ],
 )
 def test_compact_numbers(value, text):
-    assert metrics._compact(value) == text
+    assert format_number(value) == text
 
 
 @pytest.mark.parametrize(
@@ -376,12 +380,12 @@ def test_compact_numbers(value, text):
     [(0.2, '0 s'), (59.6, '1 min 00 s'), (61, '1 min 01 s'), (3700, '1 h 01 min'), (2e5, '2 d 7 h')],
 )
 def test_durations(seconds, text):
-    assert metrics._duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_run_config(tmp_path):
     config = Config(seed=3, vtrace=config_lib.VTraceConfig(rho_bar=math.inf))
-    metrics.write_run_config(tmp_path / 'runs' / 'a', config)
+    write_run_config(tmp_path / 'runs' / 'a', config)
     content = json.loads((tmp_path / 'runs' / 'a' / 'config.json').read_text())
     assert config_lib.from_dict(content['config']) == config
     assert content['versions'].keys() >= {'python', 'jax', 'jaxlib', 'flax', 'optax', 'rlax', 'chex', 'numpy'}
@@ -391,22 +395,22 @@ def test_run_config(tmp_path):
 def test_a_workdir_that_cannot_be_written(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(ConfigError, match='cannot write to --workdir .*file/run: Not a directory; give') as error:
-        metrics.write_run_config(tmp_path / 'file' / 'run', CONFIG)
+        write_run_config(tmp_path / 'file' / 'run', CONFIG)
     assert '\n' not in str(error.value)
 
 
 def test_summary(tmp_path, capsys):
     workdir = tmp_path / 'a run'
     workdir.mkdir()
-    assert '--workdir' in metrics.summary(workdir)
-    metrics.append_row(workdir / metrics.METRICS, {'frames': 640, 'wall_time_s': 1.0, 'episodes': 0})
-    assert 'no training episode' in metrics.summary(workdir)
-    metrics.append_row(
-        workdir / metrics.METRICS,
+    assert '--workdir' in summary(workdir)
+    append_row(workdir / METRICS, {'frames': 640, 'wall_time_s': 1.0, 'episodes': 0})
+    assert 'no training episode' in summary(workdir)
+    append_row(
+        workdir / METRICS,
         {'frames': 1_280_000, 'wall_time_s': 754.0, 'episodes': 400, 'episode_return_last_100': 19.256},
     )
-    metrics.append_row(
-        workdir / metrics.EVALUATIONS,
+    append_row(
+        workdir / EVALUATIONS,
         {
             'frames': 1_280_000,
             'learner_steps': 1,
@@ -416,7 +420,7 @@ def test_summary(tmp_path, capsys):
             'stderr': 0.2,
         },
     )
-    metrics.print_summary(workdir)
+    print_summary(workdir)
     text = capsys.readouterr().out
     assert '1,280,000 frames in 12 min 34 s' in text
     assert '19.26, mean of the last 100 training episodes' in text
@@ -426,7 +430,7 @@ def test_summary(tmp_path, capsys):
 
 _NOISE = """
 import logging, warnings
-from impala_jax.rundir.metrics import quiet_libraries
+from impala_jax.system.quiet import quiet_libraries
 quiet_libraries()
 from absl import logging as absl_logging
 absl_logging.warning('noise of a library')

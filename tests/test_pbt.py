@@ -31,7 +31,8 @@ from impala_jax.config import (
 )
 from impala_jax.rundir import checkpoint
 from impala_jax.rundir.checkpoint import Checkpointer
-from impala_jax.rundir.metrics import LearnerStats, append_row, read_rows
+from impala_jax.rundir.rows import append_row, read_rows
+from impala_jax.rundir.stats import LearnerStats
 from impala_jax.studies import pbt
 from impala_jax.studies.pbt import Hyperparameters, Member
 from impala_jax.training import hooks

@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 import impala_jax
 from impala_jax.config import ConfigError
 from impala_jax.studies import plotting
+from impala_jax.studies.plotting import figures
 
 ROOT = Path(__file__).parent.parent
 INF = float('inf')
@@ -472,7 +473,7 @@ def test_learning_curve_of_no_run(tmp_path):
 
 @pytest.mark.parametrize('name, start', [('a.png', b'\x89PNG'), ('a.svg', b'<?xml')])
 def test_save(grid, tmp_path, monkeypatch, name, start):
-    monkeypatch.setattr(plotting, '_DPI', 40)
+    monkeypatch.setattr(figures, '_DPI', 40)
     table = plotting.read_table(grid)
     plotting.save(plotting.heatmap(table), tmp_path / name)
     data = (tmp_path / name).read_bytes()
@@ -522,9 +523,9 @@ def call(monkeypatch, capsys):
 
     from impala_jax.cli import command_line
 
-    monkeypatch.setattr('impala_jax.rundir.metrics.quiet_libraries', lambda: None)
+    monkeypatch.setattr('impala_jax.system.quiet.quiet_libraries', lambda: None)
     monkeypatch.setattr('impala_jax.system.stopping.begin', lambda: None)
-    monkeypatch.setattr(plotting, '_DPI', 40)
+    monkeypatch.setattr(figures, '_DPI', 40)
     spec = importlib.util.spec_from_file_location('launch_plot', ROOT / 'launch' / 'plot.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

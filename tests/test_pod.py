@@ -21,7 +21,7 @@ from test_learner import NETWORK, SPEC, make_batch
 from impala_jax.build import make_agent, make_learner
 from impala_jax.cli import command_line
 from impala_jax.config import Config, ConfigError, LearnerConfig, ReplayConfig
-from impala_jax.evaluation import evaluator as evaluation
+from impala_jax.evaluation.run_evaluation import evaluate
 from impala_jax.kernels import cpu
 from impala_jax.rundir import checkpoint
 from impala_jax.runtimes import nodes, pod, supervisor
@@ -410,4 +410,4 @@ def test_catch_is_solved_by_two_hosts(tmp_path):
     command = ['launch/tpu_pod.py', '--config', 'configs/catch.py', '--workdir', str(tmp_path), *TWO_BY_TWO]
     code, stdout, stderr = finish(programs.start(tmp_path, *command), 800)
     assert code == 0, stdout + stderr
-    assert evaluation.evaluate(tmp_path, episodes=100)['mean_return'] >= 0.95
+    assert evaluate(tmp_path, episodes=100)['mean_return'] >= 0.95

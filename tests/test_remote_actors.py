@@ -55,9 +55,9 @@ def server(config=CONFIG, suffix='-test'):
     """The address of the gate of a server with a run's tables, in this process."""
     import reverb
 
-    from impala_jax.runtimes import reverb_transport
+    from impala_jax.runtimes import reverb_tables
 
-    server = reverb.Server(reverb_transport.tables(config, suffix))
+    server = reverb.Server(reverb_tables.tables(config, suffix))
     port = free_port()
     gate = Gate(port, SECRET, f'localhost:{server.port}')
     BEHIND[f'localhost:{port}'] = f'localhost:{server.port}'
@@ -151,7 +151,8 @@ def test_a_writer_of_an_earlier_start_is_refused():
 
     from impala_jax.build import make_agent
     from impala_jax.config import NetworkConfig
-    from impala_jax.runtimes.reverb_transport import ReverbTrajectoryQueue, ServerLost
+    from impala_jax.runtimes.reverb_items import ServerLost
+    from impala_jax.runtimes.reverb_transport import ReverbTrajectoryQueue
 
     agent = make_agent(NetworkConfig(torso='mlp', core='lstm', lstm_size=5), transport_spec)
     with server(suffix='-second') as address:

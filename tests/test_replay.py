@@ -88,9 +88,9 @@ def test_reverb_samples_a_second_table():
         pytest.skip('reverb not installed')
     import reverb
 
-    from impala_jax.runtimes import reverb_transport
+    from impala_jax.runtimes import reverb_tables
 
-    server = reverb.Server(reverb_transport.tables(make_config(fraction=0.5, capacity=12)))
+    server = reverb.Server(reverb_tables.tables(make_config(fraction=0.5, capacity=12)))
     writer, reader = (reverb_queue(f'localhost:{server.port}', 30.0, fraction=0.5, capacity=12) for _ in range(2))
     try:
         chunks = range(0, 40 * FRESH, FRESH)
@@ -107,7 +107,7 @@ def test_reverb_samples_a_second_table():
         for batch in batches[::7]:
             for i in range(BATCH):
                 assert_known(batch, i)
-        assert server.localhost_client().server_info()[reverb_transport.REPLAY].current_size == 12
+        assert server.localhost_client().server_info()[reverb_tables.REPLAY].current_size == 12
     finally:
         writer.close()
         reader.close()

@@ -15,6 +15,7 @@ from impala_jax import data
 from impala_jax.config import ConfigError
 from impala_jax.evaluation import scores
 from impala_jax.studies import plotting
+from impala_jax.studies.plotting.figures import PALETTE
 
 ROOT = Path(__file__).parent.parent
 
@@ -210,7 +211,7 @@ def test_figure_has_the_scores_and_those_of_the_paper():
     assert list(drawn)[-1] == 'rooms_collect_good_objects_test' and len(drawn) == 30
     (axes,) = figure.axes
     pbt, experts = scores.paper_agents('dmlab30')
-    for agent, color in ((pbt, plotting._PALETTE[1]), (experts, plotting._PALETTE[2])):
+    for agent, color in ((pbt, PALETTE[1]), (experts, PALETTE[2])):
         (points,) = [line for line in axes.lines if line.get_color() == color]
         np.testing.assert_allclose(points.get_xdata(), [agent.score(task) for task in LEVELS[::-1]])
         np.testing.assert_array_equal(points.get_ydata(), np.arange(30))

@@ -66,9 +66,9 @@ def server():
         pytest.skip('reverb not installed')
     import reverb
 
-    from impala_jax.runtimes import reverb_transport
+    from impala_jax.runtimes import reverb_tables
 
-    server = reverb.Server(reverb_transport.tables(make_config()))
+    server = reverb.Server(reverb_tables.tables(make_config()))
     yield server
     server.stop()
 

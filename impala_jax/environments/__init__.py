@@ -9,13 +9,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from impala_jax.config import ConfigError, EnvironmentConfig, num_cores
+from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import dmlab, suites
 from impala_jax.environments.base import EnvironmentFailure, VectorEnvironment
 from impala_jax.environments.factories import BUILT_IN, environment_factory
 from impala_jax.environments.processes import ProcessVectorEnvironment
 from impala_jax.environments.serial import SerialVectorEnvironment
 from impala_jax.seeds import derived_seed
+from impala_jax.system.machine import num_cores
 from impala_jax.types import EnvironmentSpec
 
 __all__ = ['EnvironmentFailure', 'VectorEnvironment', 'make', 'spec']

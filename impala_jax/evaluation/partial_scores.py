@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from impala_jax.config import ConfigError
-from impala_jax.rundir.metrics import append_row, read_rows
+from impala_jax.rundir.rows import append_row, read_rows
 
 _logger = logging.getLogger(__name__)
 

@@ -1,15 +1,13 @@
-"""Checkpoints: the arrays are written by Orbax, verified by a manifest, and appear by one atomic rename.
+"""Checkpoints of a run: written under another name, verified, and in place by one atomic rename.
 
-A checkpoint is the directory `<step>/` with `arrays/` (Orbax) and `checkpoint.json`: the configuration, the caller's
-metadata, and a SHA-256 of every file, written last. A kill at any moment leaves only a hidden temporary directory
-behind. Of several hosts the first one saves, for all, and hands on what it restores (`impala_jax.learner`).
+A kill at any moment leaves only a hidden temporary directory behind. Of several hosts the first one saves, for all, and
+hands on what it restores (`impala_jax.learner`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -20,25 +18,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import jax
-import ml_dtypes
 import numpy as np
-import orbax.checkpoint as ocp
-from orbax.checkpoint._src.multihost import multihost as orbax_processes
 
 from impala_jax import config as config_lib
 from impala_jax.config import Config, ConfigError
+from impala_jax.rundir import checkpoint_format, state_arrays
+from impala_jax.rundir.checkpoint_format import Damaged, first_line
 from impala_jax.system import stopping
 from impala_jax.types import PyTree
 
 DIRECTORY = 'checkpoints'  # in the workdir
-
-_ARRAYS = 'arrays'
-_MANIFEST = 'checkpoint.json'
-_FORMAT = 1
-_RUNTIME = 'runtime'  # the part of a state whose leaves may change their shape between save and restore
 _TEMPORARY = '.temporary-'
-
 _logger = logging.getLogger(__name__)
 _T = TypeVar('_T')
 
@@ -58,10 +48,6 @@ class Checkpoint(NamedTuple):
     state: PyTree  # of numpy arrays
     metadata: dict[str, Any]
     config: Config
-
-
-class _Damaged(Exception):
-    """The message is the cause."""
 
 
 class _Saved(NamedTuple):
@@ -98,7 +84,7 @@ class Checkpointer:
         Raises:
           CheckpointError: it could not be written; the former ones are intact.
         """
-        arrays = _flatten(state)
+        arrays = state_arrays.flatten(state)
         header = {'step': step, 'config': config_lib.to_dict(self._config), 'metadata': metadata}
         json.dumps(header)  # What is no JSON is a mistake of the caller's, and fails before anything is written.
         what = f'cannot write checkpoint {self._path(step)}'
@@ -136,35 +122,19 @@ class Checkpointer:
         final = self._path(step)
         if final.exists():
             try:
-                _verify(final)
+                checkpoint_format.verify(final)
                 return
-            except _Damaged as error:
+            except Damaged as error:
                 _logger.warning('checkpoint %s is damaged (%s); it is written anew', final, error)
         self._directory.mkdir(parents=True, exist_ok=True)
         self._remove_temporaries()
         temporary = self._directory / f'{_TEMPORARY}{final.name}-{os.getpid()}'
         try:
-            temporary.mkdir()
-            # Orbax refuses arrays without elements; their shape and dtype in the manifest say everything.
-            _orbax_save(temporary / _ARRAYS, {name: array for name, array in arrays.items() if array.size})
-            manifest = {
-                'format': _FORMAT,
-                **header,
-                'leaves': {name: [array.dtype.name, list(array.shape)] for name, array in arrays.items()},
-                'files': {
-                    str(path.relative_to(temporary)): [path.stat().st_size, _sync_and_hash(path)]
-                    for path in sorted(temporary.rglob('*'))
-                    if path.is_file()
-                },
-            }
-            (temporary / _MANIFEST).write_text(json.dumps({'sha256': _digest(manifest), **manifest}))
-            _sync_and_hash(temporary / _MANIFEST)
-            for folder in [path for path in temporary.rglob('*') if path.is_dir()] + [temporary]:
-                _sync_folder(folder)
+            checkpoint_format.write(temporary, arrays, header)
             if final.exists():
                 self._remove(final)
             temporary.rename(final)
-            _sync_folder(self._directory)
+            checkpoint_format.sync_folder(self._directory)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         self._damaged.discard(step)
@@ -196,7 +166,7 @@ def steps(directory: Path) -> list[int]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise CheckpointError(f'cannot read {directory}: {_first_line(error)}') from error
+        raise CheckpointError(f'cannot read {directory}: {first_line(error)}') from error
 
 
 def check_config(workdir: Path, config: Config) -> None:
@@ -209,8 +179,8 @@ def check_config(workdir: Path, config: Config) -> None:
     for step in reversed(steps(directory)):
         path = directory / f'{step:09d}'
         try:
-            manifest = _read_manifest(path)
-        except _Damaged:
+            manifest = checkpoint_format.read_manifest(path)
+        except Damaged:
             continue
         return _require_same_config(path, manifest, config)
 
@@ -281,13 +251,15 @@ def _newest(
         for step in reversed(steps(directory)):
             path = directory / f'{step:09d}'
             try:
-                manifest = _bounded(f'cannot read {path}', timeout_s, lambda path=path: _verify(path))
+                manifest = _bounded(f'cannot read {path}', timeout_s, lambda path=path: checkpoint_format.verify(path))
                 check(path, manifest)
                 loaded = {}
                 if arrays:
-                    loaded = _bounded(f'cannot read {path}', timeout_s, lambda p=path, m=manifest: _load(p, m))
+                    loaded = _bounded(
+                        f'cannot read {path}', timeout_s, lambda p=path, m=manifest: checkpoint_format.load(p, m)
+                    )
                 return _Saved(step, path, manifest, loaded), set(damaged)
-            except _Damaged as error:
+            except Damaged as error:
                 if not path.exists():
                     removed = True
                     continue
@@ -319,188 +291,16 @@ def _config_of(path: Path, manifest: dict[str, Any], resumed_by: Config | None =
         raise CheckpointMismatch(f'checkpoint {path} was written by another version of impala_jax: {error}') from error
 
 
-def _verify(path: Path) -> dict[str, Any]:
-    """The manifest, after every file was compared with it.
-
-    Raises:
-      _Damaged: with the cause.
-    """
-    manifest = _read_manifest(path)
-    for name, (size, sha256) in manifest['files'].items():
-        try:
-            content = (path / name).read_bytes()
-        except OSError as error:
-            raise _Damaged(f'{name}: {error.strerror}') from error
-        if len(content) != size:
-            raise _Damaged(f'{name} has {len(content)} bytes instead of {size}')
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise _Damaged(f'{name} has another checksum')
-    return manifest
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """Raises: _Damaged, with the cause."""
-    try:
-        manifest = json.loads((path / _MANIFEST).read_bytes())
-        digest = manifest.pop('sha256')
-    except OSError as error:
-        raise _Damaged(f'{_MANIFEST}: {error.strerror}') from error
-    except (ValueError, AttributeError, KeyError) as error:
-        raise _Damaged(f'{_MANIFEST} is no manifest') from error
-    if digest != _digest(manifest):
-        raise _Damaged(f'{_MANIFEST} has another checksum')
-    if manifest['format'] != _FORMAT:
-        raise _Damaged(f'format {manifest["format"]}, but this version reads {_FORMAT}')
-    return manifest
-
-
-def _load(path: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
-    leaves = {name: (_dtype(dtype), tuple(shape)) for name, (dtype, shape) in manifest['leaves'].items()}
-    stored = [name for name, (_, shape) in leaves.items() if 0 not in shape]
-    arrays = {name: np.zeros(shape, dtype) for name, (dtype, shape) in leaves.items() if 0 in shape}
-    try:
-        arrays |= {name: np.array(array) for name, array in _orbax_restore(path / _ARRAYS, stored).items()}
-    except Exception as error:  # Orbax and TensorStore raise many kinds.
-        raise _Damaged(f'Orbax cannot read it: {_first_line(error)}') from error
-    for name, (dtype, shape) in leaves.items():
-        if name not in arrays or arrays[name].dtype != dtype or arrays[name].shape != shape:
-            raise _Damaged(f'{name} is not as it was saved')
-    return arrays
-
-
 def _fit(template: PyTree, saved: _Saved, strict: bool) -> PyTree:
-    """The saved arrays in the template's structure; `strict` allows no saved leaf that the template lacks."""
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(template, is_leaf=lambda leaf: leaf is None)
-    values, used, problems = [], set(), []
-    for path, leaf in leaves:
-        name = _name(path)
-        if leaf is None:
-            below = [other for other in saved.arrays if other == name or other.startswith(f'{name}/')]
-            used.update(below)
-            values.append(_nest({other[len(name) + 1 :]: saved.arrays[other] for other in below}))
-            continue
-        array = saved.arrays.get(name)
-        values.append(array)
-        used.add(name)
-        if array is None:
-            problems.append(f'{name} is not in it')
-        elif not _is_runtime(name):
-            expected = leaf if hasattr(leaf, 'dtype') else np.asarray(leaf)
-            if array.shape != tuple(expected.shape) or array.dtype != expected.dtype:
-                problems.append(f'{name} is {_describe(array)} there, {_describe(expected)} now')
-    if strict:
-        problems += [f'{name} is not known now' for name in saved.arrays if name not in used and not _is_runtime(name)]
+    """The saved state in the template's structure; raises CheckpointMismatch where it does not fit."""
+    state, problems = state_arrays.fit(template, saved.arrays, strict)
     if problems:
         more = f'; and {len(problems) - 3} more' if len(problems) > 3 else ''
         raise CheckpointMismatch(
             f'checkpoint {saved.path} holds another state: {"; ".join(problems[:3])}{more}; '
             'use the network, optimiser and environment it was written with, or another --workdir'
         )
-    return jax.tree_util.tree_unflatten(treedef, values)
-
-
-def _flatten(state: PyTree) -> dict[str, np.ndarray]:
-    """The state's leaves by their paths."""
-    arrays = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
-        name, array = _name(path), np.asarray(leaf)
-        if array.dtype.kind in 'OUSMm':
-            raise TypeError(f'{name} is {_describe(array)}; a checkpoint holds numbers only')
-        if name in arrays:
-            raise ValueError(f'two leaves of the state have the path {name}')
-        arrays[name] = array
-    return arrays
-
-
-def _nest(arrays: dict[str, np.ndarray]) -> Any:
-    """Nested dicts from paths; the bare array of the empty path; None of nothing."""
-    if not arrays or '' in arrays:
-        return arrays.get('')
-    nested: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *parents, last = name.split('/')
-        node = nested
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = array
-    return nested
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    def part(key: Any) -> str:
-        return str(next(getattr(key, field) for field in ('name', 'key', 'idx') if hasattr(key, field)))
-
-    return '/'.join(map(part, path)) or 'value'
-
-
-def _is_runtime(name: str) -> bool:
-    return name.split('/')[0] == _RUNTIME
-
-
-def _dtype(name: str) -> np.dtype:
-    # np.dtype('bfloat16') is another type than JAX's once an old TensorFlow is imported.
-    return np.dtype(getattr(ml_dtypes, name, name))
-
-
-def _describe(array: Any) -> str:
-    return f'{np.dtype(array.dtype).name}{list(array.shape)}'
-
-
-@contextlib.contextmanager
-def _orbax() -> Iterator[ocp.Checkpointer]:
-    """A checkpointer of this process alone; synchronous, it leaves no thread behind."""
-    # One active process means no barrier between hosts. NumPy arrays are written in process 0 only, whatever the
-    # options say, so each host that saves is that one to Orbax.
-    options = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
-    process_index = orbax_processes.process_index
-    orbax_processes.process_index = lambda: 0
-    try:
-        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
-        with contextlib.closing(ocp.Checkpointer(handler, multiprocessing_options=options)) as checkpointer:
-            yield checkpointer
-    finally:
-        orbax_processes.process_index = process_index
-
-
-def _orbax_save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    if arrays:
-        with _quiet_orbax(), _quiet_tensorstore(), _orbax() as checkpointer:
-            checkpointer.save(path, args=ocp.args.PyTreeSave(arrays))
-
-
-def _orbax_restore(path: Path, names: list[str]) -> dict[str, np.ndarray]:
-    if not names:
-        return {}
-    restore_args = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-    with _quiet_orbax(), _orbax() as checkpointer:
-        return checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=restore_args))
-
-
-@contextlib.contextmanager
-def _quiet_orbax() -> Iterator[None]:
-    """Orbax reports every stage through absl, as warnings too."""
-    logger = logging.getLogger('absl')
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _quiet_tensorstore() -> Iterator[None]:
-    """After a write that failed, TensorStore prints a traceback for each other one: nobody waits for them any more."""
-    previous = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        error = unraisable.exc_value
-        if not (isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'):
-            previous(unraisable)
-
-    sys.unraisablehook = hook
-    yield
-    sys.unraisablehook = previous  # Not after an error: they still come.
+    return state
 
 
 def _bounded(what: str, timeout_s: float, fn: Callable[[], _T]) -> _T:
@@ -531,7 +331,7 @@ def _one_line_errors(what: str, remedy: str = '', space: tuple[Path, int] | None
     except CheckpointError:
         raise
     except Exception as error:  # Orbax and TensorStore raise many kinds.
-        cause = _first_line(error)
+        cause = first_line(error)
         if space and space[0].exists():
             free = shutil.disk_usage(space[0]).free
             if free < space[1]:
@@ -545,28 +345,3 @@ def _size_text(size: int) -> str:
         if size >= unit_size:
             return f'{size / unit_size:.1f} {unit}'
     return f'{size} bytes'
-
-
-def _first_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    lines = str(error).strip().splitlines()
-    return f'{type(error).__name__}: {lines[0][:200]}' if lines else type(error).__name__
-
-
-def _digest(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _sync_and_hash(path: Path) -> str:
-    with path.open('rb') as file:
-        os.fsync(file.fileno())
-        return hashlib.sha256(file.read()).hexdigest()
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

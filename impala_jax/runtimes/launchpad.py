@@ -34,21 +34,16 @@ from impala_jax.config import Config, ConfigError
 from impala_jax.inference import InferenceServer
 from impala_jax.kernels import allocator, compilation_cache
 from impala_jax.parameter_store import ParameterStores
-from impala_jax.rundir.metrics import quiet_libraries
 from impala_jax.runtimes import nodes, reverb_actors, seals
 from impala_jax.runtimes.control import Control, Link, Server
 from impala_jax.runtimes.gate import Gate, learners_secret
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.runtimes.private_socket import listen_privately
-from impala_jax.runtimes.reverb_transport import (
-    PARAMETERS,
-    NoCheckpointer,
-    ReverbParameterStore,
-    ReverbTrajectoryQueue,
-    tables,
-)
+from impala_jax.runtimes.reverb_tables import PARAMETERS, NoCheckpointer, tables
+from impala_jax.runtimes.reverb_transport import ReverbParameterStore, ReverbTrajectoryQueue
 from impala_jax.system import stopping
 from impala_jax.system.machine import START, connect_without_proxy, kill_marked, own_folder
+from impala_jax.system.quiet import quiet_libraries
 from impala_jax.trajectory_queue import from_arrays, to_arrays
 from impala_jax.types import Closed, EnvironmentSpec
 
@@ -80,7 +75,7 @@ class _Setup(NamedTuple):
     workdir: Path
     control: Control | str  # of the program; where nodes are processes, the address of its server
     folder: Path  # of the program, for temporary files; only this user can enter it
-    suffix: str  # of the names of Reverb's tables, see `reverb_transport.tables`
+    suffix: str  # of the names of Reverb's tables, see `reverb_tables.tables`
     key: bytes  # of the seals of all that crosses Reverb
     secret: bytes | None  # of the actors of other machines
     inference: InferenceServer | None  # of `local_mt`

@@ -26,7 +26,8 @@ from impala_jax.inference import InferenceServer
 from impala_jax.learner import HostLost
 from impala_jax.parameter_store import ParameterStore
 from impala_jax.rundir.checkpoint import Checkpointer, CheckpointError
-from impala_jax.rundir.metrics import EVALUATIONS, append_row
+from impala_jax.rundir.files import EVALUATIONS
+from impala_jax.rundir.rows import append_row
 from impala_jax.trajectory_queue import Replay, TrajectoryQueue
 from impala_jax.types import Closed, PyTree, TimeStep
 

@@ -27,9 +27,10 @@ from impala_jax.kernels import cpu
 from impala_jax.learner import HostLost
 from impala_jax.rundir.code_version import code_version
 from impala_jax.runtimes import nodes
+from impala_jax.runtimes.channel import Channel, new_token
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.runtimes.run import Interrupted
-from impala_jax.runtimes.supervisor import Channel, is_local, new_token
+from impala_jax.runtimes.supervisor import is_local
 from impala_jax.system.machine import connect_without_proxy
 
 _VERSIONS_OF = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')

@@ -33,14 +33,9 @@ from impala_jax.rundir.code_version import code_version
 from impala_jax.runtimes import nodes, seals
 from impala_jax.runtimes.gate import Way, WrongSecret
 from impala_jax.runtimes.nodes import NodeFailure
-from impala_jax.runtimes.reverb_transport import (
-    PARAMETERS,
-    SESSION,
-    TRAJECTORIES,
-    ReverbParameterStore,
-    ReverbTrajectoryQueue,
-    ServerLost,
-)
+from impala_jax.runtimes.reverb_items import ServerLost
+from impala_jax.runtimes.reverb_tables import PARAMETERS, SESSION, TRAJECTORIES
+from impala_jax.runtimes.reverb_transport import ReverbParameterStore, ReverbTrajectoryQueue
 from impala_jax.runtimes.threads import NodeThreads
 from impala_jax.types import Closed, EnvironmentSpec, Trajectory
 

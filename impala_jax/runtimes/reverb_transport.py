@@ -1,7 +1,4 @@
-"""Queue and store over Reverb: trajectories and parameters cross as plain tensors, through one server.
-
-Reverb has no authentication. Every item carries a seal (`seals`); those that do not fit are dropped and counted.
-"""
+"""Queue and store over Reverb: trajectories and parameters cross as plain tensors, through one server."""
 
 from __future__ import annotations
 
@@ -9,139 +6,33 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
 import reverb
-from reverb.errors import DeadlineExceededError
-from reverb.platform.checkpointers_lib import CheckpointerBase
 
 from impala_jax.agent import Agent
 from impala_jax.config import Config
 from impala_jax.runtimes import seals
-from impala_jax.runtimes.seals import Opened, Opener, Refusals, Refused, Sealer
+from impala_jax.runtimes.reverb_items import (
+    SLICE_MS,
+    STOP_NOTICE_S,
+    ItemWriter,
+    ServerLost,
+    ServerTimeout,
+    read_items,
+    table_info,
+    unless_closed,
+)
+from impala_jax.runtimes.reverb_tables import PARAMETERS, REPLAY, REPLAY_IN_ORDER, TRAJECTORIES
+from impala_jax.runtimes.seals import Opened, Opener, Refusals, Sealer
 from impala_jax.trajectory_queue import LocalTrajectoryQueue, batch_size, columns, concatenate
 from impala_jax.types import Closed, PyTree, Trajectory
 
 _logger = logging.getLogger(__name__)
-
-_T = TypeVar('_T')
-
-TRAJECTORIES = 'trajectories'
-REPLAY = 'replay'
-REPLAY_IN_ORDER = 'replay_in_order'
-"""The items of the replay table once more, without copies, to be read out one by one: a table is only ever sampled."""
-PARAMETERS = 'parameters'
-SESSION = 'session'
-"""What actors of other machines must know of a run, where they may join; see `reverb_actors`."""
-_ANSWER_TIMEOUT_S = 10
 _WRITTEN_TOGETHER = 64  # trajectories
-_STOP_NOTICE_S = 3.0
-_SLICE_MS = 200  # How long a wait goes on before it looks whether the run has ended.
 _KEEP_S = 1.0  # How often the writer of parameters looks whether they are still there.
-_AFTER_MALFORMED_S = 0.05
-
-
-class ServerLost(ConnectionError):
-    """The server cannot be reached, or has failed. (Reverb's own errors share no base class.)"""
-
-
-class ServerTimeout(ServerLost, TimeoutError):
-    """It was waited for too long; the message says who waited for whom."""
-
-
-class NoCheckpointer(CheckpointerBase):
-    """Refuses to write tables to the disk, which any client may ask for, and makes no folder for them."""
-
-    def internal_checkpointer(self) -> Any:
-        return None
-
-
-def tables(config: Config, suffix: str = '') -> list[reverb.Table]:
-    """The server's tables: a first-in-first-out queue of trajectories, the newest parameters only, and replay.
-
-    A trajectory is written into queue and replay at once, and stored once.
-
-    Args:
-      config: the experiment.
-      suffix: of the tables' names; another one at each start of a program that serves the same port. Reverb's clients
-        go on by themselves with whatever server comes after the one they lost, with trajectories that may not fit
-        there: the new one then has no table of that name, and refuses them.
-    """
-    replay = reverb.Table(
-        REPLAY + suffix,
-        sampler=reverb.selectors.Uniform(),
-        remover=reverb.selectors.Fifo(),
-        max_size=config.replay.capacity,
-        rate_limiter=reverb.rate_limiters.MinSize(1),
-    )
-    in_order = reverb.Table(
-        REPLAY_IN_ORDER + suffix,
-        sampler=reverb.selectors.Fifo(),
-        remover=reverb.selectors.Fifo(),
-        max_size=config.replay.capacity,
-        max_times_sampled=1,
-        rate_limiter=reverb.rate_limiters.MinSize(1),
-    )
-    return [
-        reverb.Table.queue(TRAJECTORIES + suffix, max_size=config.queue_capacity),
-        *([replay, in_order] if config.num_replayed else []),
-        _newest(PARAMETERS + suffix),
-        *([_newest(SESSION)] if config.serve_actors is not None else []),
-    ]
-
-
-def _newest(name: str) -> reverb.Table:
-    """A table that keeps its newest item only."""
-    return reverb.Table(
-        name,
-        sampler=reverb.selectors.Lifo(),
-        remover=reverb.selectors.Fifo(),
-        max_size=1,
-        rate_limiter=reverb.rate_limiters.MinSize(1),
-    )
-
-
-class _Writer:
-    """Seals and inserts items, lists of arrays, with a bounded wait."""
-
-    def __init__(
-        self,
-        client: reverb.Client,
-        tables: Sequence[str],
-        sealer: Sealer,
-        closed: threading.Event,
-        timeout_s: float,
-        waits_for: str,
-    ):
-        self._writer = client.trajectory_writer(num_keep_alive_refs=1, validate_items=False)
-        self._tables = tables
-        self._sealer = sealer
-        self._closed = closed
-        self._timeout_s = timeout_s
-        self._waits_for = waits_for
-
-    def write(self, items: Sequence[list[Any]]) -> None:
-        """Returns when the server has them all: they are sent together, which takes half as long as one by one."""
-        _unless_closed(lambda: self._write(items), self._closed)
-
-    def _write(self, items: Sequence[list[Any]]) -> None:
-        for leaves in items:
-            self._writer.append([*leaves, self._sealer.seal(leaves)])
-            history: Any = self._writer.history
-            for table in self._tables:
-                self._writer.create_item(table, 1.0, [column[-1:] for column in history])
-        deadline = time.monotonic() + self._timeout_s
-        while not self._closed.is_set():
-            try:
-                self._writer.flush(timeout_ms=_SLICE_MS)
-                return
-            except DeadlineExceededError:
-                if time.monotonic() > deadline:
-                    raise ServerTimeout(f'waited {self._timeout_s:g} s for {self._waits_for}') from None
-        raise Closed
 
 
 class ReverbTrajectoryQueue:
@@ -160,7 +51,7 @@ class ReverbTrajectoryQueue:
         self._key = key
         self._closed = threading.Event()
         self._timeout_s = config.timeout_s
-        self._writer: _Writer | None = None
+        self._writer: ItemWriter | None = None
         self._replay_tables = [REPLAY + suffix, REPLAY_IN_ORDER + suffix] if config.num_replayed else []
         self._tables = [TRAJECTORIES + suffix, *self._replay_tables]
         example = agent.empty_trajectory(config.learner.unroll_length, 1)
@@ -180,13 +71,15 @@ class ReverbTrajectoryQueue:
         if self._writer is None:
             waits_for = 'the learner to take trajectories from a full queue'
             sealer = Sealer(self._key, seals.TRAJECTORY)
-            self._writer = _Writer(self._client, self._tables, sealer, self._closed, self._timeout_s, waits_for)
+            self._writer = ItemWriter(self._client, self._tables, sealer, self._closed, self._timeout_s, waits_for)
         self._writer.write(_items(trajectories))
 
     def put_replay(self, trajectories: Trajectory) -> None:
         """Fills the replay tables with trajectories [T + 1, N], the oldest first; raises as `put`."""
         sealer = Sealer(self._key, seals.REPLAYED)
-        writer = _Writer(self._client, self._replay_tables, sealer, self._closed, self._timeout_s, 'the replay tables')
+        writer = ItemWriter(
+            self._client, self._replay_tables, sealer, self._closed, self._timeout_s, 'the replay tables'
+        )
         for start in range(0, batch_size(trajectories), _WRITTEN_TOGETHER):
             writer.write(_items(columns(trajectories, start, start + _WRITTEN_TOGETHER)))
 
@@ -197,7 +90,7 @@ class ReverbTrajectoryQueue:
           ServerLost, TimeoutError: the server is gone.
         """
         table = self._replay_tables[-1]
-        size = _info(self._client, table).current_size
+        size = table_info(self._client, table).current_size
         if not size:
             return None
         refusals, closed = Refusals(table), threading.Event()
@@ -206,7 +99,7 @@ class ReverbTrajectoryQueue:
 
         def take() -> None:
             try:
-                for opened in _opened(self._client, table, self._replayed, refusals, closed, size, once=True):
+                for opened in read_items(self._client, table, self._replayed, refusals, closed, size, once=True):
                     if opened is not None:
                         taken.append(jax.tree.unflatten(self._structure, opened.leaves))
             except Exception as error:  # Reverb's errors share no base class.
@@ -225,7 +118,7 @@ class ReverbTrajectoryQueue:
     @property
     def replay_size(self) -> int:
         """How many trajectories there are to sample from."""
-        return _info(self._client, self._replay_tables[0]).current_size
+        return table_info(self._client, self._replay_tables[0]).current_size
 
     @property
     def num_refused(self) -> int:
@@ -292,7 +185,7 @@ class _Reader:
     def _run(self) -> None:
         """Moves items from the server to `_read`; ends when the server or the queue does."""
         try:
-            for opened in _opened(
+            for opened in read_items(
                 self._client, self._table, self._opener, self.refusals, self._closed, once=self._once
             ):
                 if opened is not None:
@@ -300,7 +193,7 @@ class _Reader:
         except Closed:
             return
         except Exception as error:  # Reverb's errors share no base class; `get` raises it.
-            if not self._closed.wait(_STOP_NOTICE_S):
+            if not self._closed.wait(STOP_NOTICE_S):
                 self._error = error
                 self._read.close()
 
@@ -337,7 +230,7 @@ class ReverbParameterStore:
         self._timeout_s = timeout_s
         self._closed = threading.Event()
         self._sealer = Sealer(key, purpose)
-        self._writer: _Writer | None = None
+        self._writer: ItemWriter | None = None
         self._newest: tuple[int, PyTree] | None = None  # of those that were read
         self._refusals = Refusals(table)
         # A server that stops in the middle of a sample leaves its client waiting without end.
@@ -352,7 +245,7 @@ class ReverbParameterStore:
         with self._publishing:
             if self._writer is None:
                 waits_for = 'the parameter server'
-                self._writer = _Writer(
+                self._writer = ItemWriter(
                     self._client, [self._table], self._sealer, self._closed, self._timeout_s, waits_for
                 )
                 threading.Thread(target=self._keep, name=f'keeper of {self._table}', daemon=True).start()
@@ -363,7 +256,7 @@ class ReverbParameterStore:
     def latest(self) -> tuple[int, PyTree]:
         deadline = time.monotonic() + self._timeout_s
         while not self._closed.is_set():
-            opened = _unless_closed(lambda: self._sample(deadline), self._closed)
+            opened = unless_closed(lambda: self._sample(deadline), self._closed)
             if opened is not None:
                 version, *leaves = opened.leaves
                 # The same version again is the same parameters, which actors need not put on their device again.
@@ -375,7 +268,7 @@ class ReverbParameterStore:
                 return self._newest
             if time.monotonic() > deadline:
                 raise ServerTimeout(f'waited {self._timeout_s:g} s for the learner to publish its first parameters')
-            self._closed.wait(_SLICE_MS / 1000)
+            self._closed.wait(SLICE_MS / 1000)
         raise Closed
 
     def close(self) -> None:
@@ -393,7 +286,7 @@ class ReverbParameterStore:
         self._requests.put(True)
         while not self._closed.is_set():
             try:
-                answer = self._answers.get(timeout=_SLICE_MS / 1000)
+                answer = self._answers.get(timeout=SLICE_MS / 1000)
             except queue.Empty:
                 if time.monotonic() > deadline:
                     raise ServerTimeout(f'waited {self._timeout_s:g} s for the parameter server') from None
@@ -407,8 +300,10 @@ class ReverbParameterStore:
         while self._requests.get():
             try:
                 # A sample from an empty table would wait without end.
-                filled = _info(self._client, self._table).current_size
-                opened = _opened(self._client, self._table, self._opener, self._refusals, self._closed, 1, once=False)
+                filled = table_info(self._client, self._table).current_size
+                opened = read_items(
+                    self._client, self._table, self._opener, self._refusals, self._closed, 1, once=False
+                )
                 self._answers.put(next(opened, None) if filled else None)
             except Exception as error:  # Reverb's errors share no base class; `latest` raises it.
                 self._answers.put(error)
@@ -419,7 +314,7 @@ class ReverbParameterStore:
         try:
             while not self._closed.wait(_KEEP_S):
                 with self._publishing:
-                    info = _info(self._client, self._table)
+                    info = table_info(self._client, self._table)
                     inserts = info.rate_limiter_info.insert_stats.completed
                     if info.current_size and inserts == self._num_inserts:
                         continue
@@ -429,66 +324,3 @@ class ReverbParameterStore:
                     self._writer.write([self._published])
         except Exception as error:  # Reverb's errors share no base class.
             _logger.debug('the table %s is not looked after any more: %s', self._table, error)
-
-
-def _info(client: reverb.Client, table: str) -> Any:
-    """What the server tells of a table; raises KeyError if it has none of that name."""
-    return client.server_info(timeout=_ANSWER_TIMEOUT_S)[table]
-
-
-def _opened(
-    client: reverb.Client,
-    table: str,
-    opener: Opener,
-    refusals: Refusals,
-    closed: threading.Event,
-    num_samples: int = 1 << 30,
-    *,
-    once: bool,
-) -> Iterator[Opened | None]:
-    """A table's items; None for one that does not fit, or with `once` was there before. Waits for each without end.
-
-    Raises:
-      Exception: What Reverb's client raises when the server is gone.
-    """
-    newest: dict[bytes, int] = {}  # of each writer, whose items keep their order
-    num_left = num_samples
-    while num_left and not closed.is_set():
-        try:
-            sample: Any
-            for sample in client.sample(table, num_left, emit_timesteps=False):
-                num_left -= 1
-                try:
-                    opened = opener.open([np.asarray(column) for column in sample.data])
-                    if once and opened.count <= newest.get(opened.writer, -1):
-                        raise Refused('it was read before')
-                    newest[opened.writer] = opened.count
-                except Refused as reason:
-                    refusals.add(reason)
-                    opened = None
-                yield opened
-        except Exception as error:
-            # Reverb's client raises all kinds for an item that it cannot unpack, and where the server is gone.
-            try:
-                _info(client, table)
-            except Exception:
-                raise error from None
-            num_left -= 1
-            refusals.add(error)
-            closed.wait(_AFTER_MALFORMED_S)
-            yield None
-
-
-def _unless_closed(fn: Callable[[], _T], closed: threading.Event) -> _T:
-    """Calls, and takes any failure of a server that is going away for the end of the run."""
-    if closed.is_set():
-        raise Closed
-    try:
-        return fn()
-    except (Closed, ServerTimeout):
-        raise
-    except Exception as error:
-        # Reverb's errors share no base class. A server that stops may do so a moment before this node is told.
-        if closed.wait(_STOP_NOTICE_S):
-            raise Closed from None
-        raise ServerLost(f'{type(error).__name__}: {error}') from error

@@ -18,8 +18,9 @@ from impala_jax.environments import suites
 from impala_jax.evaluation.evaluator import Evaluation
 from impala_jax.kernels import allocator, compilation_cache
 from impala_jax.rundir.checkpoint import check_config, require_utf8, restore
+from impala_jax.rundir.files import EVALUATIONS
 from impala_jax.rundir.lock import only_process
-from impala_jax.rundir.metrics import EVALUATIONS, read_rows
+from impala_jax.rundir.rows import read_rows
 from impala_jax.runtimes import lockstep, nodes, threads
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.system import stopping

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import queue
 import secrets
@@ -25,15 +24,14 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from impala_jax.runtimes.channel import Connection, read_greeting
 from impala_jax.system import stopping
 
 _STOPPED_S = 30.0  # How long a process may be stopped, as by SIGSTOP; JAX would take two minutes to say less.
 _CONNECT_S = 60.0  # How long a supervisor waits for the others.
 _ENDING_S = 20.0  # How long a program may take to end by itself after that of another host has ended.
 _VERDICT_S = 10.0  # How long a supervisor whose program followed another one waits to hear which.
-_GREETING_S = 5.0  # How long a connection may take to say which host it is of.
 _MAX_GREETINGS = 256  # at the same time
-_GREETING_BYTES = 1000
 _LAST_WORDS_S = 2.0  # How long a supervisor that has ended lets the others hear it.
 # A machine that is gone without a word is found out after about 20 s.
 _KEEP_ALIVE = {'SO_KEEPALIVE': 1, 'TCP_KEEPIDLE': 5, 'TCP_KEEPINTVL': 5, 'TCP_KEEPCNT': 3}
@@ -137,45 +135,6 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, name='parent watcher', daemon=True).start()
 
 
-class Channel:
-    """The program's end of the channel to its supervisor; a program whose supervisor is gone ends at once.
-
-    Args:
-      address: what the supervisor gave with `--supervisor`.
-    """
-
-    def __init__(self, address: str):
-        descriptor, port = address.split(',')
-        os.set_inheritable(int(descriptor), False)
-        self.port = int(port)
-        """Where the supervisor listens."""
-        self._connection = _Connection(socket.socket(fileno=int(descriptor)))
-        self._connected = threading.Event()
-
-        def watch():
-            while self._connection.receive() is not None:  # There is but one thing that it says.
-                self._connected.set()
-            os._exit(1)
-
-        threading.Thread(target=watch, name='supervisor watcher', daemon=True).start()
-
-    def joined(self, host: int, names: Sequence[str], address: tuple[str, int], token: str) -> None:
-        """Tells the supervisor that this is `host` of those named, and where that of the first one listens.
-
-        Returns when the supervisors are connected, so that from then on no host ends unheard.
-
-        Raises:
-          TimeoutError: they are not.
-        """
-        self._connection.send({'host': host, 'names': list(names), 'address': address, 'token': token})
-        if not self._connected.wait(2 * _CONNECT_S):
-            raise TimeoutError(f'waited {2 * _CONNECT_S:g} s for the supervisors of all hosts to connect')
-
-    def ended(self, reason: str, follows: bool) -> None:
-        """Tells the supervisor why the program ends before the run is done."""
-        self._connection.send({'reason': reason, 'follows': follows})
-
-
 class _StopWatch:
     """For how long a process has been stopped, as by SIGSTOP; to be asked again and again."""
 
@@ -196,70 +155,12 @@ class _StopWatch:
         return time.monotonic() - self._since
 
 
-def new_token() -> str:
-    """What supervisors of one run know each other by."""
-    return secrets.token_hex(16)
-
-
-class _Connection:
-    """Lines of JSON over a socket."""
-
-    def __init__(self, connected: socket.socket):
-        self._socket = connected
-        self._lines = connected.makefile('rb')
-        self._lock = threading.Lock()
-
-    def send(self, message: dict[str, Any]) -> None:
-        """Does nothing when the other side is gone: `receive` tells."""
-        with self._lock, contextlib.suppress(OSError):
-            self._socket.sendall(json.dumps(message).encode() + b'\n')
-
-    def receive(self) -> dict[str, Any] | None:
-        """The next message; None when the other side is gone."""
-        try:
-            return _message(self._lines.readline(1 << 20))
-        except OSError:
-            return None
-
-    def finish(self) -> None:
-        """Nothing more will be sent."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_WR)
-
-
-def _message(line: bytes) -> dict[str, Any] | None:
-    """The message of a line; None where it is none."""
-    try:
-        message = json.loads(line) if line.endswith(b'\n') else None
-    except (ValueError, RecursionError):
-        return None
-    return message if isinstance(message, dict) else None
-
-
-def _greeting(stranger: socket.socket) -> dict[str, Any] | None:
-    """What somebody who has connected says of himself, read to the byte; None where that makes no sense, or is late."""
-    deadline = time.monotonic() + _GREETING_S
-    line = b''
-    try:
-        while not line.endswith(b'\n') and len(line) < _GREETING_BYTES:
-            stranger.settimeout(max(0.001, deadline - time.monotonic()))
-            # What follows the line is read by the connection.
-            seen = stranger.recv(_GREETING_BYTES - len(line), socket.MSG_PEEK)
-            part = stranger.recv(seen.find(b'\n') + 1 or len(seen))
-            if not part:
-                return None
-            line += part
-    except OSError:
-        return None
-    return _message(line)
-
-
 class _Supervisor:
     def __init__(self, command: Sequence[str], bind: str):
         self._events: queue.Queue[tuple[str, Any]] = queue.Queue()
         self._listener = socket.create_server((bind, 0))
         ours, theirs = socket.socketpair()
-        self._channel = _Connection(ours)
+        self._channel = Connection(ours)
         with theirs:
             address = f'{theirs.fileno()},{self._listener.getsockname()[1]}'
             # In a session of its own, so that Ctrl-C reaches it once, and nothing of it is left behind.
@@ -269,7 +170,7 @@ class _Supervisor:
                 )
         self._host = 0
         self._names: list[str] = []  # of all hosts, once they have met
-        self._others: dict[int, _Connection] = {}
+        self._others: dict[int, Connection] = {}
         self._missing: set[int] = set()  # of the others, on host 0: those that have not connected yet
         self._greeted = threading.Lock()
         self._cause: End | None = None  # how the first host that ended too early did, of which we know
@@ -457,7 +358,7 @@ class _Supervisor:
     def _greet(self, stranger: socket.socket, token: str, greetings: threading.BoundedSemaphore) -> None:
         """Finds out which host it is, if it is one of this run."""
         try:
-            greeting = _greeting(stranger) or {}
+            greeting = read_greeting(stranger) or {}
             host, said = greeting.get('host'), greeting.get('token')
             if (
                 type(host) is int
@@ -473,18 +374,18 @@ class _Supervisor:
         finally:
             greetings.release()
 
-    def _add(self, host: int, connected: socket.socket) -> _Connection:
+    def _add(self, host: int, connected: socket.socket) -> Connection:
         connected.settimeout(None)
         for name, value in _KEEP_ALIVE.items():
             if hasattr(socket, name):
                 level = socket.SOL_SOCKET if name.startswith('SO_') else socket.IPPROTO_TCP
                 connected.setsockopt(level, getattr(socket, name), value)
-        connection = _Connection(connected)
+        connection = Connection(connected)
         self._others[host] = connection
         self._start(lambda: self._follow(host, connection), f'host {host}')
         return connection
 
-    def _follow(self, host: int, connection: _Connection) -> None:
+    def _follow(self, host: int, connection: Connection) -> None:
         """Takes what another host's supervisor says until it is gone; the first host's passes it on to all."""
         has_ended = False
         while not has_ended or host == 0:

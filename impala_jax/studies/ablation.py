@@ -25,9 +25,11 @@ from typing import Any, NamedTuple
 
 from impala_jax.config import Config, ConfigError, closest, get, replace, to_dict
 from impala_jax.environments import suites
+from impala_jax.rundir.files import METRICS, write_atomically
 from impala_jax.rundir.lock import only_process
-from impala_jax.rundir.metrics import METRICS, quiet_libraries, read_rows, write_atomically
+from impala_jax.rundir.rows import read_rows
 from impala_jax.system import stopping
+from impala_jax.system.quiet import quiet_libraries
 
 RESULTS = 'results.csv'
 _CELLS = 'cells'

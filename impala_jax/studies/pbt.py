@@ -31,7 +31,8 @@ from impala_jax.learner import Learner
 from impala_jax.optimizer import Hyperparameters
 from impala_jax.rundir import checkpoint
 from impala_jax.rundir.checkpoint import CheckpointError
-from impala_jax.rundir.metrics import EVALUATIONS, METRICS, SCHEDULE, append_row, drop_rows, read_rows, write_atomically
+from impala_jax.rundir.files import EVALUATIONS, METRICS, SCHEDULE, write_atomically
+from impala_jax.rundir.rows import append_row, drop_rows, read_rows
 from impala_jax.training.hooks import Checkpoints, Metrics
 from impala_jax.training.hosts import Updated
 from impala_jax.training.loop import Hook, TrainingLoop

@@ -20,84 +20,22 @@ the numbers.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Array = NDArray[np.float64]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class MDP:
-    """A finite Markov decision process whose rewards are deterministic given state and action.
-
-    An episodic task is one whose last state leads to itself with reward 0, or back to the first one.
-
-    Raises:
-      ValueError: shapes that do not agree, rows of `transitions` that are no distributions, numbers that are not
-        finite, or a discount outside of [0, 1).
-    """
-
-    transitions: Array  # [S, A, S] float64, p(y|x, a)
-    rewards: Array  # [S, A] float64
-    discount: float = 0.9
-
-    def __post_init__(self):
-        for name in ('transitions', 'rewards'):
-            array = np.array(getattr(self, name), np.float64)
-            array.setflags(write=False)
-            object.__setattr__(self, name, array)
-        shape = self.transitions.shape
-        if len(shape) != 3 or shape[0] != shape[2] or 0 in shape:
-            raise ValueError(f'transitions must be [S, A, S], p(y|x, a), got shape {shape}')
-        if self.rewards.shape != shape[:2]:
-            raise ValueError(f'rewards must be [S, A] = {shape[:2]} to fit transitions, got shape {self.rewards.shape}')
-        if not np.isfinite(self.rewards).all():
-            raise ValueError('rewards must be finite, and some are not')
-        _require_distributions('transitions', self.transitions)
-        if not 0 <= self.discount < 1:
-            raise ValueError(f'discount must lie in [0, 1), got {self.discount}')
-
-    @property
-    def num_states(self) -> int:
-        return self.rewards.shape[0]
-
-    @property
-    def num_actions(self) -> int:
-        return self.rewards.shape[1]
-
-    @classmethod
-    def random(
-        cls, num_states: int, num_actions: int, seed: int, discount: float = 0.9, concentration: float = 1.0
-    ) -> MDP:
-        """Transitions from a Dirichlet distribution, rewards from a standard normal one.
-
-        Args:
-          num_states: S.
-          num_actions: A.
-          seed: of NumPy's default generator.
-          discount: gamma.
-          concentration: of the Dirichlet distribution; near 0 the transitions are almost deterministic.
-        """
-        rng = np.random.default_rng(seed)
-        transitions = rng.dirichlet(np.full(num_states, concentration), size=(num_states, num_actions))
-        return cls(transitions, rng.standard_normal((num_states, num_actions)), discount)
-
-    @classmethod
-    def chain(cls, num_states: int = 19, discount: float = 0.99) -> MDP:
-        """The random walk of Sutton & Barto (2018, example 7.1), without end: action 0 steps left, action 1 right.
-
-        A step off the left end pays -1, off the right end 1, and leads back to the middle, so that every state recurs.
-        A uniform walk takes about (num_states / 2)^2 steps to an end: 100 for 19 states, the horizon of the discount.
-        """
-        steps = np.arange(num_states)[:, None] + np.array([-1, 1])  # [S, A]
-        outside = (steps < 0) | (steps >= num_states)
-        transitions = np.eye(num_states)[np.where(outside, num_states // 2, steps)]
-        return cls(transitions, np.where(outside, [-1.0, 1.0], 0.0), discount)
+from impala_jax.studies.mdp import (
+    MDP,
+    Array,
+    as_policies,
+    require_distributions,
+    stationary_distribution,
+    transition_matrix,
+    value,
+)
 
 
 class Contraction(NamedTuple):
@@ -113,16 +51,6 @@ class Moments(NamedTuple):
 
     mean: Array  # [S]
     variance: Array  # [S], inf where the second moment does not exist
-
-
-def value(mdp: MDP, policy: ArrayLike) -> Array:
-    """V of a policy [S, A], [S] float64: solves V = r + gamma P V.
-
-    Raises:
-      ValueError: the policy is none of this MDP.
-    """
-    policy = _policies(mdp.rewards.shape, policy=policy)[0]
-    return np.linalg.solve(np.eye(mdp.num_states) - mdp.discount * _step(mdp, policy), np.sum(policy * mdp.rewards, 1))
 
 
 def target_policy(mu: ArrayLike, pi: ArrayLike, rho_bar: float) -> Array:
@@ -143,7 +71,7 @@ def target_policy(mu: ArrayLike, pi: ArrayLike, rho_bar: float) -> Array:
       ValueError: policies that are none or do not agree, a rho_bar that is not positive, or a state where mu takes none
         of pi's actions.
     """
-    mu, pi = _policies(np.shape(mu), mu=mu, pi=pi)
+    mu, pi = as_policies(np.shape(mu), mu=mu, pi=pi)
     rhos, _ = _truncated_ratios(mu, pi, rho_bar)
     return mu * rhos / np.sum(mu * rhos, axis=1, keepdims=True)
 
@@ -245,7 +173,7 @@ def bias(mdp: MDP, mu: ArrayLike, pi: ArrayLike, rho_bar: float = 1.0) -> Array:
     Raises:
       ValueError: as `target_policy`, and for policies that are none of this MDP.
     """
-    mu, pi = _policies(mdp.rewards.shape, mu=mu, pi=pi)
+    mu, pi = as_policies(mdp.rewards.shape, mu=mu, pi=pi)
     return value(mdp, target_policy(mu, pi, rho_bar)) - value(mdp, pi)
 
 
@@ -277,7 +205,7 @@ def target_moments(
       ValueError: as `operator`.
     """
     values = _values(mdp, values)
-    mu, pi = _policies(mdp.rewards.shape, mu=mu, pi=pi)
+    mu, pi = as_policies(mdp.rewards.shape, mu=mu, pi=pi)
     rhos, cs = _truncated_ratios(mu, pi, rho_bar, c_bar, lambda_)
     deltas = rhos[:, :, None] * (mdp.rewards[:, :, None] + mdp.discount * values - values[:, None, None])  # [S, A, S]
     factors = mdp.discount * cs  # [S, A]
@@ -287,7 +215,7 @@ def target_moments(
         mean = np.einsum('xa,xay,xay->x', mu, mdp.transitions, steps)
         return mean, np.einsum('xa,xay,xay->x', mu, mdp.transitions, (steps - mean[:, None, None]) ** 2)
 
-    squares = _step(mdp, mu * factors**2)
+    squares = transition_matrix(mdp, mu * factors**2)
     length = _length(n)
     if length is None:
         traces, differences, rewards = _affine(mdp, mu, pi, rho_bar, c_bar, lambda_, n)
@@ -298,20 +226,6 @@ def target_moments(
         means, variance_of_a_step = moments_of_a_step(means)
         variances = variance_of_a_step + squares @ variances
     return Moments(values + means, variances)
-
-
-def stationary_distribution(mdp: MDP, policy: ArrayLike) -> Array:
-    """How often a policy [S, A] visits each state in the long run, [S] float64.
-
-    Raises:
-      ValueError: the policy is none of this MDP, or where it ends up depends on where it starts.
-    """
-    policy = _policies(mdp.rewards.shape, policy=policy)[0]
-    balance = np.vstack([np.eye(mdp.num_states) - _step(mdp, policy).T, np.ones(mdp.num_states)])
-    distribution, _, rank, _ = np.linalg.lstsq(balance, np.eye(mdp.num_states + 1)[-1], rcond=None)
-    if rank < mdp.num_states:
-        raise ValueError('the policy has more than one stationary distribution; give weights of the states instead')
-    return np.maximum(distribution, 0) / np.maximum(distribution, 0).sum()
 
 
 def trade_off(
@@ -356,51 +270,53 @@ def trade_off(
     weights = stationary_distribution(mdp, mu) if weights is None else np.asarray(weights, np.float64)
     if weights.shape != (mdp.num_states,):
         raise ValueError(f'weights must be [S] = ({mdp.num_states},), got shape {weights.shape}')
-    _require_distributions('weights', weights)
-    visited = weights > 0  # Elsewhere a variance may be inf, and 0 times that is no number.
+    require_distributions('weights', weights)
     true_values = value(mdp, pi)
-
-    def average(numbers: Array) -> float:
-        return float(weights[visited] @ numbers[visited])
-
     rows = []
     for rho_bar in rho_bars:
         biases = bias(mdp, mu, pi, rho_bar)
         for c_bar in c_bars:
             current = true_values + biases if values is None else values
-            mean, variance = target_moments(mdp, mu, pi, current, rho_bar, c_bar, lambda_, n)
+            moments = target_moments(mdp, mu, pi, current, rho_bar, c_bar, lambda_, n)
             rows.append(
                 {
                     'rho_bar': float(rho_bar),
                     'c_bar': float(c_bar),
                     **contraction_modulus(mdp, mu, pi, rho_bar, c_bar, lambda_, n)._asdict(),
-                    'bias_max': float(np.abs(biases).max()),
-                    'bias_rms': math.sqrt(average(biases**2)),
-                    'variance': average(variance),
-                    'mse': average((mean - true_values) ** 2 + variance),
+                    **_errors(biases, moments, true_values, weights),
                 }
             )
     return rows
+
+
+def _errors(biases: Array, moments: Moments, true_values: Array, weights: Array) -> dict[str, float]:
+    """Bias, variance and mean squared error of targets, averaged over states [S] with weights [S]."""
+    visited = weights > 0  # Elsewhere a variance may be inf, and 0 times that is no number.
+
+    def average(numbers: Array) -> float:
+        return float(weights[visited] @ numbers[visited])
+
+    return {
+        'bias_max': float(np.abs(biases).max()),
+        'bias_rms': math.sqrt(average(biases**2)),
+        'variance': average(moments.variance),
+        'mse': average((moments.mean - true_values) ** 2 + moments.variance),
+    }
 
 
 def _affine(
     mdp: MDP, mu: ArrayLike, pi: ArrayLike, rho_bar: float, c_bar: float, lambda_: float, n: float | None
 ) -> tuple[Array, Array, Array]:
     """Traces [S, S], differences [S, S] and rewards [S], such that R V = V + traces (rewards - differences V)."""
-    mu, pi = _policies(mdp.rewards.shape, mu=mu, pi=pi)
+    mu, pi = as_policies(mdp.rewards.shape, mu=mu, pi=pi)
     rhos, cs = _truncated_ratios(mu, pi, rho_bar, c_bar, lambda_)
     length = _length(n)
     identity = np.eye(mdp.num_states)
-    trace = mdp.discount * _step(mdp, mu * cs)
+    trace = mdp.discount * transition_matrix(mdp, mu * cs)
     last = 0 * identity if length is None else np.linalg.matrix_power(trace, length)
     traces = np.linalg.solve(identity - trace, identity - last)  # The sum of trace^t over t < n.
-    differences = np.diag(np.sum(mu * rhos, axis=1)) - mdp.discount * _step(mdp, mu * rhos)
+    differences = np.diag(np.sum(mu * rhos, axis=1)) - mdp.discount * transition_matrix(mdp, mu * rhos)
     return traces, differences, np.sum(mu * rhos * mdp.rewards, axis=1)
-
-
-def _step(mdp: MDP, weights: Array) -> Array:
-    """[S, S]: the transitions under a policy, or any other weights [S, A] of the actions."""
-    return np.einsum('xa,xay->xy', weights, mdp.transitions)
 
 
 def _truncated_ratios(
@@ -429,37 +345,11 @@ def _length(n: float | None) -> int | None:
     return int(n)
 
 
-def _policies(shape: tuple[int, ...], **policies: ArrayLike) -> list[Array]:
-    arrays = []
-    for name, policy in policies.items():
-        array = np.asarray(policy, np.float64)
-        if array.ndim != 2:
-            raise ValueError(f'{name} must be a policy [S, A], got shape {array.shape}')
-        if array.shape != shape:
-            raise ValueError(f'{name} must be [S, A] = {shape}, got shape {array.shape}')
-        _require_distributions(name, array)
-        arrays.append(array)
-    return arrays
-
-
 def _values(mdp: MDP, values: ArrayLike) -> Array:
     array = np.asarray(values, np.float64)
     if array.shape != (mdp.num_states,):
         raise ValueError(f'values must be [S] = ({mdp.num_states},), got shape {array.shape}')
     return array
-
-
-def _require_distributions(name: str, array: Array) -> None:
-    sums = array.sum(axis=-1)
-    # Generous enough for what was computed in float32.
-    wrong = ~(np.abs(sums - 1) < 1e-5) | ~(array >= 0).all(axis=-1)
-    if wrong.any():
-        index = tuple(int(i) for i in np.argwhere(wrong)[0])
-        where = f'{name}[{", ".join(map(str, index))}]' if index else name
-        raise ValueError(
-            f'{where} must be probabilities that sum to 1, got {array[index].tolist()} of sum {sums[index]:g}; '
-            'divide by the sum'
-        )
 
 
 def _spectral_radius(matrix: Array) -> float:

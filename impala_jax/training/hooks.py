@@ -15,7 +15,9 @@ from impala_jax.learner import LearnerState, Schedule
 from impala_jax.loss import LOG_RHO_EDGES
 from impala_jax.optimizer import Hyperparameters
 from impala_jax.rundir.checkpoint import Checkpointer
-from impala_jax.rundir.metrics import Histogram, LearnerStats, MetricsLogger, write_run_config
+from impala_jax.rundir.metrics import MetricsLogger
+from impala_jax.rundir.run_config import write_run_config
+from impala_jax.rundir.stats import Histogram, LearnerStats
 from impala_jax.training.hosts import Updated
 from impala_jax.training.loop import Hook, TrainingLoop
 from impala_jax.types import Array, PyTree

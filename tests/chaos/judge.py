@@ -310,11 +310,11 @@ def saved_steps(run: Path) -> list[int]:
 
 
 def _damage_of(path: Path) -> str:
-    from impala_jax.rundir import checkpoint
+    from impala_jax.rundir import checkpoint_format
 
     try:
-        checkpoint._load(path, checkpoint._verify(path))
-    except checkpoint._Damaged as error:
+        checkpoint_format.load(path, checkpoint_format.verify(path))
+    except checkpoint_format.Damaged as error:
         return str(error)
     return ''
 

@@ -1,0 +1,165 @@
+"""Scores per task of a suite, as bars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from impala_jax.config import ConfigError
+from impala_jax.evaluation.scores import AGGREGATES, estimate_text, human_normalised, paper_agents, task_label
+from impala_jax.rundir.files import EVALUATIONS
+from impala_jax.rundir.rows import read_rows
+from impala_jax.studies.plotting.figures import PALETTE, add_legend, finish_axes, new_figure
+from impala_jax.studies.plotting.labels import escape, label_of
+from impala_jax.studies.plotting.tables import Table, cells_of
+from impala_jax.studies.statistics import bootstrap_interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def suite(result: Mapping[str, Any]) -> Figure:
+    """Human-normalised scores of a suite's tasks as bars, best first, and as marks those of the paper's agents.
+
+    Bars end in their 95 % bootstrap intervals; the line at 100 % is the human. Where no human scores are known, they
+    are mean returns with their standard errors.
+
+    Args:
+      result: of `impala_jax.evaluate` on a suite, or what its JSON file holds.
+    Raises:
+      ConfigError: it is not of a suite.
+    """
+    if not isinstance(result, dict) or not result.get('tasks') or 'aggregates' not in result:
+        raise ConfigError('these are no scores of a suite: write them with launch/evaluate.py --suite ... --json FILE')
+    agents = paper_agents(result['environment'])
+    human = all(scores['human_normalised'] is not None for scores in result['tasks'].values())
+    key = 'human_normalised' if human else 'mean_return'
+    tasks = sorted(result['tasks'], key=lambda task: result['tasks'][task][key])
+    values = np.array([result['tasks'][task][key] for task in tasks])
+    errors = np.transpose([_error(result['tasks'][task], human) for task in tasks])  # [2, tasks]
+
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    figure, (axes,) = new_figure(1, size=(7.5, 0.19 * len(tasks) + 1.2))
+    places = np.arange(len(tasks))
+    axes.barh(places, values, height=0.7, color=PALETTE[0], alpha=0.4)
+    axes.errorbar(values, places, xerr=errors, fmt='none', ecolor='black', elinewidth=1.0, capsize=1.5)
+    handles: list[Any] = [Patch(color=PALETTE[0], alpha=0.4, label='this run')]
+    drawn = [values]
+    # Hollow but for the first, and larger and larger, so that those which coincide are all seen.
+    for i, (agent, marker, color) in enumerate(zip(agents, 'osD', PALETTE[1:], strict=False)):
+        drawn.append(np.array([agent.score(task) for task in tasks]))
+        style = {'marker': marker, 'color': color, 'linestyle': 'none', 'markersize': 3.5 + i}
+        style['markerfacecolor'] = 'none' if i else color
+        axes.plot(drawn[-1], places, **style)
+        handles.append(Line2D([], [], label=agent.label, **style))
+    if human:
+        handles.append(axes.axvline(100, color='0.3', linewidth=1.0, linestyle='--', label='human'))
+        if max(np.max(scores) for scores in drawn) > 1000:
+            axes.set_xscale('symlog', linthresh=10)
+    _finish_bars(axes, tasks, fontsize=7)
+    axes.margins(x=0.03)
+    # The mean is what a few games with large scores make it, and is left to the table.
+    headlines = [
+        f'{AGGREGATES.get(name, "mean")}: {estimate_text(scores["value"], scores["interval"], 1 if human else 2)}'
+        for name, scores in result['aggregates'].items()
+        if name != 'mean'
+    ]
+    title = f'{result["environment"]} at {result["frames"]:,} frames\n' + '; '.join(headlines)
+    finish_axes(axes, 'human-normalised score (%)' if human else label_of('episode_return'), '', escape(title))
+    add_legend(figure, handles)
+    return figure
+
+
+def _error(scores: Mapping[str, Any], human: bool) -> tuple[float, float]:
+    """How far a task's bar reaches below and above its value."""
+    if not human:
+        return scores['stderr'], scores['stderr']
+    if scores['human_normalised_interval'] is None:
+        return 0.0, 0.0
+    low, high = scores['human_normalised_interval']
+    return max(0.0, scores['human_normalised'] - low), max(0.0, high - scores['human_normalised'])
+
+
+def experts(table: Table, workdir: Path | str | None = None) -> Figure:
+    """Experts against the agent that was trained on all tasks of a suite, with the same total of frames, a pair a task.
+
+    As in the paper's comparison of experts and multi-task training (section 5.3.1): where the multi-task agent's bar is
+    the longer one, the other tasks have helped. Bars are means over seeds, with their intervals: human-normalised, in
+    percent, where human scores are known of all tasks.
+
+    Args:
+      table: of a sweep of `ablation.experts`.
+      workdir: of a multi-task run apart from it, whose last evaluation is shown; None: that of the sweep.
+    Raises:
+      ConfigError: there are no experts, or no multi-task agent, or another one's.
+    """
+    finals = {'experts': _expert_returns(table), 'multi-task': _multi_task_returns(table, workdir)}
+    tasks = [task for task in finals['experts'] if task in finals['multi-task']]
+    if not tasks:
+        where = 'this table' if workdir is None else workdir
+        raise ConfigError(
+            f'{where} has no agent that was trained on all tasks of experts that have ended: train it with '
+            'launch/experts.py, or give the --workdir of its run'
+        )
+    human = all(human_normalised(task, 0.0) is not None for task in tasks)
+    if human:
+        for agent in finals.values():
+            for task in tasks:
+                agent[task] = [human_normalised(task, value) or 0.0 for value in agent[task]]
+    mean = {name: [float(np.mean(agent[task])) for task in tasks] for name, agent in finals.items()}
+    gains = np.subtract(mean['multi-task'], mean['experts'])
+    order = np.argsort(gains, kind='stable')  # Upwards: what gains most is on top.
+    tasks = [tasks[i] for i in order]
+
+    from matplotlib.patches import Patch
+
+    figure, (axes,) = new_figure(1, size=(7.5, 0.34 * len(tasks) + 1.2))
+    places, handles = np.arange(len(tasks)), []
+    for offset, (name, agent) in zip((-0.19, 0.19), finals.items(), strict=True):
+        values = [np.mean(agent[task]) for task in tasks]
+        color = PALETTE[0] if name == 'multi-task' else '0.6'
+        axes.barh(places + offset, values, height=0.36, color=color, alpha=0.8)
+        limits = np.transpose([bootstrap_interval(agent[task]) for task in tasks])  # [2, tasks]
+        errors = np.nan_to_num(np.abs(limits - values))
+        axes.errorbar(values, places + offset, xerr=errors, fmt='none', ecolor='black', elinewidth=1.0, capsize=1.5)
+        handles.insert(0, Patch(color=color, alpha=0.8, label=name))
+    _finish_bars(axes, tasks, fontsize=8)
+    decimals = 1 if human else 2
+    means = {name: np.minimum(values, 100.0) if human else values for name, values in mean.items()}
+    title = 'mean capped at 100' if human else 'mean'
+    title += ': ' + ', '.join(f'{name} {np.mean(means[name]):.{decimals}f}' for name in ('multi-task', 'experts'))
+    title += f'; multi-task is better on {int((gains > 0).sum())} of {len(tasks)} tasks'
+    finish_axes(axes, 'human-normalised score (%)' if human else label_of('episode_return'), '', title)
+    add_legend(figure, handles)
+    return figure
+
+
+def _expert_returns(table: Table) -> dict[str, list[float]]:
+    """Task -> the final returns of its experts."""
+    returns: dict[str, list[float]] = {}
+    for cell in cells_of(table, 'final_return'):
+        returns.setdefault(cell.fields.get('task', ''), []).append(cell.final)
+    return returns
+
+
+def _multi_task_returns(table: Table, workdir: Path | str | None) -> dict[str, list[float]]:
+    """Task -> the final returns there of agents that were trained on all tasks."""
+    if workdir is not None:
+        last = (read_rows(Path(workdir) / EVALUATIONS) or [{}])[-1]
+        return {name.partition('/')[2]: [value] for name, value in last.items() if name.startswith('mean_return/')}
+    tasks = {name.removeprefix('final_return/') for name in table if name.startswith('final_return/')}
+    return {task: [cell.final for cell in cells_of(table, f'final_return/{task}')] for task in tasks}
+
+
+def _finish_bars(axes: Axes, tasks: Sequence[str], fontsize: float) -> None:
+    """Marks 0, and names the tasks, whose bars lie at 0, 1, 2 and so on."""
+    axes.axvline(0, color='black', linewidth=0.8)
+    axes.set_yticks(np.arange(len(tasks)), [escape(task_label(task)) for task in tasks], fontsize=fontsize)
+    axes.set_ylim(-0.6, len(tasks) - 0.4)
+    axes.grid(visible=False, axis='y')

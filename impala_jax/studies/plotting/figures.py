@@ -1,0 +1,133 @@
+"""Parts that all figures share: panels, legends, colours and the file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from impala_jax.config import ConfigError
+from impala_jax.studies.plotting.labels import CORRECTIONS, escape, label_of, value_text
+from impala_jax.studies.plotting.tables import Table, field_values
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = ('.png', '.svg')
+_DPI = 300
+# Okabe and Ito (2008), told apart by the colour-blind too; without its yellow, which is too light for lines.
+PALETTE = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
+Style = dict[str, Any]  # `color` and `linestyle`
+
+
+def save(figure: Figure, path: Path | str) -> None:
+    """Writes a figure as PNG (300 dots an inch) or SVG; the same figure gives the same bytes.
+
+    Raises:
+      ConfigError: another ending, or no such directory.
+    """
+    check_output(path)
+    import matplotlib
+
+    svg = Path(path).suffix == '.svg'
+    with matplotlib.rc_context({'svg.hashsalt': 'impala_jax'}):
+        figure.savefig(path, dpi=_DPI, metadata={'Date': None} if svg else None)
+
+
+def check_output(path: Path | str, option: str = '--output') -> None:
+    """Raises ConfigError, which names the option, if `save` could not write there; to be asked before long work."""
+    path = Path(path)
+    if path.suffix not in FORMATS:
+        raise ConfigError(f'{option} {path}: the name must end in {" or ".join(FORMATS)}')
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f'{option} {path}: there is no directory {path.absolute().parent}')
+    require_matplotlib()
+
+
+def require_matplotlib() -> None:
+    """Raises ConfigError, with the remedy, if matplotlib cannot be imported."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"figures need matplotlib: pip install 'impala_jax[plot]' ({error})") from error
+
+
+def new_figure(
+    num_panels: int, size: tuple[float, float] | None = None, grid: bool = True, columns: int = 3
+) -> tuple[Figure, list[Axes]]:
+    """An empty figure of panels of `size` (inches), `columns` a row."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    columns = min(num_panels, columns)
+    rows = math.ceil(num_panels / columns)
+    width, height = size or ((6.0, 3.8) if num_panels == 1 else (3.6, 2.9))
+    figure = Figure(figsize=(width * columns, height * rows + 0.5), layout='constrained')
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels[num_panels:]:
+        axes.remove()
+    for axes in panels[:num_panels]:
+        axes.spines[['top', 'right']].set_visible(False)
+        if grid:
+            axes.grid(alpha=0.3)
+            axes.set_axisbelow(True)
+    return figure, panels[:num_panels]
+
+
+def finish_axes(axes: Axes, x_label: str, y_label: str, title: str) -> None:
+    """Writes labels and title; the y label beside the first column only."""
+    axes.set_xlabel(x_label)
+    # Panels beside each other measure the same.
+    spec = axes.get_subplotspec()
+    if spec is None or spec.is_first_col():
+        axes.set_ylabel(y_label)
+    axes.set_title(title, fontsize=11)
+
+
+def add_legend(figure: Figure, handles: Sequence[Any], title: str | None = None) -> None:
+    """A legend below the panels, where it covers nothing."""
+    widths = [0.65 + 0.075 * len(handle.get_label()) for handle in handles]  # inches, about
+    for rows in range(1, len(handles) + 1):
+        columns = math.ceil(len(handles) / rows)
+        if sum(max(widths[i : i + rows]) for i in range(0, len(widths), rows)) < figure.get_figwidth():
+            break
+    figure.legend(handles=list(handles), loc='outside lower center', ncols=columns, frameon=False, title=title)
+
+
+def add_hue_legend(figure: Figure, hue: str | None, styles: Mapping[Any, Style]) -> None:
+    """A legend of the values of `hue`; none for no field."""
+    if hue is None:
+        return
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], label=escape(value_text(hue, value)), **style) for value, style in styles.items()]
+    add_legend(figure, handles, title=label_of(hue))
+
+
+def hue_styles(table: Table, hue: str | None) -> dict[Any, Style]:
+    """Value of `hue` -> its colour and line style, the same in all panels; corrections keep theirs in all figures."""
+    values = field_values(table, hue)
+    if isinstance(values[0], float):
+        return dict(zip(values, sequential(len(values)), strict=True))
+    if hue == 'vtrace.correction' and set(values) <= set(CORRECTIONS):
+        styles = dict(zip(CORRECTIONS, palette(len(CORRECTIONS)), strict=True))
+        return {value: styles[value] for value in values}
+    return dict(zip(values, palette(len(values)), strict=True))
+
+
+def palette(count: int) -> list[Style]:
+    """Styles for what has no order; after the last colour the line style changes."""
+    size, line_styles = len(PALETTE), ('-', '--', ':', '-.')
+    return [{'color': PALETTE[i % size], 'linestyle': line_styles[i // size % 4]} for i in range(count)]
+
+
+def sequential(count: int) -> list[Style]:
+    """Styles for numbers: from dark to light, without viridis' yellow, which is too light for lines."""
+    require_matplotlib()
+    from matplotlib import colormaps
+
+    return [{'color': colormaps['viridis'](position), 'linestyle': '-'} for position in np.linspace(0, 0.85, count)]

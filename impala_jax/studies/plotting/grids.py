@@ -1,0 +1,152 @@
+"""Heat maps of two fields of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from impala_jax.studies.plotting.figures import add_legend, finish_axes, new_figure
+from impala_jax.studies.plotting.labels import escape, label_of, num_decimals, panel_title, value_text
+from impala_jax.studies.plotting.tables import Table, field_values, group_cells, mean_interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_HATCH = '////'
+
+
+class Matrix(NamedTuple):
+    """A heat map to stand beside a measured one, such as what the theory predicts."""
+
+    title: str
+    x: Sequence[float]  # [X]
+    y: Sequence[float]  # [Y]
+    values: np.ndarray  # [Y, X]; NaN is left blank
+
+
+def heatmap(
+    table: Table,
+    metric: str = 'final_return',
+    x: str = 'vtrace.c_bar',
+    y: str = 'vtrace.rho_bar',
+    panel: str | None = None,
+    theory: Matrix | None = None,
+    over: Sequence[str] = ('seed',),
+) -> Figure:
+    """The mean of each run's last value of a metric on the grid of two fields, in the cells with half of its interval.
+
+    Combinations that were not measured are blank; c_bar > rho_bar, for which Theorem 1 proves nothing, is hatched.
+
+    Args:
+      table: of a sweep.
+      metric: a numeric column.
+      x: a field.
+      y: a field.
+      panel: a field, with a panel for each of its values; or None.
+      theory: drawn beside the panels, with a scale of its own.
+      over: the fields to average over.
+    Raises:
+      ConfigError: an unknown column, or a field which a mean would go over and that is not in `over`.
+      ValueError: the shape of `theory`'s values is not that of its labels.
+    """
+    if theory is not None and np.shape(theory.values) != (len(theory.y), len(theory.x)):
+        raise ValueError(f'theory has values {np.shape(theory.values)} for {len(theory.y)} y and {len(theory.x)} x')
+    groups = group_cells(table, metric, [panel, y, x], over)
+    xs, ys, panel_values = field_values(table, x), field_values(table, y), field_values(table, panel)
+    means = np.full((len(panel_values), len(ys), len(xs)), np.nan)
+    halves = np.full_like(means, np.nan)
+    for (panel_value, y_value, x_value), cells in groups.items():
+        index = panel_values.index(panel_value), ys.index(y_value), xs.index(x_value)
+        low, high = mean_interval(cells, over)
+        means[index], halves[index] = np.mean([cell.final for cell in cells]), (high - low) / 2
+
+    num_panels = len(panel_values) + (theory is not None)
+    size = max(3.0, 0.75 * len(xs) + 0.5), max(2.6, 0.62 * len(ys) + 0.8)
+    figure, panels = new_figure(num_panels, size=size, grid=False)
+    limits = _limits(means)
+    mesh = None
+    for axes, panel_value, mean, half in zip(panels, panel_values, means, halves, strict=False):
+        mesh = _matrix(axes, x, y, xs, ys, mean, half, limits)
+        finish_axes(axes, label_of(x), label_of(y), panel_title(panel, panel_value) or ('measured' if theory else ''))
+    # In two lines, for a grid of three rows is no higher than that.
+    label = label_of(metric) + ('\n(± half of its 95 % interval)' if np.isfinite(halves).any() else '')
+    assert mesh is not None
+    figure.colorbar(mesh, ax=panels[: len(panel_values)], label=label)
+    is_hatched = (_outside_theory(x, y, xs, ys) & np.isfinite(means).any(axis=0)).any()
+    if theory is not None:
+        axes, values = panels[-1], np.asarray(theory.values, np.float64)
+        mesh = _matrix(axes, x, y, theory.x, theory.y, values, np.full_like(values, np.nan), _limits(values))
+        finish_axes(axes, label_of(x), label_of(y), theory.title)
+        figure.colorbar(mesh, ax=axes)
+        is_hatched |= (_outside_theory(x, y, theory.x, theory.y) & np.isfinite(values)).any()
+    if is_hatched:
+        _add_hatch_legend(figure)
+    return figure
+
+
+def _add_hatch_legend(figure: Figure) -> None:
+    from matplotlib.patches import Patch
+
+    label = rf'{label_of("c_bar")} > {label_of("rho_bar")}: outside the theory'
+    add_legend(figure, [Patch(facecolor='none', edgecolor='0.35', hatch=_HATCH, linewidth=0, label=label)])
+
+
+def _outside_theory(x: str, y: str, xs: Sequence[Any], ys: Sequence[Any]) -> np.ndarray:
+    """[Y, X]: is c_bar > rho_bar there? Nowhere, if these are not the axes."""
+    if {x, y} != {'vtrace.c_bar', 'vtrace.rho_bar'}:
+        return np.zeros((len(ys), len(xs)), bool)
+    column, row = np.asarray(xs, np.float64)[None, :], np.asarray(ys, np.float64)[:, None]
+    return column > row if x == 'vtrace.c_bar' else row > column
+
+
+def _matrix(
+    axes: Axes,
+    x: str,
+    y: str,
+    xs: Sequence[Any],
+    ys: Sequence[Any],
+    values: np.ndarray,
+    halves: np.ndarray,
+    limits: tuple[float, float],
+) -> Any:
+    """Draws values [Y, X], written into their cells with +- halves [Y, X]; hatches what is outside the theory."""
+    from matplotlib.patches import Rectangle
+
+    mesh = axes.pcolormesh(
+        np.arange(len(xs)),
+        np.arange(len(ys)),
+        np.ma.masked_invalid(values),
+        vmin=limits[0],
+        vmax=limits[1],
+        cmap='viridis',
+    )
+    outside, decimals = _outside_theory(x, y, xs, ys), num_decimals(values)
+    for row, column in np.argwhere(np.isfinite(values)):
+        color = mesh.cmap(mesh.norm(values[row, column]))
+        dark = np.dot(color[:3], (0.299, 0.587, 0.114)) < 0.55
+        ink = 'white' if dark else 'black'
+        if outside[row, column]:
+            axes.add_patch(
+                Rectangle(
+                    (column - 0.5, row - 0.5), 1, 1, fill=False, hatch=_HATCH, edgecolor=ink, alpha=0.45, linewidth=0
+                )
+            )
+        text = f'{values[row, column]:.{decimals}f}'
+        if np.isfinite(halves[row, column]):
+            text += f'\n±{halves[row, column]:.{decimals}f}'
+        # On a patch of the cell's own colour, so that hatching does not run through it.
+        box = {'facecolor': color, 'edgecolor': 'none', 'pad': 1.0} if outside[row, column] else None
+        axes.text(column, row, text, ha='center', va='center', fontsize=8, color=ink, bbox=box)
+    axes.set_xticks(range(len(xs)), [escape(value_text(x, value)) for value in xs])
+    axes.set_yticks(range(len(ys)), [escape(value_text(y, value)) for value in ys])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return mesh
+
+
+def _limits(values: np.ndarray) -> tuple[float, float]:
+    known = values[np.isfinite(values)]
+    return (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)

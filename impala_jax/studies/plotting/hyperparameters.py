@@ -1,0 +1,194 @@
+"""Figures of final values against hyperparameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from impala_jax.config import ConfigError, closest
+from impala_jax.studies.plotting.figures import add_hue_legend, finish_axes, hue_styles, new_figure, sequential
+from impala_jax.studies.plotting.labels import label_of, panel_title, value_text
+from impala_jax.studies.plotting.tables import (
+    Table,
+    field_values,
+    group_cells,
+    mean_interval,
+    numeric_column,
+    swept_fields,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def ranked(
+    table: Table,
+    metric: str = 'final_return',
+    hue: str | None = 'vtrace.correction',
+    panel: str | None = None,
+    over: Sequence[str] = ('seed',),
+) -> Figure:
+    """The last values of a metric of all sets of hyperparameters, best first, a line for each value of `hue`.
+
+    As in the paper's figures of stability across hyperparameters: a line that stays high is robust. A set is what is
+    left of the fields without `hue`, `panel` and `over`, over which the mean is taken.
+
+    Args:
+      table: of a sweep.
+      metric: a numeric column; higher is better.
+      hue: a field, or None for one line a panel.
+      panel: a field, or None for one panel.
+      over: the fields to average over.
+    Raises:
+      ConfigError: an unknown column.
+    """
+    others = [name for name in swept_fields(table) if name not in (hue, panel, *over)]
+    groups = group_cells(table, metric, [panel, hue, *others], over)
+    figure, panels = new_figure(len(field_values(table, panel)))
+    styles = hue_styles(table, hue)
+    for axes, panel_value in zip(panels, field_values(table, panel), strict=True):
+        for hue_value, style in styles.items():
+            finals = sorted(
+                (
+                    float(np.mean([cell.final for cell in cells]))
+                    for key, cells in groups.items()
+                    if key[:2] == (panel_value, hue_value)
+                ),
+                reverse=True,
+            )
+            ranks = np.arange(1, len(finals) + 1)
+            axes.plot(ranks, finals, marker='o', markersize=3, label=value_text(hue, hue_value), **style)
+        axes.locator_params(axis='x', integer=True)
+        finish_axes(axes, 'rank of the hyperparameters', label_of(metric), panel_title(panel, panel_value))
+    add_hue_legend(figure, hue, styles)
+    return figure
+
+
+def sensitivity(
+    table: Table,
+    field: str,
+    metric: str = 'final_return',
+    hue: str | None = None,
+    panel: str | None = None,
+    over: Sequence[str] = ('seed',),
+) -> Figure:
+    """The mean of the last values of a metric against a field, with its interval, a line for each value of `hue`.
+
+    The field's axis is logarithmic where its values are spread by a factor of ten or more, and has a place for inf.
+
+    Args:
+      table: of a sweep.
+      field: a numeric field.
+      metric: a numeric column.
+      hue: a field, or None for one line a panel.
+      panel: a field, or None for one panel.
+      over: the fields to average over.
+    Raises:
+      ConfigError: an unknown column, one that is not numeric, or a field which a mean would go over and that is not in
+        `over`.
+    """
+    numeric_column(table, field)
+    groups = group_cells(table, metric, [panel, hue, field], over)
+    figure, panels = new_figure(len(field_values(table, panel)))
+    styles = hue_styles(table, hue)
+    for axes, panel_value in zip(panels, field_values(table, panel), strict=True):
+        position = _knob_axis(axes, field_values(table, field))
+        for hue_value, style in styles.items():
+            knob = [value for value in field_values(table, field) if (panel_value, hue_value, value) in groups]
+            if not knob:
+                continue
+            runs = [groups[panel_value, hue_value, value] for value in knob]
+            low, high = np.transpose([mean_interval(cells, over) for cells in runs])
+            means = [np.mean([cell.final for cell in cells]) for cells in runs]
+            axes.plot(position(knob), means, marker='o', markersize=4, label=value_text(hue, hue_value), **style)
+            axes.fill_between(position(knob), low, high, color=style['color'], alpha=0.2, linewidth=0)
+        finish_axes(axes, label_of(field), label_of(metric), panel_title(panel, panel_value))
+    add_hue_legend(figure, hue, styles)
+    return figure
+
+
+def bias_variance(
+    rows: Iterable[Mapping[str, Any]],
+    x: str = 'rho_bar',
+    hue: str = 'c_bar',
+    bias: str = 'bias',
+    variance: str = 'variance',
+) -> Figure:
+    """Squared bias and variance of value targets against a knob, a panel each and a line for each value of `hue`.
+
+    A scale is logarithmic where what is drawn is positive and spread by a factor of ten (the knob) or a hundred.
+
+    Args:
+      rows: dicts with the keys below, whose values are numbers, or strings of numbers such as 'inf'.
+      x: the key of the knob.
+      hue: the key that tells the lines apart.
+      bias: the key of the SQUARED bias; it is drawn as it is.
+      variance: the key of the variance.
+    Raises:
+      ConfigError: no rows, a key that a row lacks, or a value that is no number.
+    """
+    numbers = []
+    for row in rows:
+        try:
+            numbers.append([float(row[key]) for key in (x, hue, bias, variance)])
+        except KeyError as error:
+            raise ConfigError(f'a row has no {error}; {closest(error.args[0], row)}') from error
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f'a row holds something that is no number: {dict(row)}') from error
+    if not numbers:
+        raise ConfigError('there are no rows to draw')
+    data = np.array(numbers)  # [N, 4]
+    hues = np.unique(data[:, 1]).tolist()
+    styles = dict(zip(hues, sequential(len(hues)), strict=True))
+    figure, panels = new_figure(2)
+    for axes, column, name in zip(panels, (2, 3), ('squared bias', 'variance'), strict=True):
+        position = _knob_axis(axes, np.unique(data[:, 0]).tolist())
+        for i, (value, style) in enumerate(styles.items()):
+            line = data[data[:, 1] == value]
+            line = line[np.argsort(line[:, 0])]
+            # Thinner and thinner, so that lines which coincide are all seen: the bias may not depend on `hue`.
+            size = np.linspace(3, 1.2, len(styles))[i]
+            at, label = position(line[:, 0]), value_text(hue, value)
+            axes.plot(at, line[:, column], marker='o', linewidth=size, markersize=2.5 * size, label=label, **style)
+        if _is_spread(data[:, column], 100):
+            axes.set_yscale('log')
+        finish_axes(axes, label_of(x), '', '')
+        axes.set_ylabel(f'{name} of the value targets')
+    add_hue_legend(figure, hue, styles)
+    return figure
+
+
+def _knob_axis(axes: Axes, values: Sequence[float]) -> Callable[[Any], np.ndarray]:
+    """Sets the x axis up for a knob's ascending values; returns where on it a value lies: inf one step beyond."""
+    finite = [value for value in values if math.isfinite(value)]
+    logarithmic = _is_spread(finite, 10)
+    if len(finite) > 1:
+        beyond = finite[-1] ** 2 / finite[-2] if logarithmic else 2 * finite[-1] - finite[-2]
+    else:
+        beyond = finite[0] + 1 if finite else 0.0
+
+    def position(values: Any) -> np.ndarray:
+        values = np.asarray(values, np.float64)
+        return np.where(np.isinf(values), beyond, values)
+
+    if logarithmic:
+        axes.set_xscale('log')
+    # A few values are named each; of many, the axis names round ones, and infinity.
+    if len(values) <= 8:
+        axes.set_xticks(position(values), [value_text(None, value) for value in values])
+        axes.set_xticks([], minor=True)
+    elif len(finite) < len(values):
+        axes.axvline(beyond, color='0.7', linewidth=0.8, linestyle=':')
+        axes.annotate('∞', (beyond, 1), xycoords=('data', 'axes fraction'), ha='center', va='bottom')
+    return position
+
+
+def _is_spread(values: Any, factor: float) -> bool:
+    """Are all (but the infinite ones) positive, and the largest at least `factor` times the smallest?"""
+    values = np.asarray(values, np.float64)
+    values = values[np.isfinite(values)]
+    return len(values) > 1 and values.min() > 0 and values.max() >= factor * values.min()

@@ -1,0 +1,85 @@
+"""Final values of a sweep as a table of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from impala_jax.studies.plotting.labels import num_decimals, plain_text, value_text
+from impala_jax.studies.plotting.tables import Table, field_values, group_cells, mean_interval
+
+
+def results_table(
+    table: Table,
+    hue: str = 'vtrace.correction',
+    panel: str | None = None,
+    split: str | None = None,
+    metric: str = 'final_return',
+    over: Sequence[str] = ('seed',),
+    markdown: bool = False,
+) -> str:
+    """The mean of each run's last value of a metric with its interval, as text, laid out as the paper's table 2.
+
+    Args:
+      table: of a sweep.
+      hue: a field, with a row for each of its values.
+      panel: a field, with a column for each of its values; or None.
+      split: a field, each of whose values gets a column of its own within those of `panel`; or None.
+      metric: a numeric column; higher is better.
+      over: the fields to average over.
+      markdown: a table of Markdown, with the best of each column bold; otherwise aligned text, the best with a star.
+    Raises:
+      ConfigError: an unknown column, or a field which a mean would go over and that is not in `over`.
+    """
+    groups = group_cells(table, metric, [hue, panel, split], over)
+    finals = {key: [cell.final for cell in cells] for key, cells in groups.items()}
+    means = {key: float(np.mean(values)) for key, values in finals.items()}
+    columns = [
+        (panel_value, split_value)
+        for panel_value in field_values(table, panel)
+        for split_value in field_values(table, split)
+        if any(key[1:] == (panel_value, split_value) for key in groups)
+    ]
+    of_column = {column: [mean for key, mean in means.items() if key[1:] == column] for column in columns}
+
+    def entry(key: tuple[Any, ...]) -> str:
+        if key not in means:
+            return '-'
+        low, high = mean_interval(groups[key], over)
+        decimals = num_decimals(np.array(of_column[key[1:]]))
+        text = f'{means[key]:.{decimals}f}'
+        if np.isfinite(low):
+            text += f' [{low:.{decimals}f}, {high:.{decimals}f}]'
+        if means[key] < max(of_column[key[1:]]):
+            return text
+        return f'**{text}**' if markdown else f'{text}*'
+
+    headings = [(_heading(panel, a) or metric, _heading(split, b)) for a, b in columns]
+    if markdown:
+        header = [[hue, *(', '.join(filter(None, words)) for words in headings)]]
+    else:
+        header = [[hue, *(word for word, _ in headings)], ['', *(word for _, word in headings)]][
+            : 1 + (split is not None)
+        ]
+    body = [[value_text(hue, value), *(entry((value, *c)) for c in columns)] for value in field_values(table, hue)]
+    counts = sorted({len(values) for values in finals.values()})
+    runs = f'{counts[0]} to {counts[-1]} runs' if len(counts) > 1 else f'{counts[0]} run{"s" * (counts[0] > 1)}'
+    interval = ' [95 % bootstrap interval]' if counts[-1] > 1 else ''
+    mark = 'bold' if markdown else '*'
+    return f'{_aligned(header, body, markdown)}\n\n{metric}, mean of {runs}{interval}; {mark}: the best of its column\n'
+
+
+def _heading(field: str | None, value: Any) -> str:
+    return '' if field is None else value if isinstance(value, str) else f'{field}={plain_text(value)}'
+
+
+def _aligned(header: list[list[str]], body: list[list[str]], markdown: bool) -> str:
+    """Rows as lines of text, with a rule between header and body."""
+    widths = [max(map(len, texts)) for texts in zip(*header, *body, strict=True)]
+    rows = [[text.ljust(width) for text, width in zip(row, widths, strict=True)] for row in header + body]
+    rows.insert(len(header), ['-' * width for width in widths])
+    if markdown:
+        return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+    return '\n'.join('  '.join(row).rstrip() for row in rows)
