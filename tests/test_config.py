@@ -9,6 +9,7 @@ import pytest
 import tyro
 
 from impala_jax import config as config_lib
+from impala_jax.build import make_hyperparameters
 from impala_jax.config import (
     ActorConfig,
     CheckpointConfig,
@@ -25,7 +26,6 @@ from impala_jax.config import (
     ReplayConfig,
     VTraceConfig,
 )
-from impala_jax.studies.pbt import Hyperparameters
 
 OTHER = Config(
     total_frames=1000,
@@ -54,7 +54,7 @@ OTHER = Config(
 def test_each_optimizer_has_an_epsilon_of_its_own(optimizer, epsilon):
     config = Config(optimizer=optimizer)
     assert optimizer.epsilon == epsilon
-    assert config_lib.get(config, 'optimizer.epsilon') == Hyperparameters.of(config).epsilon == epsilon
+    assert config_lib.get(config, 'optimizer.epsilon') == make_hyperparameters(config).epsilon == epsilon
     written = json.loads(json.dumps(config_lib.to_dict(config)))
     assert written['optimizer']['epsilon'] == epsilon and config_lib.from_dict(written) == config
 
