@@ -42,7 +42,8 @@ def test_processors_may_differ(version_of, name):
 
 def test_every_kind_of_file_is_known():
     files = (path for path in PACKAGE.rglob('*') if path.is_file() and '__pycache__' not in path.parts)
-    assert {path.suffix for path in files} - {'.so'} == set(SUFFIXES)
+    # `py.typed` is empty, and only tells type checkers that the package has types.
+    assert {path.suffix for path in files} - {'.so', '.typed'} == set(SUFFIXES)
 
 
 @pytest.mark.skipif(bool(cpu.REASON), reason=f'kernels {cpu.REASON}')

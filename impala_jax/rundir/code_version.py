@@ -15,7 +15,7 @@ with different processors work together."""
 
 @functools.cache
 def code_version() -> str:
-    """The version and a hash of the package's source and data files, as in `0.1.0+3f2a9c1b5d7e`.
+    """The version and a hash of the package's source and data files, as in `0.2.0+3f2a9c1b5d7e`.
 
     `kernels.cc` stands for the compiled kernels: those of another source are not loaded.
     """
