@@ -47,7 +47,7 @@ chaos: install ## Break runs and judge how they end; ARGS='--cases 60 --processe
 	$(PY) -m tests.chaos $(ARGS)
 
 doctor: install ## Show what works on this machine, and what to do about the rest.
-	$(PY) -m impala_jax.cli.doctor $(ARGS)
+	$(PY) -m impala_jax doctor $(ARGS)
 
 lint: install ## Check style and types.
 	$(PY) -m ruff check .

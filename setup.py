@@ -28,4 +28,11 @@ def kernels() -> list[Extension]:
     ]
 
 
-setup(packages=find_packages(include=['impala_jax', 'impala_jax.*']), ext_modules=kernels())
+# The files that `--config catch` names. They stand at the top of the checkout, and inside the installed package.
+CONFIGS = {'impala_jax.configs': 'configs', 'impala_jax.configs.ablations': 'configs/ablations'}
+
+setup(
+    packages=[*find_packages(include=['impala_jax', 'impala_jax.*']), *CONFIGS],
+    package_dir=CONFIGS,
+    ext_modules=kernels(),
+)

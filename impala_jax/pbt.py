@@ -29,6 +29,7 @@ from impala_jax.evaluation.scores import human_normalised
 from impala_jax.rundir import checkpoint
 from impala_jax.rundir.checkpoint import CheckpointError
 from impala_jax.rundir.metrics import EVALUATIONS, METRICS, SCHEDULE, append_row, drop_rows, read_rows, write_atomically
+from impala_jax.system import program
 from impala_jax.types import PyTree
 
 _POPULATION = 'population.json'
@@ -145,7 +146,7 @@ def summary(population: Path) -> str:
         text = '  '.join(f'{name.replace("_", " ")} {schedule[0][name]:.3g}' for name in Hyperparameters._fields)
         lines.append((score, f'{workdir.name}  return {score:.2f}  {text}', workdir))
     lines.sort(key=lambda line: -line[0])
-    evaluate = [f'Evaluate   python launch/evaluate.py --workdir {shlex.quote(str(line[2]))}' for line in lines[:1]]
+    evaluate = [f'Evaluate   {program.command("evaluate")} --workdir {shlex.quote(str(line[2]))}' for line in lines[:1]]
     return '\n'.join([line[1] for line in lines] + evaluate)
 
 

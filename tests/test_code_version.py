@@ -35,8 +35,10 @@ def test_everything_that_computes_counts(version_of, name, content):
     assert version_of(name, content) != version_of() == version_of('__init__.py', '')
 
 
-@pytest.mark.parametrize('name', ['_kernels.cpython-310-x86_64-linux-gnu.so', '__pycache__/a.cpython-310.pyc'])
-def test_processors_may_differ(version_of, name):
+@pytest.mark.parametrize(
+    'name', ['_kernels.cpython-310-x86_64-linux-gnu.so', '__pycache__/a.cpython-310.pyc', 'configs/catch.py']
+)
+def test_processors_and_configurations_that_come_along_may_differ(version_of, name):
     assert version_of(name, 'compiled') == version_of()
 
 

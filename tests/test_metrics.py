@@ -421,7 +421,7 @@ def test_summary(tmp_path, capsys):
     assert '1,280,000 frames in 12 min 34 s' in text
     assert '19.26, mean of the last 100 training episodes' in text
     assert '20.50, mean of 20 episodes, standard error 0.20, median 21.00 (at 1,280,000 frames)' in text
-    assert text.splitlines()[-1].endswith(f"python launch/evaluate.py --workdir '{workdir}' --episodes 100")
+    assert text.splitlines()[-1].endswith(f"impala evaluate --workdir '{workdir}' --episodes 100")
 
 
 _NOISE = """

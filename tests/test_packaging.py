@@ -51,7 +51,7 @@ LAYERS = {
     },
     'actor': {'types', 'config', 'data', 'networks', 'agent', 'environments', 'trajectory_queue', 'parameter_store'},
 }
-TOP = {'runtimes', 'studies', 'cli'}  # May import everything below; nothing below imports them.
+TOP = {'runtimes', 'studies', 'cli', '__main__'}  # May import everything below; nothing below imports them.
 SEAMS = {'impala_jax.trajectory_queue', 'impala_jax.parameter_store'}
 LAUNCHPADS_OWN = {'launchpad', 'reverb', 'tensorflow', 'courier'}
 

@@ -518,21 +518,14 @@ def test_command_line(sweep, tmp_path):
 @pytest.fixture
 def call(monkeypatch, capsys):
     """Runs the script in this process; returns its exit status, what it prints and the last line of its errors."""
-    import importlib.util
+    from impala_jax.cli import plot
 
-    from impala_jax.cli import command_line
-
-    monkeypatch.setattr('impala_jax.rundir.metrics.quiet_libraries', lambda: None)
-    monkeypatch.setattr('impala_jax.system.stopping.begin', lambda: None)
     monkeypatch.setattr(plotting, '_DPI', 40)
-    spec = importlib.util.spec_from_file_location('launch_plot', ROOT / 'launch' / 'plot.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
 
     def call(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['plot.py', *map(str, arguments)])
+        monkeypatch.setattr(sys, 'argv', ['impala plot', *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            command_line.main(module.plot)
+            plot.main()
         output, code = capsys.readouterr(), ended.value.code
         return (1, output.out, code) if isinstance(code, str) else (code, output.out, output.err.strip())
 

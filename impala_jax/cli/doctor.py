@@ -1,18 +1,20 @@
-"""Shows what works on this machine, and the command that mends what does not: `python -m impala_jax.cli.doctor`.
+"""`impala doctor`: shows what works on this machine, and the command that repairs what does not.
 
 Every check runs in a process of its own and does the real thing, so that what crashes or hangs there is a line of the
-table here. The exit code is 0 when the core works, whatever optional parts are missing.
+table here. The exit code is 0 when the core works, whatever optional parts are missing. This module imports nothing but
+rich, for any other package may be what is broken.
 """
 
 from __future__ import annotations
 
+import argparse
 import concurrent.futures
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,7 +25,11 @@ _CHECKOUT = Path(__file__).resolve().parent.parent.parent
 _PINS = _CHECKOUT / 'requirements' / f'py{sys.version_info.major}{sys.version_info.minor}.txt'
 _PIP = f'{sys.executable} -m pip install'
 _PIP_PINNED = f'{_PIP} -c {_PINS}' if _PINS.exists() else _PIP
-_ANEW = f'make -C {_CHECKOUT} clean-venv install'
+if (_CHECKOUT / 'Makefile').exists():
+    _ANEW = _LAUNCHPAD = f'make -C {_CHECKOUT} clean-venv install'
+else:
+    _ANEW = f'install impala_jax again, as it was installed before, with {_PIP} --force-reinstall'
+    _LAUNCHPAD = f"{_PIP} 'impala_jax[launchpad]'  (Python 3.10)"
 
 
 class Check(NamedTuple):
@@ -118,7 +124,7 @@ reverb.Client(f'localhost:{server.port}').server_info(timeout=10)
 server.stop()
 print('Launchpad', version('dm-launchpad') + '; a Reverb', version('dm-reverb'), 'server answers')
 """,
-        _ANEW,
+        _LAUNCHPAD,
     ),
     Check('runtime threads', "import impala_jax.runtimes.threads; print('imports')", _ANEW, required=True),
     Check('runtime lockstep', "import impala_jax.runtimes.lockstep; print('imports')", _ANEW, required=True),
@@ -255,9 +261,6 @@ def report(results: list[Result], console: Console) -> bool:
     return works
 
 
-def main() -> int:
-    return 0 if report(diagnose(), Console()) else 1
-
-
-if __name__ == '__main__':
-    sys.exit(main())
+def main() -> NoReturn:
+    argparse.ArgumentParser(description='Shows what works on this machine, and how to repair the rest.').parse_args()
+    sys.exit(0 if report(diagnose(), Console()) else 1)

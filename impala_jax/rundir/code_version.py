@@ -21,7 +21,9 @@ def code_version() -> str:
     """
     package = Path(impala_jax.__file__).parent
     digest = hashlib.sha256()
-    paths = (path for path in package.rglob('*') if path.suffix in SUFFIXES)
+    # Installed packages have configurations inside, checkouts do not; the one of a run is compared by itself.
+    configs = package / 'configs'
+    paths = (path for path in package.rglob('*') if path.suffix in SUFFIXES and configs not in path.parents)
     for path in sorted(paths, key=lambda path: path.relative_to(package).as_posix()):
         content = path.read_bytes()
         digest.update(f'{path.relative_to(package).as_posix()} {len(content)}\n'.encode() + content)

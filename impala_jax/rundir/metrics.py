@@ -28,6 +28,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from impala_jax import config as config_lib
 from impala_jax.config import Config, ConfigError
+from impala_jax.system import program
 from impala_jax.system.machine import expand_home, open_standard_streams
 from impala_jax.types import StepInfo
 
@@ -493,7 +494,7 @@ def summary(workdir: Path) -> str:
             f'(at {last["frames"]:,} frames)'
         )
     lines.append(f'Files       {workdir}')
-    lines.append(f'Evaluate    python launch/evaluate.py --workdir {shlex.quote(str(workdir))} --episodes 100')
+    lines.append(f'Evaluate    {program.command("evaluate")} --workdir {shlex.quote(str(workdir))} --episodes 100')
     return '\n'.join(lines)
 
 
