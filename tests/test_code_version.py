@@ -51,7 +51,7 @@ def test_every_kind_of_file_is_known():
 @pytest.mark.skipif(bool(cpu.REASON), reason=f'kernels {cpu.REASON}')
 def test_kernels_of_another_source_are_not_loaded(tmp_path, monkeypatch):
     """As after a pull without an installation: XLA's convolutions are right, and old kernels need not be."""
-    source = (PACKAGE / 'kernels.cc').read_bytes()
+    source = (PACKAGE / 'kernels' / 'kernels.cc').read_bytes()
     monkeypatch.setattr(cpu, '__file__', str(tmp_path / 'cpu.py'))
     (tmp_path / 'kernels.cc').write_bytes(source)
     assert not cpu._load()
