@@ -383,7 +383,7 @@ def test_run_config(tmp_path):
     config = Config(seed=3, vtrace=config_lib.VTraceConfig(rho_bar=math.inf))
     metrics.write_run_config(tmp_path / 'runs' / 'a', config)
     content = json.loads((tmp_path / 'runs' / 'a' / 'config.json').read_text())
-    assert config_lib.from_dict(content['config']) == config
+    assert config_lib.from_dict(content['config']) == config and content['format'] == 2
     assert content['versions'].keys() >= {'python', 'jax', 'jaxlib', 'flax', 'optax', 'rlax', 'chex', 'numpy'}
     assert [path.name for path in (tmp_path / 'runs' / 'a').iterdir()] == ['config.json']
 

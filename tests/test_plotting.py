@@ -461,6 +461,10 @@ def test_learning_curves_of_several_runs(tmp_path):
 
 
 def test_learning_curve_of_no_run(tmp_path):
+    with pytest.raises(ConfigError, match='config.json has format 3, and impala_jax .* reads formats 1 to 2'):
+        newer = run(tmp_path / 'newer')
+        (newer / 'config.json').write_text('{"format": 3}')
+        plotting.learning_curve([newer])
     with pytest.raises(ConfigError, match='config.json; give the --workdir'):
         plotting.learning_curve([tmp_path])
     with pytest.raises(ConfigError, match='no episode has ended'):

@@ -28,6 +28,7 @@ from orbax.checkpoint._src.multihost import multihost as orbax_processes
 
 from impala_jax import config as config_lib
 from impala_jax.config import Config, ConfigError
+from impala_jax.rundir.format import FORMAT, problem
 from impala_jax.system import stopping
 from impala_jax.types import PyTree
 
@@ -35,7 +36,6 @@ DIRECTORY = 'checkpoints'  # in the workdir
 
 _ARRAYS = 'arrays'
 _MANIFEST = 'checkpoint.json'
-_FORMAT = 1
 _RUNTIME = 'runtime'  # the part of a state whose leaves may change their shape between save and restore
 _TEMPORARY = '.temporary-'
 
@@ -148,7 +148,7 @@ class Checkpointer:
             # Orbax refuses arrays without elements; their shape and dtype in the manifest say everything.
             _orbax_save(temporary / _ARRAYS, {name: array for name, array in arrays.items() if array.size})
             manifest = {
-                'format': _FORMAT,
+                'format': FORMAT,
                 **header,
                 'leaves': {name: [array.dtype.name, list(array.shape)] for name, array in arrays.items()},
                 'files': {
@@ -339,7 +339,7 @@ def _verify(path: Path) -> dict[str, Any]:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    """Raises: _Damaged, with the cause."""
+    """Raises: _Damaged, with the cause, or CheckpointMismatch: it is of a newer format."""
     try:
         manifest = json.loads((path / _MANIFEST).read_bytes())
         digest = manifest.pop('sha256')
@@ -349,8 +349,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise _Damaged(f'{_MANIFEST} is no manifest') from error
     if digest != _digest(manifest):
         raise _Damaged(f'{_MANIFEST} has another checksum')
-    if manifest['format'] != _FORMAT:
-        raise _Damaged(f'format {manifest["format"]}, but this version reads {_FORMAT}')
+    unreadable = problem(manifest['format'])  # Not damaged, and so neither passed over nor removed.
+    if unreadable:
+        raise CheckpointMismatch(f'checkpoint {path} {unreadable}, or another --workdir')
     return manifest
 
 

@@ -28,6 +28,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from impala_jax import config as config_lib
 from impala_jax.config import Config, ConfigError
+from impala_jax.rundir.format import FORMAT
 from impala_jax.system import program
 from impala_jax.system.machine import expand_home, open_standard_streams
 from impala_jax.types import StepInfo
@@ -456,7 +457,9 @@ def write_run_config(workdir: Path, config: Config) -> None:
     for name in _VERSIONS_OF:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    content = json.dumps({'config': config_lib.to_dict(config), 'versions': versions}, indent=2) + '\n'
+    content = (
+        json.dumps({'format': FORMAT, 'config': config_lib.to_dict(config), 'versions': versions}, indent=2) + '\n'
+    )
     try:
         Path(workdir).mkdir(parents=True, exist_ok=True)
         write_atomically(Path(workdir) / RUN_CONFIG, content)

@@ -33,6 +33,7 @@ from impala_jax.evaluation.scores import (
     resampled_means,
     task_label,
 )
+from impala_jax.rundir.format import problem
 from impala_jax.rundir.metrics import EVALUATIONS, METRICS, RUN_CONFIG, SCHEDULE, read_rows
 
 if TYPE_CHECKING:
@@ -207,7 +208,11 @@ def learning_curve(workdirs: Sequence[Path | str]) -> Figure:
     for path, name in zip(paths, names, strict=True):
         rows = [row for row in read_rows(path / METRICS) if 'episode_return_last_100' in row]
         try:
-            task = json.loads((path / RUN_CONFIG).read_text(encoding='utf-8'))['config']['environment']['name']
+            content = json.loads((path / RUN_CONFIG).read_text(encoding='utf-8'))
+            unreadable = problem(content.get('format', 1))
+            if unreadable:
+                raise ConfigError(f'{path / RUN_CONFIG} {unreadable}')
+            task = content['config']['environment']['name']
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(f'{path} has no readable {RUN_CONFIG}; give the --workdir of a run') from error
         if not rows:
