@@ -47,7 +47,7 @@ chaos: install ## Break runs and judge how they end; ARGS='--cases 60 --processe
 	$(PY) -m tests.chaos $(ARGS)
 
 doctor: install ## Show what works on this machine, and what to do about the rest.
-	$(PY) -m impala_jax.cli.doctor $(ARGS)
+	$(PY) -m impala_jax doctor $(ARGS)
 
 lint: install ## Check style and types.
 	$(PY) -m ruff check .
@@ -58,11 +58,11 @@ format: install ## Put the code into the project's style.
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-lock: ## Write the pins in requirements/ anew from setup.py (needs uv).
+lock: ## Write the pins in requirements/ anew from pyproject.toml (needs uv).
 	@command -v uv >/dev/null || { echo "make lock needs uv: python -m pip install uv" >&2; exit 1; }
 	@set -e; for version in $(LOCKED); do \
 	  notebooks='--extra notebooks'; [ $$version != 3.10 ] || notebooks=; \
-	  uv pip compile setup.py $(EXTRAS) $$notebooks --python-version $$version --upgrade --quiet \
+	  uv pip compile pyproject.toml $(EXTRAS) $$notebooks --python-version $$version --upgrade --quiet \
 	    --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 	    --output-file requirements/py$$(echo $$version | tr -d .).txt; \
 	  echo "requirements for Python $$version written"; \

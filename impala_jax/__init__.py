@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from impala_jax.runtimes.run import Interrupted, RunResult, run
     from impala_jax.studies import plotting, tabular
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 __all__ = [
     'ActorConfig',

@@ -4,54 +4,7 @@ from impala_jax.system import stopping
 
 stopping.begin()
 
-import sys  # noqa: E402
-
-from impala_jax.cli import command_line  # noqa: E402
-from impala_jax.cli.command_line import PodArguments  # noqa: E402
-from impala_jax.config import ConfigError  # noqa: E402
-from impala_jax.runtimes import supervisor  # noqa: E402
-from impala_jax.runtimes.channel import Channel  # noqa: E402
-
-
-def main() -> None:
-    """What a person starts: one host, or several simulated ones; or, started by its supervisor, a host's program."""
-    try:
-        arguments = command_line.pod_arguments()
-    except ConfigError as error:
-        sys.exit(f'error: {error}')
-    script = [sys.executable, sys.argv[0]]
-    if arguments.simulate_hosts is not None:
-        command = [*script, *arguments.of_training]
-        sys.exit(supervisor.simulate(arguments.simulate_hosts, arguments.simulate_devices, command))
-    if arguments.supervisor is None:
-        sys.exit(supervisor.supervise([*script, *sys.argv[1:]], arguments.parent, arguments.coordinator))
-
-    from impala_jax.system.quiet import quiet_libraries
-
-    quiet_libraries()  # Before they are imported.
-
-    channel = Channel(arguments.supervisor)
-    command_line.main(lambda: train(arguments, channel))
-
-
-def train(arguments: PodArguments, channel: Channel) -> None:
-    from impala_jax.rundir.summary import print_summary
-    from impala_jax.runtimes import pod
-    from impala_jax.runtimes.run import default_runtime, run
-
-    config, workdir, runtime = arguments.train
-    runtime = runtime or default_runtime()
-    with pod.told(channel):
-        pod.join(arguments.coordinator, arguments.num_hosts, arguments.host_id, config.timeout_s)
-        preflight = pod.meet(config, channel, arguments.coordinator)
-        own_workdir = pod.workdir_of_host(workdir)
-        is_first = own_workdir == workdir
-        if is_first:
-            print('\n'.join([*preflight, f'Runtime     {runtime}']), flush=True)
-        run(config, own_workdir, runtime)
-    if is_first:
-        print_summary(workdir)
-
+from impala_jax.cli.main import start  # noqa: E402
 
 if __name__ == '__main__':
-    main()
+    start('pod')

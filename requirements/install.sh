@@ -29,7 +29,7 @@ fail() {
 fingerprint() {
   echo "$PWD"
   "$venv/bin/python" -c 'import sys; print(sys.version)'
-  cksum "$requirements" setup.py impala_jax/kernels/kernels.cc
+  cksum "$requirements" pyproject.toml setup.py impala_jax/kernels/kernels.cc
 }
 
 complete() {

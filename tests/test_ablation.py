@@ -207,5 +207,5 @@ def test_the_ready_grids_are_valid(path):
 
     if path.stem == 'tasks':
         pytest.skip('no grid')
-    cells = command_line.load_file(str(path), 'get_grid', Grid).cells()
+    cells = command_line.load_grid_file(str(path)).cells()
     assert len(cells) > 10 and len({cell.config.seed for cell in cells}) >= 5

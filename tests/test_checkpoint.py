@@ -221,6 +221,28 @@ def test_a_field_of_another_version_is_named(tmp_path, monkeypatch):
         make(tmp_path).restore_latest(make_state())
 
 
+@pytest.mark.parametrize('number', [3, '2'])
+def test_a_newer_format_is_refused_and_not_taken_for_damage(tmp_path, monkeypatch, number):
+    make(tmp_path).save(1, make_state(), {})
+    monkeypatch.setattr(checkpoint, 'FORMAT', number)
+    make(tmp_path).save(2, make_state(), {})
+    for read in (
+        lambda: make(tmp_path).restore_latest(make_state()),
+        lambda: checkpoint.check_config(tmp_path, CONFIG),
+        lambda: checkpoint.load_config(tmp_path),
+    ):
+        with pytest.raises(CheckpointMismatch, match=f'000000002 has format {number!r}, and .* reads formats 1 to 2'):
+            read()
+    assert checkpoint.steps(tmp_path / checkpoint.DIRECTORY) == [1, 2]
+
+
+def test_the_first_format_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, 'FORMAT', 1)
+    make(tmp_path).save(1, make_state(), {})
+    monkeypatch.undo()
+    assert restored(make(tmp_path)).step == 1
+
+
 def test_a_run_of_the_version_before_auto_resumes(tmp_path, monkeypatch):
     to_dict = checkpoint.config_lib.to_dict
 

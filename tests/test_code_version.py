@@ -35,20 +35,23 @@ def test_everything_that_computes_counts(version_of, name, content):
     assert version_of(name, content) != version_of() == version_of('__init__.py', '')
 
 
-@pytest.mark.parametrize('name', ['_kernels.cpython-310-x86_64-linux-gnu.so', '__pycache__/a.cpython-310.pyc'])
-def test_processors_may_differ(version_of, name):
+@pytest.mark.parametrize(
+    'name', ['_kernels.cpython-310-x86_64-linux-gnu.so', '__pycache__/a.cpython-310.pyc', 'configs/catch.py']
+)
+def test_processors_and_configurations_that_come_along_may_differ(version_of, name):
     assert version_of(name, 'compiled') == version_of()
 
 
 def test_every_kind_of_file_is_known():
     files = (path for path in PACKAGE.rglob('*') if path.is_file() and '__pycache__' not in path.parts)
-    assert {path.suffix for path in files} - {'.so'} == set(SUFFIXES)
+    # `py.typed` is empty, and only tells type checkers that the package has types.
+    assert {path.suffix for path in files} - {'.so', '.typed'} == set(SUFFIXES)
 
 
 @pytest.mark.skipif(bool(cpu.REASON), reason=f'kernels {cpu.REASON}')
 def test_kernels_of_another_source_are_not_loaded(tmp_path, monkeypatch):
     """As after a pull without an installation: XLA's convolutions are right, and old kernels need not be."""
-    source = (PACKAGE / 'kernels.cc').read_bytes()
+    source = (PACKAGE / 'kernels' / 'kernels.cc').read_bytes()
     monkeypatch.setattr(cpu, '__file__', str(tmp_path / 'cpu.py'))
     (tmp_path / 'kernels.cc').write_bytes(source)
     assert not cpu._load()

@@ -1,6 +1,6 @@
 """Bad input gets one clear line that names the value and the remedy, before any long work; and what it needs to say."""
 
-import importlib.util
+import ast
 import json
 import os
 import subprocess
@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from impala_jax.cli import command_line
+from impala_jax.cli import main as cli
 from impala_jax.config import ConfigError
 from impala_jax.evaluation import evaluator as evaluation
 from impala_jax.rundir import checkpoint
+from impala_jax.system import program
 
 ROOT = Path(__file__).parent.parent
 TINY = (
@@ -22,27 +24,18 @@ TINY = (
 ).split()
 
 
-def script(name):
-    """The body of a script in launch/."""
-    spec = importlib.util.spec_from_file_location(f'launch_{name}', ROOT / 'launch' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.train if name == 'local' else module.evaluate
-
-
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """Runs a script with arguments, as the shell would; returns its exit status, output and last line of errors."""
+    """Runs a command with arguments, as the shell would; returns its exit status, output and last line of errors."""
 
     def call(name, *arguments):
         monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
-        # The scripts silence other libraries for their whole process, which is this one.
+        monkeypatch.setattr(sys, 'argv', ['impala', name, *map(str, arguments)])
+        # Commands silence other libraries for their whole process, which is this one.
         monkeypatch.setattr('impala_jax.system.quiet.quiet_libraries', lambda: None)
-        monkeypatch.setattr('impala_jax.system.stopping.begin', lambda: None)
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            command_line.main(script(name))
+            cli.main()
         output = capsys.readouterr()
         reason = ended.value.code if isinstance(ended.value.code, str) else output.err.strip()
         status = 1 if isinstance(ended.value.code, str) else ended.value.code
@@ -52,7 +45,7 @@ def call(monkeypatch, capsys):
 
 
 def train(call, workdir, *arguments, config='configs/catch.py'):
-    return call('local', '--config', config, '--workdir', workdir, *TINY, *arguments)
+    return call('train', '--config', config, '--workdir', workdir, *TINY, *arguments)
 
 
 def write(path, text):
@@ -93,6 +86,9 @@ def test_bad_values_get_one_line(call, tmp_path, arguments, words):
 def test_bad_configuration_files(call, tmp_path):
     for config, word in (
         ('configs/cach.py', "'configs/catch.py'"),
+        ('cach', "'catch'"),
+        ('no/catch.py', "'catch'"),
+        ('catch.txt', 'ends in .py'),
         (write(tmp_path / 'empty.py', ''), 'get_config'),
         (write(tmp_path / 'wrong.py', 'def get_config():\n    return 3\n'), 'int'),
     ):
@@ -100,8 +96,100 @@ def test_bad_configuration_files(call, tmp_path):
         assert status != 0 and len(reason.splitlines()) == 1 and word in reason, reason
 
 
+def test_a_bare_name_is_a_configuration_of_the_package(call, tmp_path, monkeypatch):
+    assert command_line.load_config_file('catch') == command_line.load_config_file('configs/catch.py')
+    # Also one that imports another, and whatever lies here.
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / 'catch', 'no configuration')
+    write(tmp_path / 'catch.py', 'import nonsense')
+    assert command_line.load_config_file('minisuite_pbt').environment.name == 'minisuite'
+    assert command_line.load_config_file('catch').environment.name == 'catch'
+    assert set(command_line.load_grid_file('table2').tasks) == {'catch', 'delayed_bandit', 'cartpole'}
+
+
+@pytest.mark.parametrize(
+    'arguments, status, words',
+    [
+        ([], 2, ['a command is missing', '--help']),
+        (['trian'], 2, ["'trian'", "'train'"]),
+        (['--verbose'], 2, ['--verbose', '--help']),
+        (['train', '--confg', 'catch'], 2, ['--config']),
+    ],
+)
+def test_bad_commands_get_one_line(monkeypatch, capsys, arguments, status, words):
+    monkeypatch.setattr('impala_jax.system.quiet.quiet_libraries', lambda: None)
+    monkeypatch.setattr(sys, 'argv', ['impala', *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(word in line for word in words), line
+
+
+def test_every_command_says_what_it_takes(monkeypatch, capsys):
+    monkeypatch.setattr('impala_jax.system.quiet.quiet_libraries', lambda: None)
+    monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+    for name in cli.COMMANDS:
+        monkeypatch.setattr(sys, 'argv', ['impala', name, '--help'])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        output = capsys.readouterr().out
+        assert not ended.value.code and f'usage: impala {name}' in output, output
+
+
+@pytest.mark.parametrize(
+    'argv, orig_argv, itself, commands',
+    [
+        (
+            ['launch/tpu_pod.py', '--a', '1'],
+            ['python', '-u', 'launch/tpu_pod.py', '--a', '1'],
+            ['-u', 'launch/tpu_pod.py'],
+            ['python launch/local.py', 'python launch/plot.py', 'make doctor'],
+        ),
+        (
+            ['impala pod', '--a', '1'],
+            ['python', '/bin/impala', 'pod', '--a', '1'],
+            ['/bin/impala', 'pod'],
+            ['impala train', 'impala plot', 'impala doctor'],
+        ),
+        (
+            ['python -m impala_jax pod'],
+            ['python', '-m', 'impala_jax', 'pod'],
+            ['-m', 'impala_jax', 'pod'],
+            [f'python -m impala_jax {name}' for name in ('train', 'plot', 'doctor')],
+        ),
+    ],
+    ids=['script', 'command', 'module'],
+)
+def test_a_program_knows_how_it_was_started(monkeypatch, argv, orig_argv, itself, commands):
+    monkeypatch.setattr(sys, 'argv', argv)
+    monkeypatch.setattr(sys, 'orig_argv', orig_argv)
+    assert program.itself() == [sys.executable, *itself]
+    assert [program.command(name) for name in ('train', 'plot', 'doctor')] == commands
+
+
+def test_programs_listen_to_signals_before_they_import_anything_that_takes_time():
+    for path in [*(ROOT / 'launch').glob('*.py'), ROOT / 'impala_jax' / '__main__.py']:
+        first, second = ast.parse(path.read_text()).body[1:3]
+        assert ast.unparse(first) == 'from impala_jax.system import stopping'
+        assert ast.unparse(second) == 'stopping.begin()'
+    code = """
+import impala_jax.system.stopping, sys
+impala_jax.system.stopping.begin = lambda: print(sorted({'jax', 'numpy', 'rich', 'tyro'} & set(sys.modules)))
+import impala_jax.__main__
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.stdout.strip() == '[]', done.stderr
+
+
+def test_every_command_but_the_doctor_is_a_script_too(monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['launch/local.py'])
+    scripts = {program.command(name) for name in cli.COMMANDS}
+    assert scripts == {f'python launch/{path.name}' for path in (ROOT / 'launch').glob('*.py')} | {'make doctor'}
+
+
 def test_missing_arguments(call):
-    status, _, reason = call('local', '--config', 'configs/catch.py')
+    status, _, reason = call('train', '--config', 'configs/catch.py')
     assert status != 0 and len(reason.splitlines()) == 1 and '--workdir' in reason
 
 

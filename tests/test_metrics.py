@@ -387,7 +387,7 @@ def test_run_config(tmp_path):
     config = Config(seed=3, vtrace=config_lib.VTraceConfig(rho_bar=math.inf))
     write_run_config(tmp_path / 'runs' / 'a', config)
     content = json.loads((tmp_path / 'runs' / 'a' / 'config.json').read_text())
-    assert config_lib.from_dict(content['config']) == config
+    assert config_lib.from_dict(content['config']) == config and content['format'] == 2
     assert content['versions'].keys() >= {'python', 'jax', 'jaxlib', 'flax', 'optax', 'rlax', 'chex', 'numpy'}
     assert [path.name for path in (tmp_path / 'runs' / 'a').iterdir()] == ['config.json']
 
@@ -425,7 +425,7 @@ def test_summary(tmp_path, capsys):
     assert '1,280,000 frames in 12 min 34 s' in text
     assert '19.26, mean of the last 100 training episodes' in text
     assert '20.50, mean of 20 episodes, standard error 0.20, median 21.00 (at 1,280,000 frames)' in text
-    assert text.splitlines()[-1].endswith(f"python launch/evaluate.py --workdir '{workdir}' --episodes 100")
+    assert text.splitlines()[-1].endswith(f"impala evaluate --workdir '{workdir}' --episodes 100")
 
 
 _NOISE = """

@@ -1,12 +1,22 @@
 """The pins, the extras, and which module may import which."""
 
 import ast
+import functools
+import hashlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+import impala_jax
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it.
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / 'impala_jax'
@@ -41,7 +51,7 @@ LAYERS = {
     },
     'actor': {'types', 'config', 'data', 'networks', 'agent', 'environments', 'trajectory_queue', 'parameter_store'},
 }
-TOP = {'runtimes', 'studies', 'cli'}  # May import everything below; nothing below imports them.
+TOP = {'runtimes', 'studies', 'cli', '__main__'}  # May import everything below; nothing below imports them.
 SEAMS = {'impala_jax.trajectory_queue', 'impala_jax.parameter_store'}
 LAUNCHPADS_OWN = {'launchpad', 'reverb', 'tensorflow', 'courier'}
 
@@ -70,6 +80,7 @@ def _imports(tree: ast.AST, module: str, is_package: bool) -> set[str]:
     return names
 
 
+@functools.cache
 def _graph() -> dict[str, set[str]]:
     """Module -> the modules of the package that it imports, at its top or inside a function."""
     graph = {}
@@ -171,37 +182,49 @@ def test_pins_are_exact_and_nothing_else(path):
     assert ('dm-launchpad' in names) == (path.stem == 'py310')
 
 
-def _setup_arguments(monkeypatch) -> dict:
-    import setuptools
-
-    arguments = {}
-    monkeypatch.setattr(setuptools, 'setup', arguments.update)
-    monkeypatch.chdir(ROOT)
-    exec(compile((ROOT / 'setup.py').read_text(encoding='utf-8'), 'setup.py', 'exec'), {'__file__': 'setup.py'})
-    return arguments
+METADATA = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))['project']
 
 
-def test_extras_and_packages(monkeypatch):
-    arguments = _setup_arguments(monkeypatch)
-    extras = arguments['extras_require']
+def _requirements(extra: str) -> list[Requirement]:
+    """What an extra asks for; those of other extras that it names are in it."""
+    found = []
+    for requirement in map(Requirement, METADATA['optional-dependencies'][extra]):
+        if requirement.name == METADATA['name']:
+            found += [other for name in sorted(requirement.extras) for other in _requirements(name)]
+        else:
+            found.append(requirement)
+    return found
+
+
+def test_extras():
+    extras = {
+        name: {str(requirement) for requirement in _requirements(name)} for name in METADATA['optional-dependencies']
+    }
     assert set(extras) == {'atari', 'video', 'plot', 'launchpad', 'dev', 'notebooks', 'tpu', 'cuda'}
-    assert set(extras['plot']) <= set(extras['dev']) and set(extras['plot']) <= set(extras['notebooks'])
+    assert extras['plot'] | extras['video'] <= extras['dev'] & extras['notebooks']
     assert all('python_version < "3.11"' in requirement for requirement in extras['launchpad'])
-    expected = {_module_name(path) for path in PACKAGE.rglob('__init__.py')}
-    assert set(arguments['packages']) == expected
 
 
 @pytest.mark.parametrize('path', PINS, ids=lambda path: path.stem)
-def test_pins_satisfy_setup_py(path, monkeypatch):
+def test_pins_satisfy_the_requirements(path):
     """`make lock` was run after the last change of a requirement."""
-    from packaging.requirements import Requirement
-
-    arguments = _setup_arguments(monkeypatch)
     pins = dict(line.split('==') for line in path.read_text(encoding='utf-8').splitlines())
     environment = {'python_version': f'3.{path.stem.removeprefix("py3")}'}
-    extras = arguments['extras_require']
-    wanted = [*arguments['install_requires'], *(r for e in ('atari', 'video', 'dev', 'launchpad') for r in extras[e])]
-    for requirement in map(Requirement, wanted):
+    wanted = [*map(Requirement, METADATA['dependencies'])]
+    wanted += [requirement for extra in ('atari', 'video', 'dev', 'launchpad') for requirement in _requirements(extra)]
+    for requirement in wanted:
         if requirement.marker is None or requirement.marker.evaluate(environment):
             name = re.sub(r'[-_.]+', '-', requirement.name).lower()
             assert pins[name] in requirement.specifier, requirement
+
+
+def test_the_version_stands_in_one_place():
+    assert 'version' in METADATA['dynamic'] and 'version' not in METADATA
+    changes = (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8')
+    assert re.findall(r'^## (\d+\.\d+\.\d+)', changes, re.MULTILINE)[0] == impala_jax.__version__
+
+
+def test_the_licence_is_the_whole_text_of_apache_2():
+    content = (ROOT / 'LICENSE').read_bytes()
+    assert hashlib.sha256(content).hexdigest() == 'cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30'
+    assert METADATA['license'] == 'Apache-2.0'

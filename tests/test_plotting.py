@@ -462,6 +462,10 @@ def test_learning_curves_of_several_runs(tmp_path):
 
 
 def test_learning_curve_of_no_run(tmp_path):
+    with pytest.raises(ConfigError, match='config.json has format 3, and impala_jax .* reads formats 1 to 2'):
+        newer = run(tmp_path / 'newer')
+        (newer / 'config.json').write_text('{"format": 3}')
+        plotting.learning_curve([newer])
     with pytest.raises(ConfigError, match='config.json; give the --workdir'):
         plotting.learning_curve([tmp_path])
     with pytest.raises(ConfigError, match='no episode has ended'):
@@ -519,21 +523,14 @@ def test_command_line(sweep, tmp_path):
 @pytest.fixture
 def call(monkeypatch, capsys):
     """Runs the script in this process; returns its exit status, what it prints and the last line of its errors."""
-    import importlib.util
+    from impala_jax.cli import plot
 
-    from impala_jax.cli import command_line
-
-    monkeypatch.setattr('impala_jax.system.quiet.quiet_libraries', lambda: None)
-    monkeypatch.setattr('impala_jax.system.stopping.begin', lambda: None)
     monkeypatch.setattr(figures, '_DPI', 40)
-    spec = importlib.util.spec_from_file_location('launch_plot', ROOT / 'launch' / 'plot.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
 
     def call(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['plot.py', *map(str, arguments)])
+        monkeypatch.setattr(sys, 'argv', ['impala plot', *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            command_line.main(module.plot)
+            plot.main()
         output, code = capsys.readouterr(), ended.value.code
         return (1, output.out, code) if isinstance(code, str) else (code, output.out, output.err.strip())
 

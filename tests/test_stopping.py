@@ -81,7 +81,16 @@ def test_while_environments_reset(runtime, tmp_path):
 @pytest.mark.parametrize('runtime', RUNTIMES[2:], ids=IDS[2:])
 @pytest.mark.parametrize('seconds', [0.05, 1.0, 4.0])
 def test_at_any_moment_of_the_start(runtime, seconds, tmp_path):
-    process = start(tmp_path, *TRAIN, '--workdir', str(tmp_path / 'run'), *runtime)
+    at_a_moment_of_the_start(TRAIN, runtime, seconds, tmp_path)
+
+
+@pytest.mark.parametrize('seconds', [0.0, 1.0])
+def test_at_any_moment_of_the_start_of_the_command(seconds, tmp_path):
+    at_a_moment_of_the_start(['-m', 'impala_jax', 'train', *TRAIN[1:]], RUNTIMES[1], seconds, tmp_path)
+
+
+def at_a_moment_of_the_start(command, runtime, seconds, tmp_path):
+    process = start(tmp_path, *command, '--workdir', str(tmp_path / 'run'), *runtime)
     # Python's own start is not ours.
     wait_for(lambda: 'stop signals' in threads_of(process.pid) or marked_processes(tmp_path) == [], process)
     time.sleep(seconds)  # Whatever it hits, the promise is the same.
@@ -183,7 +192,7 @@ def test_in_a_sweep(moment, number, tmp_path):
 
 @pytest.mark.parametrize('number, group', [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_while_the_doctor_checks(number, group, tmp_path):
-    process = start(tmp_path, '-m', 'impala_jax.cli.doctor')
+    process = start(tmp_path, '-m', 'impala_jax', 'doctor')
     checks = "exec(sys.argv[1], {'__name__'"  # What a check's own process is started with.
     wait_for(lambda: any(checks in command_line(pid) for pid in marked_processes(tmp_path)), process)
     assert stops(process, tmp_path, number, group=group) == f'stopped by signal {number:d}'

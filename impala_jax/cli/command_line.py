@@ -17,13 +17,18 @@ from impala_jax.kernels import allocator
 from impala_jax.system import stopping
 
 if TYPE_CHECKING:
-    from impala_jax.studies.ablation import Cell
+    from impala_jax.studies.ablation import Cell, Grid
 
 _T = TypeVar('_T')
 
+# An installed package has the configurations inside; in a checkout they stand beside it.
+_INSIDE = Path(__file__).parents[1] / 'configs'
+_CONFIGS = _INSIDE if _INSIDE.is_dir() else Path(__file__).parents[2] / 'configs'
+CONFIG_HELP = 'a Python file with get_config(), or the name of one that comes with the package, such as catch'
+
 
 class TrainArguments(NamedTuple):
-    """What `launch/local.py` was asked for."""
+    """The options of `impala train`."""
 
     config: Config
     workdir: Path
@@ -40,7 +45,7 @@ def train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
         description='Trains an agent on this machine; the same command again resumes.',
         epilog='Every field of the configuration can be set, as in --learner.batch-size 64; --fields lists them all.',
     )
-    parser.add_argument('--config', required=True, help='a Python file with get_config(), as in configs/')
+    parser.add_argument('--config', required=True, help=CONFIG_HELP)
     parser.add_argument('--workdir', required=True, type=Path, help='holds all of the run')
     parser.add_argument('--runtime', default=None, help='launchpad, threads or lockstep')
     parser.add_argument('--fields', action='store_true', help='list the fields of the configuration and exit')
@@ -52,7 +57,7 @@ def train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
 
 
 class PodArguments(NamedTuple):
-    """What `launch/tpu_pod.py` was asked for; a host is given by all of coordinator, number and id, or by none."""
+    """The options of `impala pod`; a host is given by all of coordinator, number and id, or by none."""
 
     train: TrainArguments
     of_training: list[str]  # as they were given
@@ -73,7 +78,7 @@ def pod_arguments(argv: Sequence[str] | None = None) -> PodArguments:
     """
     parser = Parser(
         description='Trains an agent on all hosts of a pod, each of which runs this command; the same again resumes.',
-        epilog='All options of launch/local.py can be given too: --config, --workdir, --runtime and every field.',
+        epilog='All options of `impala train` can be given too: --config, --workdir, --runtime and every field.',
     )
     parser.add_argument('--coordinator', help='HOST:PORT of host 0, where no TPU tells it')
     parser.add_argument('--num-hosts', type=int, help='how many hosts there are, where no TPU tells it')
@@ -110,22 +115,33 @@ def pod_arguments(argv: Sequence[str] | None = None) -> PodArguments:
 
 
 def load_config_file(path: str) -> Config:
-    """The `Config` that a file's `get_config()` returns; raises as `load_file`."""
-    return load_file(path, 'get_config', Config)
+    """The `Config` that a file's `get_config()` returns.
 
-
-def load_file(path: str, function: str, cls: type[_T]) -> _T:
-    """What a Python file's `function()` returns, which must be a `cls`.
+    Args:
+      path: Path of the file, which ends in `.py`, or the bare name of one that comes with the package, as `catch`.
 
     Raises:
       ConfigError: there is no such file, it has no such function, or that returns something else.
     """
-    file = Path(path)
-    if not file.is_file():
-        known = sorted(str(other) for other in file.parent.glob('*.py')) or sorted(
-            map(str, Path('configs').glob('*.py'))
-        )
-        raise ConfigError(f'there is no configuration file {path}' + (f'; {closest(path, known)}' if known else ''))
+    return _load_file(path, 'get_config', Config, _CONFIGS)
+
+
+def load_grid_file(path: str) -> Grid:
+    """The `Grid` that a file's `get_grid()` returns.
+
+    Args:
+      path: as in `load_config_file`, of a file in `configs/ablations`.
+
+    Raises:
+      ConfigError: as in `load_config_file`.
+    """
+    from impala_jax.studies.ablation import Grid
+
+    return _load_file(path, 'get_grid', Grid, _CONFIGS / 'ablations')
+
+
+def _load_file(path: str, function: str, cls: type[_T], packaged: Path) -> _T:
+    file = _find(path, packaged)
     spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -140,6 +156,22 @@ def load_file(path: str, function: str, cls: type[_T]) -> _T:
     if not isinstance(value, cls):
         raise ConfigError(f'{path}: {function}() returned {type(value).__name__}, not an impala_jax {cls.__name__}')
     return value
+
+
+def _find(path: str, packaged: Path) -> Path:
+    file, names = Path(path), sorted(other.stem for other in packaged.glob('*.py'))
+    if file.name == path and not file.suffix:
+        if path not in names:
+            near = closest(path, names)
+            raise ConfigError(f'the package has no configuration {path!r}; {near} (the path of a file ends in .py)')
+        return packaged / f'{path}.py'
+    if file.suffix != '.py':
+        raise ConfigError(f'{path} is not a Python file, whose name ends in .py')
+    if not file.is_file():
+        known = sorted(str(other) for other in file.parent.glob('*.py'))
+        near = closest(path, known) if known else closest(file.stem, names)
+        raise ConfigError(f'there is no configuration file {path}; {near}')
+    return file
 
 
 def override(config: Config, arguments: Sequence[str]) -> Config:

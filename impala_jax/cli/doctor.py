@@ -1,37 +1,39 @@
-"""Shows what works on this machine, and the command that mends what does not: `python -m impala_jax.cli.doctor`.
+"""`impala doctor`: shows what works on this machine, and the command that repairs what does not.
 
 Every check runs in a process of its own and does the real thing, so that what crashes or hangs there is a line of the
-table here. The exit code is 0 when the core works, whatever optional parts are missing.
+table here. The exit code is 0 when the core works, whatever optional parts are missing. This module imports nothing but
+rich, for any other package may be what is broken.
 """
 
 from __future__ import annotations
 
+import argparse
+import concurrent.futures
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
 from impala_jax.system import stopping
-
-if __name__ == '__main__':
-    stopping.begin()
-
-import concurrent.futures  # noqa: E402
-import os  # noqa: E402
-import signal  # noqa: E402
-import subprocess  # noqa: E402
-import sys  # noqa: E402
-import time  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import NamedTuple, NoReturn  # noqa: E402
-
-from rich.console import Console  # noqa: E402
-from rich.markup import escape  # noqa: E402
-from rich.table import Table  # noqa: E402
-
-from impala_jax.system.machine import PARENT, START, kill_marked, own_folder  # noqa: E402
+from impala_jax.system.machine import PARENT, START, kill_marked, own_folder
 
 _TIMEOUT_S = 30.0
 _CHECKOUT = Path(__file__).resolve().parent.parent.parent
 _PINS = _CHECKOUT / 'requirements' / f'py{sys.version_info.major}{sys.version_info.minor}.txt'
 _PIP = f'{sys.executable} -m pip install'
 _PIP_PINNED = f'{_PIP} -c {_PINS}' if _PINS.exists() else _PIP
-_ANEW = f'make -C {_CHECKOUT} clean-venv install'
+if (_CHECKOUT / 'Makefile').exists():
+    _ANEW = _LAUNCHPAD = f'make -C {_CHECKOUT} clean-venv install'
+else:
+    _ANEW = f'install impala_jax again, as it was installed before, with {_PIP} --force-reinstall'
+    _LAUNCHPAD = f"{_PIP} 'impala_jax[launchpad]'  (Python 3.10)"
 
 
 class Check(NamedTuple):
@@ -126,7 +128,7 @@ reverb.Client(f'localhost:{server.port}').server_info(timeout=10)
 server.stop()
 print('Launchpad', version('dm-launchpad') + '; a Reverb', version('dm-reverb'), 'server answers')
 """,
-        _ANEW,
+        _LAUNCHPAD,
     ),
     Check('runtime threads', "import impala_jax.runtimes.threads; print('imports')", _ANEW, required=True),
     Check('runtime lockstep', "import impala_jax.runtimes.lockstep; print('imports')", _ANEW, required=True),
@@ -273,22 +275,14 @@ def report(results: list[Result], console: Console) -> bool:
     return works
 
 
-def main() -> int:
-    return 0 if report(diagnose(), Console()) else 1
-
-
-def run() -> NoReturn:
-    """The program."""
+def main() -> NoReturn:
+    argparse.ArgumentParser(description='Shows what works on this machine, and how to repair the rest.').parse_args()
     stopping.interruptible()
     try:
-        status, line = main(), ''
+        status, line = (0 if report(diagnose(), Console()) else 1), ''
     except BaseException as error:
         stopped = stopping.cause(error)
         if stopped is None:
             raise
         status, line = 128 + stopped.signal_number, str(stopped)
     stopping.end(status, line)
-
-
-if __name__ == '__main__':
-    run()

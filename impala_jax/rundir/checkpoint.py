@@ -23,7 +23,7 @@ import numpy as np
 from impala_jax import config as config_lib
 from impala_jax.config import Config, ConfigError
 from impala_jax.rundir import checkpoint_format, state_arrays
-from impala_jax.rundir.checkpoint_format import Damaged, first_line
+from impala_jax.rundir.checkpoint_format import CheckpointError, CheckpointMismatch, Damaged, first_line
 from impala_jax.system import stopping
 from impala_jax.types import PyTree
 
@@ -31,14 +31,6 @@ DIRECTORY = 'checkpoints'  # in the workdir
 _TEMPORARY = '.temporary-'
 _logger = logging.getLogger(__name__)
 _T = TypeVar('_T')
-
-
-class CheckpointError(Exception):
-    """A checkpoint that could not be written or read: one line with the path, the cause and the remedy."""
-
-
-class CheckpointMismatch(CheckpointError, ConfigError):
-    """A good checkpoint, but of another configuration."""
 
 
 class Checkpoint(NamedTuple):

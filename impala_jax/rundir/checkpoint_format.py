@@ -14,11 +14,20 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from impala_jax.config import ConfigError
 from impala_jax.rundir import orbax_arrays
+from impala_jax.rundir.format import FORMAT, problem
 
 _ARRAYS = 'arrays'
 _MANIFEST = 'checkpoint.json'
-_FORMAT = 1
+
+
+class CheckpointError(Exception):
+    """A checkpoint that could not be written or read: one line with the path, the cause and the remedy."""
+
+
+class CheckpointMismatch(CheckpointError, ConfigError):
+    """A good checkpoint, but of another configuration."""
 
 
 class Damaged(Exception):
@@ -31,7 +40,7 @@ def write(folder: Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -
     # Orbax refuses arrays without elements; their shape and dtype in the manifest say everything.
     orbax_arrays.save(folder / _ARRAYS, {name: array for name, array in arrays.items() if array.size})
     manifest = {
-        'format': _FORMAT,
+        'format': FORMAT,
         **header,
         'leaves': {name: [array.dtype.name, list(array.shape)] for name, array in arrays.items()},
         'files': {
@@ -70,6 +79,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
     Raises:
       Damaged: with the cause.
+      CheckpointMismatch: it has a newer format.
     """
     try:
         manifest = json.loads((path / _MANIFEST).read_bytes())
@@ -80,8 +90,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise Damaged(f'{_MANIFEST} is no manifest') from error
     if digest != _digest(manifest):
         raise Damaged(f'{_MANIFEST} has another checksum')
-    if manifest['format'] != _FORMAT:
-        raise Damaged(f'format {manifest["format"]}, but this version reads {_FORMAT}')
+    unreadable = problem(manifest['format'])  # Not damaged, and so neither passed over nor removed.
+    if unreadable:
+        raise CheckpointMismatch(f'checkpoint {path} {unreadable}, or another --workdir')
     return manifest
 
 

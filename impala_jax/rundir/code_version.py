@@ -15,13 +15,15 @@ with different processors work together."""
 
 @functools.cache
 def code_version() -> str:
-    """The version and a hash of the package's source and data files, as in `0.1.0+3f2a9c1b5d7e`.
+    """The version and a hash of the package's source and data files, as in `0.2.0+3f2a9c1b5d7e`.
 
     `kernels.cc` stands for the compiled kernels: those of another source are not loaded.
     """
     package = Path(impala_jax.__file__).parent
     digest = hashlib.sha256()
-    paths = (path for path in package.rglob('*') if path.suffix in SUFFIXES)
+    # Installed packages have configurations inside, checkouts do not; the one of a run is compared by itself.
+    configs = package / 'configs'
+    paths = (path for path in package.rglob('*') if path.suffix in SUFFIXES and configs not in path.parents)
     for path in sorted(paths, key=lambda path: path.relative_to(package).as_posix()):
         content = path.read_bytes()
         digest.update(f'{path.relative_to(package).as_posix()} {len(content)}\n'.encode() + content)

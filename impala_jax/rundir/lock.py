@@ -71,7 +71,7 @@ def only_process(folder: Path, option: str = '--workdir') -> Iterator[None]:
     with os.fdopen(descriptor, 'r+b', buffering=0) as file:
         _require_free(path, has_flock)
         now = datetime.datetime.now().astimezone().isoformat(' ', 'seconds')
-        holder = _Holder(socket.gethostname(), os.getpid(), now, shlex.join(sys.argv)[:200])
+        holder = _Holder(socket.gethostname(), os.getpid(), now, f'{sys.argv[0]} {shlex.join(sys.argv[1:])}'[:200])
         file.truncate()
         file.write(json.dumps(holder._asdict()).encode())
         released = threading.Event()

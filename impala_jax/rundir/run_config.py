@@ -10,6 +10,7 @@ from pathlib import Path
 
 from impala_jax.config import Config, ConfigError, to_dict
 from impala_jax.rundir.files import RUN_CONFIG, write_atomically
+from impala_jax.rundir.format import FORMAT
 
 _VERSIONS_OF = (
     'jax jaxlib flax optax rlax chex numpy orbax-checkpoint dm-env ale-py gymnasium dm-launchpad dm-reverb '
@@ -27,7 +28,7 @@ def write_run_config(workdir: Path, config: Config) -> None:
     for name in _VERSIONS_OF:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    content = json.dumps({'config': to_dict(config), 'versions': versions}, indent=2) + '\n'
+    content = json.dumps({'format': FORMAT, 'config': to_dict(config), 'versions': versions}, indent=2) + '\n'
     try:
         Path(workdir).mkdir(parents=True, exist_ok=True)
         write_atomically(Path(workdir) / RUN_CONFIG, content)

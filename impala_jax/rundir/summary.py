@@ -12,6 +12,7 @@ from impala_jax.rundir.files import EVALUATIONS, METRICS
 from impala_jax.rundir.progress import format_duration
 from impala_jax.rundir.rows import read_rows
 from impala_jax.rundir.stats import RECENT_EPISODES
+from impala_jax.system import program
 
 
 def summary(workdir: Path) -> str:
@@ -42,7 +43,7 @@ def summary(workdir: Path) -> str:
             f'(at {last["frames"]:,} frames)'
         )
     lines.append(f'Files       {workdir}')
-    lines.append(f'Evaluate    python launch/evaluate.py --workdir {shlex.quote(str(workdir))} --episodes 100')
+    lines.append(f'Evaluate    {program.command("evaluate")} --workdir {shlex.quote(str(workdir))} --episodes 100')
     return '\n'.join(lines)
 
 

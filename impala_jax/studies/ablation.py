@@ -217,6 +217,7 @@ class CellFailed(RuntimeError):
 
 def _start_worker(stop: Any, folder: Path, runtime: str) -> None:
     """Prepares a worker process, before it imports JAX: in lockstep one thread, and an end when the sweep ends."""
+    stopping.begin()  # Under `python -m impala_jax` no script has done so.
     if runtime == 'lockstep':
         os.environ |= {
             'JAX_PLATFORMS': 'cpu',

@@ -33,6 +33,7 @@ from impala_jax.rundir import checkpoint
 from impala_jax.rundir.checkpoint import CheckpointError
 from impala_jax.rundir.files import EVALUATIONS, METRICS, SCHEDULE, write_atomically
 from impala_jax.rundir.rows import append_row, drop_rows, read_rows
+from impala_jax.system import program
 from impala_jax.training.hooks import Checkpoints, Metrics
 from impala_jax.training.hosts import Updated
 from impala_jax.training.loop import Hook, TrainingLoop
@@ -142,7 +143,7 @@ def summary(population: Path) -> str:
         returned = 'no episode has ended' if score == -math.inf else f'return {score:.2f}'
         lines.append((score, f'{workdir.name}  {returned}  {text}', workdir))
     lines.sort(key=lambda line: -line[0])
-    evaluate = [f'Evaluate   python launch/evaluate.py --workdir {shlex.quote(str(line[2]))}' for line in lines[:1]]
+    evaluate = [f'Evaluate   {program.command("evaluate")} --workdir {shlex.quote(str(line[2]))}' for line in lines[:1]]
     return '\n'.join([line[1] for line in lines] + evaluate)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from impala_jax.config import ConfigError
 from impala_jax.rundir.files import EVALUATIONS, METRICS, RUN_CONFIG, SCHEDULE
+from impala_jax.rundir.format import problem
 from impala_jax.rundir.rows import read_rows
 from impala_jax.studies.plotting.figures import add_hue_legend, add_legend, finish_axes, hue_styles, new_figure, palette
 from impala_jax.studies.plotting.labels import escape, frames_scale, label_of, panel_title, value_text
@@ -35,7 +36,11 @@ def learning_curve(workdirs: Sequence[Path | str]) -> Figure:
     for path, name in zip(paths, names, strict=True):
         rows = [row for row in read_rows(path / METRICS) if 'episode_return_last_100' in row]
         try:
-            task = json.loads((path / RUN_CONFIG).read_text(encoding='utf-8'))['config']['environment']['name']
+            content = json.loads((path / RUN_CONFIG).read_text(encoding='utf-8'))
+            unreadable = problem(content.get('format', 1))
+            if unreadable:
+                raise ConfigError(f'{path / RUN_CONFIG} {unreadable}')
+            task = content['config']['environment']['name']
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(f'{path} has no readable {RUN_CONFIG}; give the --workdir of a run') from error
         if not rows:

@@ -1,0 +1,43 @@
+"""`impala ablate`: runs a grid of experiments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NoReturn
+
+from impala_jax.cli import command_line
+from impala_jax.system.machine import num_cores
+
+
+def ablate() -> None:
+    parser = command_line.Parser(
+        description='Runs all cells of a grid, each on one core; the same command again goes on where it was.',
+        epilog='Every field of the configuration that is no axis can be set for all cells, as in --total-frames 20000.',
+    )
+    parser.add_argument(
+        '--grid',
+        required=True,
+        help='a Python file with get_grid(), or the name of one that comes with the package, such as table2',
+    )
+    parser.add_argument('--output', required=True, type=Path, help='holds all of the sweep')
+    parser.add_argument('--processes', type=int, default=num_cores(), help='cells that run at once')
+    parser.add_argument('--outside-theory', action='store_true', help='also run the cells with c_bar > rho_bar')
+    parser.add_argument('--list', action='store_true', help='list the cells and exit')
+    arguments, overrides = parser.parse_known_args()
+    if arguments.processes < 1:
+        parser.error(f'--processes must be positive, got {arguments.processes}')
+    grid = command_line.load_grid_file(arguments.grid)
+    grid = grid.override(lambda config: command_line.override(config, overrides))
+    cells = grid.cells(arguments.outside_theory)
+    if arguments.list:
+        for cell in cells:
+            print(cell.id, *(f'{name}={value}' for name, value in cell.values.items()))
+        return
+    left_out = 0 if arguments.outside_theory else grid.num_outside_theory()
+    if left_out:
+        print(f'{left_out} cells with c_bar > rho_bar, outside the theory, are left out: --outside-theory runs them')
+    command_line.run_sweep(cells, arguments.output, arguments.processes)
+
+
+def main() -> NoReturn:
+    command_line.sweep_main(ablate)

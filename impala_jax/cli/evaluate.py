@@ -1,0 +1,96 @@
+"""`impala evaluate`: plays whole games with a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from impala_jax.cli import command_line
+from impala_jax.config import ConfigError
+from impala_jax.environments import suites
+from impala_jax.evaluation.run_evaluation import play
+from impala_jax.evaluation.scores import estimate_text, table
+from impala_jax.evaluation.video import check_video
+from impala_jax.rundir import checkpoint
+from impala_jax.studies import plotting
+
+
+def evaluate() -> None:
+    parser = command_line.Parser(description='Plays whole games with the newest checkpoint of a run.')
+    parser.add_argument('--workdir', required=True, type=Path, help='of the run')
+    parser.add_argument('--suite', help='play each task of atari57, dmlab30 or minisuite (default: what it trained on)')
+    parser.add_argument('--episodes', type=int, default=100, help='games to play of each task (default: %(default)s)')
+    parser.add_argument('--num-envs', type=int, default=16, help='games played together (default: %(default)s)')
+    parser.add_argument('--greedy', action='store_true', help='play the most likely action instead of sampling')
+    parser.add_argument('--seed', type=int, default=1_000_003, help='of games and actions (default: %(default)s)')
+    parser.add_argument(
+        '--json',
+        type=Path,
+        help='write the scores to this file; of a suite, each task goes to FILE.partial.jsonl when it has been played, '
+        'and the same command goes on there after an error or a stop',
+    )
+    parser.add_argument('--plot', type=Path, help="draw a suite's scores into this png or svg file")
+    parser.add_argument('--video', type=Path, help='write one game to this mp4 or gif file')
+    parser.add_argument('--max-episode-steps', type=int, help='truncate games there (default: as the run)')
+    parser.add_argument('--timeout-s', type=float, help='longest wait for an environment (default: as the run)')
+    arguments = parser.parse_args()
+    for name in ('episodes', 'num_envs', 'max_episode_steps', 'timeout_s'):
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f'--{name.replace("_", "-")} must be positive, got {value}')
+    if arguments.video is not None:
+        check_video(arguments.video)
+    if arguments.plot is not None:
+        plotting.check_output(arguments.plot, '--plot')
+        played = arguments.suite or checkpoint.load_config(arguments.workdir).environment.name
+        if played not in suites.SUITES:
+            raise ConfigError(f'--plot draws the scores of a suite, and {played!r} is none; add --suite')
+    if arguments.json is not None:
+        if not arguments.json.absolute().parent.is_dir():
+            raise ConfigError(f'--json {arguments.json}: there is no directory {arguments.json.absolute().parent}')
+        if arguments.json.is_dir():
+            raise ConfigError(f'--json {arguments.json}: there is a directory of this name; give a file')
+
+    partial = None if arguments.json is None else arguments.json.with_name(f'{arguments.json.name}.partial.jsonl')
+    scores, recording = play(
+        arguments.workdir,
+        suite=arguments.suite,
+        episodes=arguments.episodes,
+        num_envs=arguments.num_envs,
+        greedy=arguments.greedy,
+        seed=arguments.seed,
+        record=arguments.video is not None,
+        max_episode_steps=arguments.max_episode_steps,
+        timeout_s=arguments.timeout_s,
+        partial=partial,
+        report=lambda line: print(line, flush=True),
+    )
+    if 'tasks' in scores:
+        Console().print(table(scores))
+    else:
+        print(f'{scores["environment"]}: {scores["episodes"]} games at {scores["frames"]:,} frames')
+        print('mean {mean_return:.2f}  standard error {stderr:.2f}  median {median_return:.2f}'.format(**scores))
+        print(f'lowest {scores["min_return"]:.2f}  highest {scores["max_return"]:.2f}')
+        if scores['human_normalised'] is not None:
+            text = estimate_text(scores['human_normalised'], scores['human_normalised_interval'])
+            print(f'human-normalised {text} %')
+    if arguments.json is not None:
+        try:
+            arguments.json.write_text(json.dumps(scores, indent=2) + '\n')
+        except OSError as error:
+            raise ConfigError(f'--json {arguments.json}: cannot be written: {error.strerror}') from error
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+    if arguments.plot is not None:
+        plotting.save(plotting.suite(scores), arguments.plot)
+        print(f'figure: {arguments.plot}')
+    if arguments.video is not None and recording is not None:
+        recording.write(arguments.video)  # Last: scores are written whether or not this works.
+        print(f'video of one game: {arguments.video}')
+
+
+def main() -> NoReturn:
+    command_line.main(evaluate)

@@ -1,0 +1,82 @@
+"""The command `impala`: one program with a command for each script of `launch/`.
+
+Nothing that takes time is imported before a command is known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import impala_jax
+from impala_jax.system import program
+
+
+class Command(NamedTuple):
+    """A module of this package whose `main()` runs a command."""
+
+    help: str
+    quiet: bool = True  # Silences other libraries; not where what runs first needs none of them.
+    environment: tuple[tuple[str, str], ...] = ()  # Variables and their values where they are not set.
+
+
+COMMANDS = {
+    'train': Command('train an agent on this machine, or resume a run'),
+    'evaluate': Command('play whole games with the newest checkpoint of a run'),
+    'plot': Command('draw figures, or print tables, of runs and sweeps'),
+    'pbt': Command('train a population of agents that copy and mutate hyperparameters'),
+    'ablate': Command('run a grid of experiments'),
+    'experts': Command('train one expert per task of a suite, and one agent for all tasks'),
+    'pod': Command('train on all hosts of a TPU pod or cluster', quiet=False),
+    # Actors act on the CPU; an accelerator there may be somebody else's.
+    'actors': Command('act for a learner on another machine', environment=(('JAX_PLATFORMS', 'cpu'),)),
+    'doctor': Command('show what works on this machine, and how to repair the rest', quiet=False),
+}
+
+
+def start(name: str) -> None:
+    """Runs a command on the options in `sys.argv`, and ends the program. `stopping.begin` was called before."""
+    command = COMMANDS[name]
+    for variable, value in command.environment:
+        os.environ.setdefault(variable, value)
+    if command.quiet:
+        from impala_jax.system.quiet import quiet_libraries
+
+        quiet_libraries()  # Before they are imported.
+    importlib.import_module(f'impala_jax.cli.{name}').main()
+
+
+def main() -> None:
+    """`impala COMMAND ...`: runs the command, with its name in `sys.argv[0]` as the programs of `launch/` have it."""
+    name = program.MODULE if Path(sys.argv[0]).name == '__main__.py' else 'impala'
+    width = max(map(len, COMMANDS))
+    parser = argparse.ArgumentParser(
+        prog=name,
+        usage='%(prog)s [--help] [--version] COMMAND ...',
+        description='IMPALA (Espeholt et al., 2018) in JAX.',
+        epilog='\n'.join(
+            ['commands:']
+            + [f'  {other:{width}}  {command.help}' for other, command in COMMANDS.items()]
+            + ['', f'{name} COMMAND --help lists the options of a command.']
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--version', action='version', version=f'impala_jax {impala_jax.__version__}')
+    parser.add_argument('command', metavar='COMMAND', nargs='?', help=argparse.SUPPRESS)
+    arguments, _ = parser.parse_known_args(sys.argv[1:2])
+    if arguments.command not in COMMANDS:
+        parser.exit(2, f'error: {_problem(sys.argv[1:2])} ({name} --help lists the commands)\n')
+    sys.argv[:2] = [f'{name} {arguments.command}']
+    start(arguments.command)
+
+
+def _problem(given: list[str]) -> str:
+    if not given:
+        return 'a command is missing'
+    from impala_jax.config import closest
+
+    return f'unknown command {given[0]!r}; {closest(given[0], COMMANDS)}'
