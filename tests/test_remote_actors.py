@@ -165,7 +165,7 @@ def test_a_writer_of_an_earlier_start_is_refused():
 # A learner that takes no trajectories, so that the queue fills up.
 STUCK_LEARNER = """
 import jax, rlax, reverb, time, test_remote_actors as t
-from impala_jax.agent import Agent
+from impala_jax.build import make_agent
 from impala_jax.runtimes.reverb_actors import items_key
 from impala_jax.runtimes.reverb_transport import ReverbParameterStore
 with t.server() as address:

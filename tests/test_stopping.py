@@ -113,7 +113,7 @@ sys.path.insert(0, {str(programs.ROOT / 'configs')!r})
 import catch
 from impala_jax import environments
 from impala_jax.build import make_agent
-from impala_jax.agent import Agent
+from impala_jax.build import make_agent
 from impala_jax.runtimes import launchpad
 
 make_server = reverb.Server
