@@ -6,7 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from impala_jax import vtrace
+    from impala_jax import environments, networks, vtrace
+    from impala_jax.actor import Actor
+    from impala_jax.agent import Agent
     from impala_jax.config import (
         ActorConfig,
         CheckpointConfig,
@@ -25,47 +27,88 @@ if TYPE_CHECKING:
         VTraceConfig,
     )
     from impala_jax.evaluation.run_evaluation import evaluate
+    from impala_jax.learner import Learner
+    from impala_jax.loss import ImpalaLoss, LossDetails
+    from impala_jax.networks import NetworkOutput
+    from impala_jax.optimizer import Hyperparameters
     from impala_jax.runtimes.run import Interrupted, RunResult, run
     from impala_jax.studies import plotting, tabular
+    from impala_jax.types import EnvironmentSpec, Experience, TimeStep, Trajectory
 
 __version__ = '0.2.0'
 
 __all__ = [
+    'Actor',
     'ActorConfig',
+    'Agent',
     'CheckpointConfig',
     'Config',
     'ConfigError',
     'EnvironmentConfig',
+    'EnvironmentSpec',
     'EvaluatorConfig',
+    'Experience',
+    'Hyperparameters',
+    'ImpalaLoss',
     'Interrupted',
+    'Learner',
     'LearnerConfig',
     'LoggingConfig',
     'LossConfig',
+    'LossDetails',
     'NetworkConfig',
+    'NetworkOutput',
     'OptimizerConfig',
     'PBTConfig',
     'PopArtConfig',
     'ReplayConfig',
     'RunResult',
+    'TimeStep',
+    'Trajectory',
     'VTraceConfig',
+    'environments',
     'evaluate',
+    'networks',
     'plotting',
     'run',
     'tabular',
     'vtrace',
 ]
 
+# Where each public name is defined.
+_OWNERS = {
+    'impala_jax.actor': 'Actor',
+    'impala_jax.agent': 'Agent',
+    'impala_jax.config': (
+        'ActorConfig CheckpointConfig Config ConfigError EnvironmentConfig EvaluatorConfig LearnerConfig LoggingConfig '
+        'LossConfig NetworkConfig OptimizerConfig PBTConfig PopArtConfig ReplayConfig VTraceConfig'
+    ),
+    'impala_jax.evaluation.run_evaluation': 'evaluate',
+    'impala_jax.learner': 'Learner',
+    'impala_jax.loss': 'ImpalaLoss LossDetails',
+    'impala_jax.networks': 'NetworkOutput',
+    'impala_jax.optimizer': 'Hyperparameters',
+    'impala_jax.runtimes.run': 'Interrupted RunResult run',
+    'impala_jax.types': 'EnvironmentSpec Experience TimeStep Trajectory',
+}
+_MODULES = {
+    'environments': 'impala_jax.environments',
+    'networks': 'impala_jax.networks',
+    'plotting': 'impala_jax.studies.plotting',
+    'tabular': 'impala_jax.studies.tabular',
+    'vtrace': 'impala_jax.vtrace',
+}
+_OWNER = {name: owner for owner, names in _OWNERS.items() for name in names.split()}
+
 
 def __getattr__(name: str) -> Any:
     # On first use: the processes of environments import this package too, and need no JAX.
-    if name not in __all__:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    modules = {
-        **{module: f'impala_jax.studies.{module}' for module in ('plotting', 'tabular')},
-        'vtrace': 'impala_jax.vtrace',
-    }
-    if name in modules:
-        return importlib.import_module(modules[name])
-    owners = {name: 'impala_jax.runtimes.run' for name in ('Interrupted', 'RunResult', 'run')}
-    owners['evaluate'] = 'impala_jax.evaluation.run_evaluation'
-    return getattr(importlib.import_module(owners.get(name, 'impala_jax.config')), name)
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
+    if name in _OWNER:
+        return getattr(importlib.import_module(_OWNER[name]), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -37,10 +37,11 @@ LAYERS = {
     'popart': {'types', 'config'},
     'loss': {'types', 'config', 'networks', 'agent', 'vtrace'},
     'inference': {'types', 'config', 'networks', 'agent'},
+    'optimizer': {'types', 'config'},
     'learner': {
         'types',
         'config',
-        'data',
+        'optimizer',
         'networks',
         'agent',
         'vtrace',
@@ -130,6 +131,13 @@ def test_actor_and_learner_do_not_know_each_other():
     graph = _graph()
     assert 'impala_jax.learner' not in _reachable(graph, 'impala_jax.actor')
     assert 'impala_jax.actor' not in _reachable(graph, 'impala_jax.learner')
+
+
+@pytest.mark.parametrize('part', 'types networks agent vtrace loss popart optimizer frame_stacks learner'.split())
+def test_what_is_pure_knows_nothing_of_files_configurations_of_runs_or_runtimes(part):
+    """Neither checkpoints, metrics, populations, nor what makes the parts of a run."""
+    reached = {_part(module) for module in _reachable(_graph(), f'impala_jax.{part}')}
+    assert not reached & {'rundir', 'training', 'build', 'runtimes', 'studies', 'evaluation', 'cli', 'environments'}
 
 
 @pytest.mark.parametrize('module', ['impala_jax.actor', 'impala_jax.learner'])

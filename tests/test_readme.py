@@ -51,7 +51,7 @@ def test_nothing_in_the_readme_is_left_out():
         and len(PBT) == 1
         and len(EXPERTS) == 1
         and len(FILES) == 2
-        and len(EXAMPLES) == 1
+        and len(EXAMPLES) == 2
     )
 
 
@@ -180,6 +180,7 @@ def test_experts_commands(tmp_path):
     figure(next(line for line in PLOT if 'plot.py experts' in line), tmp_path)
 
 
-def test_python_example(tmp_path):
-    block = EXAMPLES[0].replace('runs/', f'{tmp_path}/runs/')
+@pytest.mark.parametrize('block', EXAMPLES, ids=['run', 'by hand'])
+def test_example_in_python(block, tmp_path):
+    block = block.replace('runs/', f'{tmp_path}/runs/')
     assert -1.0 <= float(run(['-c', block], tmp_path).splitlines()[-1]) <= 1.0

@@ -58,7 +58,7 @@ def act() -> None:
             stop,
             secret=secret,
             adapt=lambda config: command_line.override(config, overrides),
-            imports=(own.environment.name, own.network.torso),
+            imports=reverb_actors.code_of(own).values(),
             wait_s=arguments.wait_s,
         )
     if signals.received is not None:

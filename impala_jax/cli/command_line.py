@@ -174,12 +174,18 @@ def _find(path: str, packaged: Path) -> Path:
     return file
 
 
+# Code of the user's own by its name, `module:name`.
+_SHORT = {'--network': '--network.module', '--loss': '--loss.function', '--optimizer': '--optimizer.name'}
+
+
 def override(config: Config, arguments: Sequence[str]) -> Config:
-    """`config` with fields set as in `--learner.batch-size 64`.
+    """`config` with fields set as in `--learner.batch-size 64`, or `--network module:Class`.
 
     Raises:
       ConfigError: a field that does not exist, or a value that cannot work.
     """
+    names = [argument.partition('=') for argument in arguments]
+    arguments = [_SHORT.get(name, name) + equals + value for name, equals, value in names]
     known = _option_names(to_dict(config))
     for argument in arguments:
         name = argument.split('=')[0].replace('_', '-')

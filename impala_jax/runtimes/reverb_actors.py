@@ -27,7 +27,7 @@ from impala_jax import environments
 from impala_jax.actor import run_actor
 from impala_jax.agent import Agent
 from impala_jax.build import make_agent
-from impala_jax.config import Config, ConfigError, differences, from_dict, to_dict
+from impala_jax.config import Config, ConfigError, differences, from_dict, to_dict, to_flat_dict
 from impala_jax.environments import suites
 from impala_jax.rundir.code_version import code_version
 from impala_jax.runtimes import nodes, seals
@@ -153,18 +153,22 @@ def run(
         del session, joined
 
 
+def code_of(config: Config) -> dict[str, str]:
+    """The user's own code, `module:name`, that actors of this configuration import, by the fields that name it."""
+    values = to_flat_dict(config)
+    fields = ('environment.name', 'network.torso', 'network.core', 'network.module')
+    return {field: values[field] for field in fields if ':' in (values[field] or '')}
+
+
 def _join(
     session: Session, address: str, num_actors: int, adapt: Callable[[Config], Config], imports: Collection[str]
 ) -> _Joined:
     """Raises: ConfigError: these actors do not fit the learner."""
-    for option, name in (
-        ('--environment.name', session.config.environment.name),
-        ('--network.torso', session.config.network.torso),
-    ):
-        if ':' in name and name not in imports:
+    for option, name in code_of(session.config).items():
+        if name not in imports:
             raise ConfigError(
                 f'the learner at {address} uses code that is not of impala_jax, {name!r}, and nobody here has said '
-                f'that it may be imported; add {option} {name} if you trust it'
+                f'that it may be imported; add --{option} {name} if you trust it'
             )
     config = adapt(session.config)
     changed = differences(session.config, config, 'at the learner')
