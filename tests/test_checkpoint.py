@@ -224,7 +224,7 @@ def test_a_field_of_another_version_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize('number', [3, '2'])
 def test_a_newer_format_is_refused_and_not_taken_for_damage(tmp_path, monkeypatch, number):
     make(tmp_path).save(1, make_state(), {})
-    monkeypatch.setattr(checkpoint, 'FORMAT', number)
+    monkeypatch.setattr(checkpoint_format, 'FORMAT', number)
     make(tmp_path).save(2, make_state(), {})
     for read in (
         lambda: make(tmp_path).restore_latest(make_state()),
@@ -237,7 +237,7 @@ def test_a_newer_format_is_refused_and_not_taken_for_damage(tmp_path, monkeypatc
 
 
 def test_the_first_format_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, 'FORMAT', 1)
+    monkeypatch.setattr(checkpoint_format, 'FORMAT', 1)
     make(tmp_path).save(1, make_state(), {})
     monkeypatch.undo()
     assert restored(make(tmp_path)).step == 1

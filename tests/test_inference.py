@@ -12,6 +12,7 @@ from test_runs import SMALL, rows_of, train
 from test_solves import one_device
 
 import impala_jax
+from impala_jax import networks
 from impala_jax.agent import Agent, dummy_timestep
 from impala_jax.build import make_agent
 from impala_jax.config import ActorConfig, Config, ConfigError, LearnerConfig, NetworkConfig
@@ -129,7 +130,7 @@ def test_only_a_few_sizes_are_compiled(serve):
             return super().step(params, key, timestep, state, **kwargs)
 
     config = NetworkConfig(torso='mlp', core='lstm', lstm_size=5, mlp_sizes=(8,))
-    server = serve(wait_ms=1.0, num_actors=5, agent=Traced(config, SPEC))
+    server = serve(wait_ms=1.0, num_actors=5, agent=Traced(networks.build(config, SPEC), SPEC))
     for number in (1, 2, 3, 4, 5, 5, 4, 3, 2, 1):
         assert_right(ask(server, range(number)), params_of(0))
     assert traced == [2, 4, 8, 16]

@@ -256,9 +256,11 @@ def test_actors_and_learner_outlive_each_other(tmp_path):
     port = free_port()
     address, workdir = f'localhost:{port}', tmp_path / 'learner'
     doomed, other = (start_actors(tmp_path / name, address, secret_of=workdir) for name in ('doomed', 'other'))
+    for actors in (doomed, other):
+        assert 'next try in' in actors.stdout.readline()
     learner = start_learner(workdir, port, *ENDLESS)
     for actors in (doomed, other):
-        assert 'next try in' in wait_until_joined(actors)  # It was there before the learner.
+        wait_until_joined(actors)
     wait_for_steps(workdir, learner)
     with pytest.raises(DeadlineExceededError):  # Reverb's own client does not know the secret.
         reverb.Client(address).server_info(timeout=2)
@@ -532,6 +534,6 @@ def test_actors_try_again_where_a_handshake_was_cut_or_a_learner_was_replaced_by
         thread.join(10)
         assert isinstance(errors[0], ConnectionError)
     echo = Echo()
-    with pytest.raises(reverb_actors._NotThere, match='it is not the gate of a learner'):
-        reverb_actors._ask(echo.address, lambda: SECRET, joined_before=True)
+    with pytest.raises(NodeFailure, match='for 2 s: it is not the gate of a learner'):
+        reverb_actors._find(echo.address, lambda: SECRET, threading.Event(), 2.0, joined_before=True)
     echo.listener.close()

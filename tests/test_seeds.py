@@ -5,10 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
+from impala_jax import seeds
 from impala_jax.config import Config
 from impala_jax.runtimes.nodes import node_seed
 from impala_jax.seeds import derived_seed
-from impala_jax.studies import pbt, seeds
+from impala_jax.studies import pbt
 
 
 def test_no_two_paths_share_a_seed():

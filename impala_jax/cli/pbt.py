@@ -13,7 +13,6 @@ from typing import NoReturn
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from impala_jax import pbt
 from impala_jax.cli import command_line
 from impala_jax.config import Config
 from impala_jax.rundir.files import METRICS
@@ -21,6 +20,7 @@ from impala_jax.rundir.rows import read_rows
 from impala_jax.rundir.summary import print_summary
 from impala_jax.runtimes.run import Interrupted, default_runtime, run
 from impala_jax.runtimes.supervisor import end_with
+from impala_jax.studies import pbt
 from impala_jax.system import program, stopping
 
 _STOP_TIMEOUT_S = 60.0  # How long members may take to write a checkpoint after a signal.
