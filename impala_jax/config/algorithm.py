@@ -227,7 +227,7 @@ class PBTConfig:
     """
 
     member: int | None = None
-    """Which member of the population in the workdir's parent this run is; `launch/pbt.py` sets it. None: of none."""
+    """Index of this run within the population in the workdir's parent; `launch/pbt.py` sets it. None outside one."""
     learning_rate: tuple[float, float] = (5e-6, 5e-3)
     """The first one is drawn log-uniformly between these."""
     entropy_cost: tuple[float, float] = (5e-5, 1e-2)

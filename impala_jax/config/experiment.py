@@ -44,8 +44,8 @@ class Config:
     launch_type: Literal['local_mt', 'local_mp'] = 'local_mt'
     """Runtime `launchpad`: nodes are threads of one process, or processes."""
     serve_actors: int | None = None
-    """Runtime `launchpad`: the port at which actors of other machines join (`launch/actors.py`); anybody who reaches it
-    is let in. None: a free port, and no others join."""
+    """Runtime `launchpad`: port at which actors of other machines join (`launch/actors.py`) that know the run's secret.
+    None: no others join."""
     timeout_s: float = 300.0
     """No wait of one part for another lasts longer than this; covers compilation and the slowest reset, s."""
 

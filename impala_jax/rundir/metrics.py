@@ -101,7 +101,7 @@ class MetricsLogger:
     def _open_view(self) -> None:
         if not self._view_open:
             self._view_open = True
-            atexit.register(self.close)  # for whoever forgets: a terminal without its cursor is a nuisance
+            atexit.register(self.close)  # if the caller forgets: a terminal without its cursor is a nuisance
             self._view.open(self._last_frames, self._total_frames)
 
 

@@ -23,7 +23,7 @@ class Histogram(NamedTuple):
 
 
 class LearnerStats:
-    """Counts what batches tell beside the loss; `row` gives it and begins anew.
+    """Counts what batches tell beside the loss; `row` returns it and starts over.
 
     Args:
       tasks: the names of a suite's tasks, which are counted apart as well; () for a single environment.

@@ -83,7 +83,7 @@ def value(mdp: MDP, policy: ArrayLike) -> Array:
     """V of a policy [S, A], [S] float64: solves V = r + gamma P V.
 
     Raises:
-      ValueError: the policy is none of this MDP.
+      ValueError: the policy does not belong to this MDP.
     """
     policy = as_policies(mdp.rewards.shape, policy=policy)[0]
     return np.linalg.solve(
@@ -95,7 +95,7 @@ def stationary_distribution(mdp: MDP, policy: ArrayLike) -> Array:
     """How often a policy [S, A] visits each state in the long run, [S] float64.
 
     Raises:
-      ValueError: the policy is none of this MDP, or where it ends up depends on where it starts.
+      ValueError: the policy does not belong to this MDP, or where it ends up depends on where it starts.
     """
     policy = as_policies(mdp.rewards.shape, policy=policy)[0]
     balance = np.vstack([np.eye(mdp.num_states) - transition_matrix(mdp, policy).T, np.ones(mdp.num_states)])

@@ -26,7 +26,7 @@ def quiet_libraries() -> None:
     xla_bridge.addFilter(_is_error_or_unused_gpu)
     for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
         warnings.filterwarnings('ignore', category=category)
-    # Programs that are started anew (ffmpeg, a worker) are not forked copies of JAX.
+    # Programs that are started again (ffmpeg, a worker) are not forked copies of JAX.
     warnings.filterwarnings('ignore', message=r'os\.fork\(\) was called')
     libraries = (
         'absl ale_py chex distrax flax gym gymnasium jax jaxlib launchpad numpy optax orbax portpicker reverb rlax '

@@ -7,7 +7,7 @@ the mean return of the final evaluation, the same on every row of a cell.
 Means are over runs that differ in nothing but their seed. Where another field would be averaged over in silence, the
 functions refuse, and say which. Intervals are 95 % percentile bootstrap intervals over the seeds of a mean.
 
-matplotlib is imported by the first figure only. A figure belongs to whoever called, not to pyplot: save it with `save`,
+matplotlib is imported by the first figure only. A figure belongs to the caller, not to pyplot: save it with `save`,
 or show it in a notebook after `%matplotlib inline`.
 """
 
