@@ -18,7 +18,7 @@ from rich.console import Console
 from impala_jax import config as config_lib
 from impala_jax.config import Config, ConfigError
 from impala_jax.rundir import progress
-from impala_jax.rundir.files import EVALUATIONS, METRICS, TENSORBOARD
+from impala_jax.rundir.files import EVALUATIONS, METRICS, TENSORBOARD, errors_name
 from impala_jax.rundir.metrics import MetricsLogger
 from impala_jax.rundir.progress import format_duration, format_number
 from impala_jax.rundir.rows import append_row, read_rows
@@ -459,3 +459,10 @@ def test_libraries_are_quiet_and_we_are_not():
     assert 'noise' not in output, output
     for message in ('a GPU: kept', 'kept, ours', 'kept, an error', 'kept, ours too'):
         assert message in output, output
+
+
+def test_a_write_to_a_full_disk_names_its_file():
+    """The system's own error of a write has no name: 'which file?' would be all that a person can ask."""
+    named = pytest.raises(OSError, match="No space left on device: 'results.csv'")
+    with named, errors_name(Path('results.csv')), open('/dev/full', 'w') as file:
+        file.write('a row')

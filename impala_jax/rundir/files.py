@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 METRICS = 'metrics.jsonl'
@@ -13,11 +15,26 @@ RUN_CONFIG = 'config.json'
 TENSORBOARD = 'tensorboard'
 
 
+@contextlib.contextmanager
+def errors_name(path: Path) -> Iterator[None]:
+    """Within, an OSError without a file name, as that of a write, is raised again with `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def write_atomically(path: Path, content: str) -> None:
-    """Writes a file whose readers see all of it or what was there before."""
+    """Writes a file whose readers see all of it or what was there before.
+
+    Raises:
+      OSError: it cannot be written; names a file.
+    """
     temporary = path.with_name(f'.{re.sub(r"[^a-z.]", "", path.name)}-{os.getpid()}')
     try:
-        with temporary.open('w', encoding='utf-8', errors='backslashreplace') as file:
+        with errors_name(path), temporary.open('w', encoding='utf-8', errors='backslashreplace') as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from impala_jax.config import ConfigError
+from impala_jax.rundir.files import errors_name
 from impala_jax.system.machine import start_of
 
 LOCK = '.lock'
@@ -72,8 +73,9 @@ def only_process(folder: Path, option: str = '--workdir') -> Iterator[None]:
         _require_free(path, has_flock)
         now = datetime.datetime.now().astimezone().isoformat(' ', 'seconds')
         holder = _Holder(socket.gethostname(), os.getpid(), now, f'{sys.argv[0]} {shlex.join(sys.argv[1:])}'[:200])
-        file.truncate()
-        file.write(json.dumps(holder._asdict()).encode())
+        with errors_name(path):
+            file.truncate()
+            file.write(json.dumps(holder._asdict()).encode())
         released = threading.Event()
         heartbeat = threading.Thread(target=_touch, args=(descriptor, released), name='folder lock', daemon=True)
         heartbeat.start()

@@ -277,6 +277,8 @@ def _run_cell(cell: Cell, folder: Path, runtime: str) -> None:
                 result = run(cell.config, workdir, runtime)
             except Interrupted:
                 raise CellFailed(stopped) from None
+            except OSError:
+                raise
             except Exception:
                 # As text: an exception of a library may not survive the way to another process.
                 raise CellFailed(f'cell {cell.id} ({_describe(cell)}):\n{traceback.format_exc()}') from None
@@ -287,7 +289,7 @@ def _run_cell(cell: Cell, folder: Path, runtime: str) -> None:
         write_atomically(workdir / _DONE, json.dumps(final))
         shutil.rmtree(workdir / 'checkpoints')  # Thousands of cells would fill a disk.
     except OSError as error:  # Of the log too, whose last words a full disk does not take.
-        raise CellFailed(f'cell {cell.id}: {error.filename or workdir}: {error.strerror}') from None
+        raise CellFailed(f'cell {cell.id}: {error.filename or workdir}: {error.strerror or error}') from None
     finally:
         _cell_runs.clear()
 
