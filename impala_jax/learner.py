@@ -95,7 +95,7 @@ class Learner:
         """A fresh state, on the mesh."""
         params = jax.jit(self._agent.init)(key)  # One program, which is cached.
         statistics = () if self._popart is None else popart.init(self._agent.spec.num_tasks)
-        optimizer = self._make_optimizer(self._inputs(None))
+        optimizer = self._make_optimizer(self.inputs(None))
         zero = np.zeros([], np.int32)
         return self.restore(LearnerState(params, optimizer.init(params), statistics, zero, zero, zero))
 
@@ -149,11 +149,8 @@ class Learner:
 
     def inputs(self, hyperparameters: Hyperparameters | None) -> Any:
         """These hyperparameters, or those of the learner, as inputs of `pure_update`."""
-        values = self._inputs(hyperparameters)
-        return Hyperparameters(*map(np.float32, values)) if values else values
-
-    def _inputs(self, hyperparameters: Hyperparameters | None) -> Any:
-        return (self.hyperparameters or ()) if hyperparameters is None else hyperparameters
+        values = self.hyperparameters if hyperparameters is None else hyperparameters
+        return () if values is None else Hyperparameters(*map(np.float32, values))
 
     def pure_update(
         self, state: LearnerState, experience: Experience, hyperparameters: Any, goes_on: Array | bool = True

@@ -14,7 +14,7 @@ from impala_jax.config import Config
 from impala_jax.learner import LearnerState, Schedule
 from impala_jax.loss import LOG_RHO_EDGES
 from impala_jax.optimizer import Hyperparameters
-from impala_jax.rundir.checkpoint import Checkpointer
+from impala_jax.rundir.checkpoint import DIRECTORY, Checkpointer
 from impala_jax.rundir.metrics import MetricsLogger
 from impala_jax.rundir.run_config import write_run_config
 from impala_jax.rundir.stats import Histogram, LearnerStats
@@ -71,7 +71,7 @@ class Checkpoints(Hook):
         """The configuration of that checkpoint."""
         self._checkpointer = None
         if keeps:
-            self._checkpointer = Checkpointer(workdir / 'checkpoints', config, config.checkpoint.keep)
+            self._checkpointer = Checkpointer(workdir / DIRECTORY, config, config.checkpoint.keep)
             checkpoint = self._checkpointer.restore_latest({'learner': state, 'runtime': None})
             if checkpoint is not None:
                 self.restored_state = checkpoint.state['learner']

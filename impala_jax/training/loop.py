@@ -63,7 +63,7 @@ class TrainingLoop:
         self._hooks = list(hooks)
         self._prefetcher: Prefetcher[Batch] | None = None
         self._has_begun = False
-        self._set_state(state)
+        self.replace_state(state)
         self.num_updates = int(state.num_updates)
         self.hyperparameters: Hyperparameters | None = None
         """In place of those that the learner was made with."""
@@ -75,13 +75,10 @@ class TrainingLoop:
         """The learner's; None after an update that failed, which took the state with it."""
         return self._state
 
-    def _set_state(self, state: LearnerState) -> None:
-        self._state: LearnerState | None = state
-        self.params = to_host(state.params)
-
     def replace_state(self, state: LearnerState) -> None:
         """Goes on from another state, on the mesh, of as many updates."""
-        self._set_state(state)
+        self._state: LearnerState | None = state
+        self.params = to_host(state.params)
 
     @property
     def frames(self) -> int:
