@@ -9,6 +9,7 @@ import pytest
 from programs import finish
 
 import impala_jax
+from impala_jax.config import import_object
 from impala_jax.rundir.rows import read_rows
 
 BLOCKS = re.findall(
@@ -60,6 +61,12 @@ def test_what_is_not_there_is_refused(option, reason, tmp_path):
     code, _, stderr = finish(programs.start(tmp_path, *command, option, 'nowhere:Thing'))
     assert (code, stderr.splitlines()[-1]) == (1, f'error: {reason}')
     assert not (tmp_path / 'run' / 'config.json').exists()
+
+
+@pytest.mark.parametrize('path', [':Thing', '.nowhere:Thing', 'nowhere:'])
+def test_what_is_not_a_name_is_refused(path):
+    with pytest.raises(impala_jax.ConfigError, match='is not module:name; give both names, the module absolute$'):
+        import_object('loss.function', path)
 
 
 def test_all_public_names_are_there():

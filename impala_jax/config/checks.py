@@ -29,13 +29,30 @@ def closest(name: str, known: Iterable[str], prefix: str = '', usable: Callable[
     return ''
 
 
+def split_name(field: str, path: str, form: str) -> tuple[str, str]:
+    """The module and the name within it of the user's own code.
+
+    Args:
+      field: The field of a configuration that names it.
+      path: The value of that field.
+      form: What it should look like, for the message.
+
+    Raises:
+      ConfigError: one of the two is missing, or the module is relative.
+    """
+    module, _, name = path.partition(':')
+    if not module or module.startswith('.') or not name:
+        raise ConfigError(f'{field} {path!r} is not {form}; give both names, the module absolute')
+    return module, name
+
+
 def import_object(field: str, path: str) -> Any:
     """What `path`, module:name, stands for in the field of a configuration.
 
     Raises:
-      ConfigError: it cannot be imported.
+      ConfigError: it is not such a name, or cannot be imported.
     """
-    module, _, name = path.partition(':')
+    module, name = split_name(field, path, 'module:name')
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:

@@ -13,6 +13,7 @@ from typing import Any
 import dm_env
 
 from impala_jax.config import ConfigError, EnvironmentConfig, closest
+from impala_jax.config.checks import split_name
 from impala_jax.environments import base, minisuite, suites
 from impala_jax.environments.catch import Catch
 from impala_jax.environments.delayed_bandit import DelayedBandit
@@ -94,9 +95,7 @@ def _is_usable(name: str) -> bool:
 
 
 def _from_module(name: str) -> Factory:
-    module_name, _, function_name = name.partition(':')
-    if not module_name or module_name.startswith('.') or not function_name:
-        raise ConfigError(f'environment.name {name!r} is not module:function; give both names, the module absolute')
+    module_name, function_name = split_name('environment.name', name, 'module:function')
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
