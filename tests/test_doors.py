@@ -19,6 +19,7 @@ from programs import finish, marked_processes, wait_for
 from test_transport import KEY, PARAMS, leaves_of, make_config, make_trajectories, reverb_queue
 
 from impala_jax.runtimes.gate import SECRET_FILE, Way, secret_in
+from impala_jax.runtimes.host_share import host_share
 from impala_jax.runtimes.supervisor import free_port
 
 pytestmark = pytest.mark.launchpad
@@ -34,7 +35,7 @@ def server():
     from impala_jax.runtimes import reverb_tables
 
     config = make_config(**REPLAYED)
-    server = reverb.Server(reverb_tables.tables(config), checkpointer=reverb_tables.NoCheckpointer())
+    server = reverb.Server(reverb_tables.tables(host_share(config)), checkpointer=reverb_tables.NoCheckpointer())
     yield server
     server.stop()
 

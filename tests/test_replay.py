@@ -9,6 +9,7 @@ from test_transport import BATCH, NETWORK, SPEC, in_thread, leaves_of, make_conf
 
 from impala_jax.build import make_agent
 from impala_jax.config import Config, ConfigError, LearnerConfig, ReplayConfig
+from impala_jax.runtimes.host_share import host_share
 from impala_jax.trajectory_queue import Replay
 
 FRESH = BATCH // 2
@@ -90,7 +91,7 @@ def test_reverb_samples_a_second_table():
 
     from impala_jax.runtimes import reverb_tables
 
-    server = reverb.Server(reverb_tables.tables(make_config(fraction=0.5, capacity=12)))
+    server = reverb.Server(reverb_tables.tables(host_share(make_config(fraction=0.5, capacity=12))))
     writer, reader = (reverb_queue(f'localhost:{server.port}', 30.0, fraction=0.5, capacity=12) for _ in range(2))
     try:
         chunks = range(0, 40 * FRESH, FRESH)

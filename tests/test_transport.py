@@ -10,6 +10,7 @@ import pytest
 from impala_jax.build import make_agent
 from impala_jax.config import Config, LearnerConfig, NetworkConfig, ReplayConfig
 from impala_jax.parameter_store import LocalParameterStore
+from impala_jax.runtimes.host_share import host_share
 from impala_jax.trajectory_queue import LocalTrajectoryQueue
 from impala_jax.types import ArraySpec, Closed, EnvironmentSpec, StepInfo, TimeStep, Trajectory
 
@@ -68,7 +69,7 @@ def server():
 
     from impala_jax.runtimes import reverb_tables
 
-    server = reverb.Server(reverb_tables.tables(make_config()))
+    server = reverb.Server(reverb_tables.tables(host_share(make_config())))
     yield server
     server.stop()
 
@@ -79,7 +80,9 @@ def reverb_queue(address, timeout_s, key=KEY, **replay):
     from impala_jax.runtimes import reverb_transport
 
     config = make_config(timeout_s, **replay)
-    return reverb_transport.ReverbTrajectoryQueue(reverb.Client(address), key, config, make_agent(NETWORK, SPEC))
+    return reverb_transport.ReverbTrajectoryQueue(
+        reverb.Client(address), key, host_share(config), make_agent(NETWORK, SPEC)
+    )
 
 
 @pytest.fixture(params=['local', pytest.param('reverb', marks=pytest.mark.launchpad)])
