@@ -15,7 +15,7 @@ import impala_jax
 from impala_jax import networks
 from impala_jax.agent import Agent, dummy_timestep
 from impala_jax.build import make_agent
-from impala_jax.config import ActorConfig, Config, ConfigError, NetworkConfig
+from impala_jax.config import ActorConfig, Config, ConfigError, NetworkConfig, VTraceConfig
 from impala_jax.inference import InferenceServer
 from impala_jax.types import ArraySpec, Closed, EnvironmentSpec
 
@@ -167,6 +167,13 @@ def test_where_actors_are_no_threads_it_is_refused(arguments, tmp_path):
         config = dataclasses.replace(config, launch_type=launch_type)
     with pytest.raises(ConfigError, match="actor.inference 'accelerator' is for actors that are threads"):
         impala_jax.run(config, tmp_path, runtime=runtime)
+
+
+def test_rlax_in_a_process_of_launchpad_is_refused(tmp_path):
+    config = Config(vtrace=VTraceConfig(implementation='rlax'), launch_type='local_mp')
+    with pytest.raises(ConfigError, match="vtrace.implementation 'rlax': rlax does not load in the processes"):
+        impala_jax.run(config, tmp_path / 'run', runtime='launchpad')
+    assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize(
