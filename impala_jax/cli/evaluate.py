@@ -1,4 +1,4 @@
-"""`impala evaluate`: plays whole games with a checkpoint."""
+"""`impala evaluate`: plays full episodes with a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,23 +19,34 @@ from impala_jax.studies import plotting
 
 
 def evaluate() -> None:
-    parser = command_line.Parser(description='Plays whole games with the newest checkpoint of a run.')
-    parser.add_argument('--workdir', required=True, type=Path, help='of the run')
-    parser.add_argument('--suite', help='play each task of atari57, dmlab30 or minisuite (default: what it trained on)')
-    parser.add_argument('--episodes', type=int, default=100, help='games to play of each task (default: %(default)s)')
-    parser.add_argument('--num-envs', type=int, default=16, help='games played together (default: %(default)s)')
-    parser.add_argument('--greedy', action='store_true', help='play the most likely action instead of sampling')
-    parser.add_argument('--seed', type=int, default=1_000_003, help='of games and actions (default: %(default)s)')
+    """Parses the command line, plays the episodes, and prints or writes the scores."""
+    parser = command_line.Parser(
+        description='Plays full episodes (whole games, not single lives) with the newest checkpoint of a run.'
+    )
+    parser.add_argument('--workdir', required=True, type=Path, help='directory of the run')
+    parser.add_argument(
+        '--suite', help="play each task of atari57, dmlab30 or minisuite (default: the run's environment)"
+    )
+    parser.add_argument('--episodes', type=int, default=100, help='episodes per task (default: %(default)s)')
+    parser.add_argument('--num-envs', type=int, default=16, help='episodes played in parallel (default: %(default)s)')
+    parser.add_argument('--greedy', action='store_true', help='take the most likely action instead of sampling')
+    parser.add_argument(
+        '--seed', type=int, default=1_000_003, help='seed for environments and actions (default: %(default)s)'
+    )
     parser.add_argument(
         '--json',
         type=Path,
-        help='write the scores to this file; of a suite, each task goes to FILE.partial.jsonl when it has been played, '
-        'and the same command goes on there after an error or a stop',
+        help='write the scores to this file; in a suite, each finished task is also saved in FILE.partial.jsonl, from '
+        'which the same command resumes',
     )
     parser.add_argument('--plot', type=Path, help="draw a suite's scores into this png or svg file")
-    parser.add_argument('--video', type=Path, help='write one game to this mp4 or gif file')
-    parser.add_argument('--max-episode-steps', type=int, help='truncate games there (default: as the run)')
-    parser.add_argument('--timeout-s', type=float, help='longest wait for an environment (default: as the run)')
+    parser.add_argument('--video', type=Path, help='record one episode in this mp4 or gif file')
+    parser.add_argument(
+        '--max-episode-steps', type=int, help="truncate episodes after this many steps (default: the run's)"
+    )
+    parser.add_argument(
+        '--timeout-s', type=float, help="longest wait for an environment, in seconds (default: the run's)"
+    )
     arguments = parser.parse_args()
     for name in ('episodes', 'num_envs', 'max_episode_steps', 'timeout_s'):
         value = getattr(arguments, name)
@@ -47,7 +58,7 @@ def evaluate() -> None:
         plotting.check_output(arguments.plot, '--plot')
         played = arguments.suite or checkpoint.load_config(arguments.workdir).environment.name
         if played not in suites.SUITES:
-            raise ConfigError(f'--plot draws the scores of a suite, and {played!r} is none; add --suite')
+            raise ConfigError(f'--plot draws the scores of a suite, and {played!r} is not a suite; add --suite')
     if arguments.json is not None:
         if not arguments.json.absolute().parent.is_dir():
             raise ConfigError(f'--json {arguments.json}: there is no directory {arguments.json.absolute().parent}')
@@ -88,9 +99,10 @@ def evaluate() -> None:
         plotting.save(plotting.suite(scores), arguments.plot)
         print(f'figure: {arguments.plot}')
     if arguments.video is not None and recording is not None:
-        recording.write(arguments.video)  # Last: scores are written whether or not this works.
+        recording.write(arguments.video)  # Last, because it may fail.
         print(f'video of one game: {arguments.video}')
 
 
 def main() -> NoReturn:
+    """Runs the command and ends the process."""
     command_line.main(evaluate)
