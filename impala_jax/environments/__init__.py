@@ -59,6 +59,18 @@ def make(
     if config.name in suites.SUITES:
         ids = suites.assign(config, 1, num_envs)[0] if task_ids is None else task_ids
         return _make_suite(config, ids, seed, evaluation, timeout_s, max_episode_steps, closed)
+    return _make_task(config, num_envs, seed, evaluation, timeout_s, max_episode_steps, closed)
+
+
+def _make_task(
+    config: EnvironmentConfig,
+    num_envs: int,
+    seed: int,
+    evaluation: bool,
+    timeout_s: float,
+    max_episode_steps: int | None,
+    closed: Callable[[], bool],
+) -> VectorEnvironment:
     if config.name.startswith('atari/'):
         from impala_jax.environments.atari import AtariVectorEnvironment
 

@@ -88,24 +88,7 @@ def run(
     if configure_process:
         allocator.keep_memory()
     runtime = default_runtime() if runtime is None else runtime
-    if runtime not in RUNTIMES:
-        raise ConfigError(f'unknown runtime {runtime!r}; {closest(runtime, RUNTIMES)}')
-    if config.serve_actors is not None and runtime != 'launchpad':
-        raise ConfigError(
-            f'serve_actors {config.serve_actors}: the runtime {runtime!r} has no server that actors of other machines '
-            'could join; use --runtime launchpad (Python 3.10)'
-        )
-    own_processes = runtime == 'launchpad' and config.launch_type == 'local_mp'
-    if config.actor.inference == 'accelerator' and (own_processes or runtime == 'lockstep'):
-        raise ConfigError(
-            "actor.inference 'accelerator' is for actors that are threads beside the learner's; use --runtime threads, "
-            'or --runtime launchpad --launch-type local_mt'
-        )
-    if config.vtrace.implementation == 'rlax' and own_processes:
-        raise ConfigError(
-            "vtrace.implementation 'rlax': rlax does not load in the processes of local_mp, which have loaded "
-            "Launchpad's TensorFlow before; use --launch-type local_mt, or another runtime"
-        )
+    _check_runtime(runtime, config)
     workdir = Path(workdir).absolute()
     require_utf8(workdir)
     config = resolved(config)
@@ -126,10 +109,7 @@ def run(
 
         stop = threading.Event()
         with stopping.StopSignals(stop) as signals:
-            try:
-                num_updates = _train(runtime, config, agent, workdir, stop)
-            except Closed:
-                num_updates = None
+            num_updates = _train(runtime, config, agent, workdir, stop)
             if jax.distributed.is_initialized():
                 jax.distributed.shutdown()  # Waits for the others, who meet no more: the first evaluates for all.
             if num_updates is None:
@@ -144,12 +124,38 @@ def run(
         return RunResult(workdir, frames, num_updates, evaluation)
 
 
-def _train(runtime: str, config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> int | None:
-    if runtime == 'launchpad':
-        from impala_jax.runtimes import launchpad
+def _check_runtime(runtime: str, config: Config) -> None:
+    """Raises ConfigError if the runtime does not have what the configuration asks for."""
+    if runtime not in RUNTIMES:
+        raise ConfigError(f'unknown runtime {runtime!r}; {closest(runtime, RUNTIMES)}')
+    if config.serve_actors is not None and runtime != 'launchpad':
+        raise ConfigError(
+            f'serve_actors {config.serve_actors}: the runtime {runtime!r} has no server that actors of other machines '
+            'could join; use --runtime launchpad (Python 3.10)'
+        )
+    own_processes = runtime == 'launchpad' and config.launch_type == 'local_mp'
+    if config.actor.inference == 'accelerator' and (own_processes or runtime == 'lockstep'):
+        raise ConfigError(
+            "actor.inference 'accelerator' is for actors that are threads beside the learner's; use --runtime threads, "
+            'or --runtime launchpad --launch-type local_mt'
+        )
+    if config.vtrace.implementation == 'rlax' and own_processes:
+        raise ConfigError(
+            "vtrace.implementation 'rlax': rlax does not load in the processes of local_mp, which have loaded "
+            "Launchpad's TensorFlow before; use --launch-type local_mt, or another runtime"
+        )
 
-        return launchpad.run(config, agent, workdir, stop)
-    return (threads.run if runtime == 'threads' else lockstep.run)(config, agent, workdir, stop)
+
+def _train(runtime: str, config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> int | None:
+    """Updates done in all; None if the run was stopped before it could save."""
+    try:
+        if runtime == 'launchpad':
+            from impala_jax.runtimes import launchpad
+
+            return launchpad.run(config, agent, workdir, stop)
+        return (threads.run if runtime == 'threads' else lockstep.run)(config, agent, workdir, stop)
+    except Closed:
+        return None
 
 
 def _evaluate_last(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> Evaluation:
