@@ -49,7 +49,7 @@ def act() -> None:
 
     from impala_jax.runtimes import reverb_actors
 
-    compilation_cache.keep_programs()
+    compilation_cache.enable_cache()
     stop = threading.Event()
     with stopping.StopSignals(stop) as signals:
         reverb_actors.run(

@@ -208,7 +208,7 @@ def main(body: Callable[[], None], *, stopped: str = '') -> NoReturn:
       body: what the script does.
       stopped: added to the line of a body that a signal ended.
     """
-    allocator.keep_memory()  # Before JAX starts its threads.
+    allocator.configure_allocator()  # Before JAX starts its threads.
     stopping.interruptible()
     status, line = _outcome(body, stopped)
     stopping.end(status, line)

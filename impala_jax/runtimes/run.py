@@ -77,7 +77,7 @@ def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunR
       Interrupted: SIGTERM, SIGINT or SIGHUP; the checkpoint is written.
       Exception: whatever ended a node of the run.
     """
-    allocator.keep_memory()
+    allocator.configure_allocator()
     runtime = default_runtime() if runtime is None else runtime
     if runtime not in RUNTIMES:
         raise ConfigError(f'unknown runtime {runtime!r}; {closest(runtime, RUNTIMES)}')
@@ -102,7 +102,7 @@ def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunR
         print(f'the network reads {agent.reads}', flush=True)
     with only_process(workdir):
         check_config(workdir, config)
-        compilation_cache.keep_programs()
+        compilation_cache.enable_cache()
 
         stop = threading.Event()
         with stopping.StopSignals(stop) as signals:
