@@ -30,8 +30,8 @@ test: install ## Run all tests except the slow ones, in two processes.
 test-slow: install ## Run the slow tests.
 	$(PY) -m pytest -m slow $(ARGS)
 
-# A copy of the package is built with instrumented kernels. Python itself is not instrumented, so the sanitizer runtimes
-# must be preloaded, and leaks are not reported.
+# A copy of the package is built with instrumented kernels; it precedes the checkout on sys.path only if pytest appends.
+# Python itself is not instrumented, so the sanitizer runtimes must be preloaded, and leaks are not reported.
 test-sanitizers: install ## Run the tests of the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
 	rm -rf $(SANITIZED)
 	CXXFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -w' \
@@ -40,7 +40,7 @@ test-sanitizers: install ## Run the tests of the CPU kernels under AddressSaniti
 	grep -q __asan_init $(SANITIZED)/lib/impala_jax/kernels/_kernels*.so  # Otherwise nothing would be checked.
 	PYTHONPATH=$(SANITIZED)/lib JAX_PLATFORMS=cpu ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
-	  $(VENV)/bin/pytest tests/test_layers.py tests/test_vtrace.py -m 'not slow' \
+	  $(VENV)/bin/pytest --import-mode=append tests/kernels/test_layers.py tests/core/test_vtrace.py -m 'not slow' \
 	  -k 'random_shapes or any_batch or not_finite or population or auto or any_knobs' $(ARGS)
 
 chaos: install ## Inject faults into runs and check how they end; ARGS='--cases 60 --processes 2'. Repeat to resume.

@@ -2,7 +2,7 @@
 
 On CPUs they use the kernels of `kernels.cc`; this module is the only place where they are chosen. On other devices,
 and for layers that the kernels do not support, they use XLA's own convolution. The parameters are those of
-`flax.linen.Conv`, and the results are equal up to the order of summation (`tests/test_layers.py`).
+`flax.linen.Conv`, and the results are equal up to the order of summation (`tests/kernels/test_layers.py`).
 `docs/performance.md` has the speed-ups.
 """
 
