@@ -153,7 +153,7 @@ def contraction_modulus(
            <= 1 - (1 - gamma) beta < 1,    beta = min_x E_mu[rho_0 | x_0 = x],
 
     with c_{-1} = rho_{-1} = 1. The expectation depends on x_0, and eta is its maximum over x_0. For n steps, the sum in
-    the second form ends at t = n - 1. Eta decreases with c_bar and lambda_. The proof shows more: eta(x_0) is the sum
+    the second form ends at t = n - 1. Eta falls as c_bar or lambda_ grows. The proof shows more: eta(x_0) is the sum
     of row x_0 of the linear part, whose entries are not negative for c_bar <= rho_bar, so eta equals the modulus. For
     c_bar > rho_bar, eta is only a lower bound of the modulus, and both modulus and spectral radius may exceed 1.
 

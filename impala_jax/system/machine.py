@@ -99,7 +99,7 @@ def own_folder() -> str:
             cleaner = subprocess.Popen(
                 [sys.executable, '-S', '-c', _CLEANER, _PACKAGES, str(own), str(theirs), folder],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # Readers of this process's output would wait for it to close.
+                stdout=subprocess.DEVNULL,  # Otherwise readers of this process's output would wait for the cleaner.
                 pass_fds=(theirs,),
                 start_new_session=True,
                 env={name: value for name, value in os.environ.items() if name != START},
