@@ -74,7 +74,7 @@ def from_importance_weights(
 
     arrays = jax.lax.stop_gradient((log_rhos, discounts, rewards, values, bootstrap_value))
     thresholds = (clip_rho_threshold, clip_c_threshold, clip_pg_rho_threshold)
-    if implementation == 'auto' and cpu.serve_vtrace(arrays, (*thresholds, lambda_)):
+    if implementation == 'auto' and cpu.is_vtrace_supported(arrays, (*thresholds, lambda_)):
         return VTraceReturns(*cpu.vtrace(*arrays, thresholds, lambda_))
     if implementation == 'rlax':
         return _rlax_returns(*arrays, thresholds, lambda_)

@@ -164,8 +164,8 @@ def spec(config: EnvironmentConfig, timeout_s: float = 300.0) -> EnvironmentSpec
         try:
             environment = make(in_process, 1, seed=0, timeout_s=timeout_s)
             cleanup.callback(environment.close)
-            # DeepMind Lab's reset may take a minute, and its observations are known to match the spec. With hardware
-            # rendering it is needed all the same: a missing GPU ends the engine's process only at the reset.
+            # DeepMind Lab's reset may take a minute, and its observations are known to match the spec. It is needed
+            # only with hardware rendering, because a missing GPU ends the engine's process at the first reset.
             is_level = config.name.startswith('dmlab/')
             if isinstance(environment, ProcessVectorEnvironment) and (not is_level or config.renderer == 'hardware'):
                 environment.reset()

@@ -86,7 +86,7 @@ def run(
       Exception: The exception that ended a node of the run.
     """
     if configure_process:
-        allocator.keep_memory()
+        allocator.configure_allocator()
     runtime = default_runtime() if runtime is None else runtime
     _check_runtime(runtime, config)
     workdir = Path(workdir).absolute()
@@ -105,7 +105,7 @@ def run(
     with only_process(workdir):
         check_config(workdir, config)
         if configure_process:
-            compilation_cache.keep_programs()
+            compilation_cache.enable_cache()
 
         stop = threading.Event()
         with stopping.StopSignals(stop) as signals:
