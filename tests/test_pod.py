@@ -160,7 +160,7 @@ def test_all_stop_after_the_same_update_and_finish_later(runtime, tmp_path):
     process = start(tmp_path, '--total-frames', str(frames), runtime=runtime)
     code, stdout, stderr = finish(process, 120)
     assert code == 0 and not stderr.strip(), stdout + stderr
-    assert 'Devices     4 x cpu' in stdout and '16 a host, 8 a device' in stdout
+    assert 'Devices     4 x cpu' in stdout and '16 per host, 8 per device' in stdout
     row = rows_of(tmp_path)[-1]
     assert row['learner_steps'] == saved + 10 and row['frames'] == frames
     # Of all hosts: games of Catch last ten steps.
@@ -225,7 +225,7 @@ def test_preflight():
     hosts = [make_host(), make_host(name='b')]
     pod.check_agreement(hosts)
     lines = '\n'.join(pod.report(Config(), hosts))
-    assert '2: a, b' in lines and '8 x cpu' in lines and '32 trajectories, 16 a host, 4 a device' in lines
+    assert '2: a, b' in lines and '8 x cpu' in lines and '32 trajectories, 16 per host, 4 per device' in lines
     with pytest.raises(ConfigError, match='versions of the hosts differ: impala_jax abc on host 0 .a., def on host 1'):
         pod.check_agreement([make_host(), make_host(name='b', versions={'jax': '1', 'impala_jax': 'def'})])
     with pytest.raises(ConfigError, match='configurations of the hosts differ: seed 0 on host 0 .a., 1 on host 2 .c.'):
@@ -309,7 +309,7 @@ def test_a_host_that_is_gone_is_named(gone, tmp_path):
         code, _, stderr = finish(host, 30)
         assert code
         if i != gone:
-            assert f'host {gone} (machine{gone}): it is gone' in stderr.splitlines()[-1]
+            assert f'host {gone} (machine{gone}): it has ended' in stderr.splitlines()[-1]
     wait_for(lambda: not marked_processes(tmp_path), timeout_s=10)
 
 
