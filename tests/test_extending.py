@@ -4,13 +4,13 @@ import re
 import shlex
 from pathlib import Path
 
-import programs
 import pytest
-from programs import finish
 
 import impala_jax
 from impala_jax.config import import_object
 from impala_jax.rundir.rows import read_rows
+from tests.helpers import programs
+from tests.helpers.programs import finish
 
 BLOCKS = re.findall(
     r'^```(\w+)\n(.*?)^```', (programs.ROOT / 'docs' / 'extending.md').read_text(), re.MULTILINE | re.DOTALL

@@ -12,13 +12,13 @@ import pytest
 from packaging.requirements import Requirement
 
 import impala_jax
+from tests.helpers.programs import ROOT
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # pytest brings it.
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / 'impala_jax'
 PINS = sorted((ROOT / 'requirements').glob('py*.txt'))
 

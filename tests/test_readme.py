@@ -9,10 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import programs
 import pytest
 
 from impala_jax.runtimes.supervisor import free_port
+from tests.helpers import programs
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r'^```(\w+)\n(.*?)^```', (ROOT / 'README.md').read_text(), re.MULTILINE | re.DOTALL)

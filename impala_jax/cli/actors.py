@@ -48,8 +48,6 @@ def act() -> None:
     if importlib.util.find_spec('reverb') is None:
         remedy = f'{program.command("doctor")} shows how to install it (Python 3.10)'
         raise ConfigError(f'actors join over Reverb, which is not installed: {remedy}')
-    import rlax  # noqa: F401 - TensorFlow Probability does not load after an old TensorFlow.
-
     from impala_jax.runtimes import reverb_actors
 
     compilation_cache.keep_programs()

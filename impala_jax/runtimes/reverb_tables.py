@@ -7,7 +7,7 @@ from typing import Any
 import reverb
 from reverb.platform.checkpointers_lib import CheckpointerBase
 
-from impala_jax.config import Config
+from impala_jax.runtimes.host_share import HostShare
 
 TRAJECTORIES = 'trajectories'
 REPLAY = 'replay'
@@ -26,37 +26,38 @@ class NoCheckpointer(CheckpointerBase):
         return None
 
 
-def tables(config: Config, suffix: str = '') -> list[reverb.Table]:
+def tables(share: HostShare, suffix: str = '', serve_actors: bool = False) -> list[reverb.Table]:
     """Builds the server's tables: a first-in-first-out queue of trajectories, the newest parameters, and replay.
 
     A trajectory is written into queue and replay at the same time, and stored once.
 
     Args:
-      config: Configuration of the experiment.
+      share: This host's share of the experiment, with the capacities of queue and replay.
       suffix: Suffix of the tables' names, which differs between starts at the same port. Reverb's clients reconnect by
         themselves to a new server after the loss of the old one, and their trajectories may not fit. The new server
         refuses them, because it has no table with their suffix.
+      serve_actors: Whether actors on other machines can join, for which a table holds the session of the run.
     """
     replay = reverb.Table(
         REPLAY + suffix,
         sampler=reverb.selectors.Uniform(),
         remover=reverb.selectors.Fifo(),
-        max_size=config.replay.capacity,
+        max_size=share.replay_capacity,
         rate_limiter=reverb.rate_limiters.MinSize(1),
     )
     in_order = reverb.Table(
         REPLAY_IN_ORDER + suffix,
         sampler=reverb.selectors.Fifo(),
         remover=reverb.selectors.Fifo(),
-        max_size=config.replay.capacity,
+        max_size=share.replay_capacity,
         max_times_sampled=1,
         rate_limiter=reverb.rate_limiters.MinSize(1),
     )
     return [
-        reverb.Table.queue(TRAJECTORIES + suffix, max_size=config.queue_capacity),
-        *([replay, in_order] if config.num_replayed else []),
+        reverb.Table.queue(TRAJECTORIES + suffix, max_size=share.queue_capacity),
+        *([replay, in_order] if share.num_replayed else []),
         _newest(PARAMETERS + suffix),
-        *([_newest(SESSION)] if config.serve_actors is not None else []),
+        *([_newest(SESSION)] if serve_actors else []),
     ]
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import reverb
 
 from impala_jax.agent import Agent
-from impala_jax.config import Config
 from impala_jax.runtimes import seals
+from impala_jax.runtimes.host_share import HostShare
 from impala_jax.runtimes.reverb_items import (
     SLICE_MS,
     STOP_NOTICE_S,
@@ -41,25 +41,25 @@ class ReverbTrajectoryQueue:
     Args:
       client: Client of the server with `tables`.
       key: Key of this start of the run, [32] bytes; items that were not written with it are dropped.
-      config: Configuration of the experiment. A batch has `num_fresh` trajectories from the queue, then `num_replayed`
-        from replay.
+      share: This host's share of the experiment. A batch has `num_fresh` trajectories from the queue, then
+        `num_replayed` from replay.
       agent: Agent that determines the structure of trajectories.
       suffix: Suffix of the tables' names, as in `tables`.
     """
 
-    def __init__(self, client: reverb.Client, key: bytes, config: Config, agent: Agent, suffix: str = ''):
+    def __init__(self, client: reverb.Client, key: bytes, share: HostShare, agent: Agent, suffix: str = ''):
         self._client = client
         self._key = key
         self._closed = threading.Event()
-        self._timeout_s = config.timeout_s
+        self._timeout_s = share.timeout_s
         self._writer: ItemWriter | None = None
-        self._replay_tables = [REPLAY + suffix, REPLAY_IN_ORDER + suffix] if config.num_replayed else []
+        self._replay_tables = [REPLAY + suffix, REPLAY_IN_ORDER + suffix] if share.num_replayed else []
         self._tables = [TRAJECTORIES + suffix, *self._replay_tables]
-        example = agent.empty_trajectory(config.learner.unroll_length, 1)
+        example = agent.empty_trajectory(share.unroll_length, 1)
         self._structure = jax.tree.structure(example)
         self._fresh = Opener(key, [seals.TRAJECTORY], jax.tree.leaves(example))
         self._replayed = Opener(key, [seals.TRAJECTORY, seals.REPLAYED], jax.tree.leaves(example))
-        tables = [(TRAJECTORIES, self._fresh, config.num_fresh), (REPLAY, self._replayed, config.num_replayed)]
+        tables = [(TRAJECTORIES, self._fresh, share.num_fresh), (REPLAY, self._replayed, share.num_replayed)]
         self._readers = [
             _Reader(
                 client, table + suffix, num, self._structure, opener, self._closed, self._timeout_s, table != REPLAY
