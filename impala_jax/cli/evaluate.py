@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -18,8 +19,12 @@ from impala_jax.rundir import checkpoint
 from impala_jax.studies import plotting
 
 
-def evaluate() -> None:
-    """Parses the command line, plays the episodes, and prints or writes the scores."""
+def parse() -> argparse.Namespace:
+    """Parses the command line.
+
+    Raises:
+      ConfigError: A value is out of range, or a file cannot be written as named.
+    """
     parser = command_line.Parser(
         description='Plays full episodes (whole games, not single lives) with the newest checkpoint of a run.'
     )
@@ -48,6 +53,11 @@ def evaluate() -> None:
         '--timeout-s', type=float, help="longest wait for an environment, in seconds (default: the run's)"
     )
     arguments = parser.parse_args()
+    _check(arguments)
+    return arguments
+
+
+def _check(arguments: argparse.Namespace) -> None:
     for name in ('episodes', 'num_envs', 'max_episode_steps', 'timeout_s'):
         value = getattr(arguments, name)
         if value is not None and not value > 0:
@@ -65,6 +75,10 @@ def evaluate() -> None:
         if arguments.json.is_dir():
             raise ConfigError(f'--json {arguments.json}: there is a directory of this name; give a file')
 
+
+def evaluate() -> None:
+    """Plays the episodes, and prints or writes the scores."""
+    arguments = parse()
     partial = None if arguments.json is None else arguments.json.with_name(f'{arguments.json.name}.partial.jsonl')
     scores, recording = play(
         arguments.workdir,
@@ -79,15 +93,7 @@ def evaluate() -> None:
         partial=partial,
         report=lambda line: print(line, flush=True),
     )
-    if 'tasks' in scores:
-        Console().print(table(scores))
-    else:
-        print(f'{scores["environment"]}: {scores["episodes"]} games at {scores["frames"]:,} frames')
-        print('mean {mean_return:.2f}  standard error {stderr:.2f}  median {median_return:.2f}'.format(**scores))
-        print(f'lowest {scores["min_return"]:.2f}  highest {scores["max_return"]:.2f}')
-        if scores['human_normalised'] is not None:
-            text = estimate_text(scores['human_normalised'], scores['human_normalised_interval'])
-            print(f'human-normalised {text} %')
+    _print(scores)
     if arguments.json is not None:
         try:
             arguments.json.write_text(json.dumps(scores, indent=2) + '\n')
@@ -101,6 +107,18 @@ def evaluate() -> None:
     if arguments.video is not None and recording is not None:
         recording.write(arguments.video)  # Last, because it may fail.
         print(f'video of one game: {arguments.video}')
+
+
+def _print(scores: dict[str, Any]) -> None:
+    if 'tasks' in scores:
+        Console().print(table(scores))
+        return
+    print(f'{scores["environment"]}: {scores["episodes"]} games at {scores["frames"]:,} frames')
+    print('mean {mean_return:.2f}  standard error {stderr:.2f}  median {median_return:.2f}'.format(**scores))
+    print(f'lowest {scores["min_return"]:.2f}  highest {scores["max_return"]:.2f}')
+    if scores['human_normalised'] is not None:
+        text = estimate_text(scores['human_normalised'], scores['human_normalised_interval'])
+        print(f'human-normalised {text} %')
 
 
 def main() -> NoReturn:
