@@ -59,7 +59,7 @@ def act() -> None:
             stop,
             secret=secret,
             adapt=lambda config: command_line.override(config, overrides),
-            imports=reverb_actors.code_of(own).values(),
+            imports=reverb_actors.user_code(own).values(),
             wait_s=arguments.wait_s,
         )
     if signals.received is not None:

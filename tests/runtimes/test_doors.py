@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from impala_jax.runtimes.gate import SECRET_FILE, Way, secret_in
+from impala_jax.runtimes.gate import SECRET_FILE, Tunnel, secret_in
 from impala_jax.runtimes.host_share import host_share
 from impala_jax.runtimes.supervisor import free_port
 from tests.helpers import programs
@@ -124,7 +124,7 @@ def test_only_the_learners_parameters_are_acted_with_and_never_older_ones(server
     """Altered ones, malformed ones, genuine ones of an earlier update; and they come back where they were removed."""
     import reverb
 
-    monkeypatch.setattr('impala_jax.runtimes.reverb_transport._KEEP_S', 0.1)
+    monkeypatch.setattr('impala_jax.runtimes.reverb_transport._CHECK_S', 0.1)
     learner, actor = make_store(server), make_store(server)
     client = reverb.Client(f'localhost:{server.port}')
     learner.publish(3, numbered(3))
@@ -267,7 +267,7 @@ def test_a_run_whose_port_stays_open_says_so_and_goes_on(tmp_path):
         said = process.stdout.readline()
         assert said, process.communicate()
     (port,) = listening_ports(tmp_path)
-    assert f"Reverb's port {port} cannot be closed" in said and 'nothing that they write is learned from' in said
+    assert f"Reverb's port {port} cannot be closed" in said and 'nothing that they write is used' in said
 
     def rows():
         path = tmp_path / 'run' / 'metrics.jsonl'
@@ -292,7 +292,7 @@ def recorded_handshake(port, secret):
     """What an actor sends to a gate before it is let through, as somebody in the network reads it."""
     sent = b''
     with socket.create_server(('localhost', 0)) as listener, socket.create_connection(('localhost', port)) as gate:
-        actor = threading.Thread(target=Way, args=('localhost', listener.getsockname()[1], secret))
+        actor = threading.Thread(target=Tunnel, args=('localhost', listener.getsockname()[1], secret))
         actor.start()
         near, _ = listener.accept()
         with near:
