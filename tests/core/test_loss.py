@@ -10,7 +10,7 @@ from impala_jax.build import make_loss
 from impala_jax.config import LossConfig, VTraceConfig
 from impala_jax.loss import clip_rewards
 from impala_jax.networks import NetworkOutput
-from tests.core.test_learner import A, B, T, make_batch
+from tests.helpers.batches import A, B, T, make_batch
 
 REWARDS = [-10.0, -1.0, -0.5, 0.0, 0.5, 1.0, 10.0]
 CLIPPED = {

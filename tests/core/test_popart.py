@@ -13,7 +13,7 @@ from impala_jax.build import make_agent, make_loss, make_training
 from impala_jax.config import LossConfig, PopArtConfig, VTraceConfig
 from impala_jax.networks import NetworkOutput
 from impala_jax.parameter_store import LocalParameterStore
-from tests.core.test_learner import NETWORK, SPEC, A, B, T, differ, host, make_batch, make_config, poison
+from tests.helpers.batches import NETWORK, SPEC, A, B, T, differ, host, make_batch, make_config, poison
 
 K = 3
 TASKS = SPEC._replace(tasks=('a', 'b', 'c'))
