@@ -127,6 +127,21 @@ INVALID = [
     (LearnerConfig, {'num_devices': 0}, 'learner.num_devices must be positive, got 0'),
     (LearnerConfig, {'num_devices': 5}, 'learner.batch_size 32 does not divide over 5 devices; try 35'),
     (ReplayConfig, {'fraction': 1.0}, 'replay.fraction must lie in [0, 1), got 1.0'),
+    (
+        VTraceConfig,
+        {'implementation': 'rlax', 'c_bar': 0.5},
+        "vtrace.c_bar 0.5: vtrace.implementation 'rlax' has only 1; use another one",
+    ),
+    (
+        VTraceConfig,
+        {'implementation': 'rlax', 'lambda_': 0.9},
+        "vtrace.lambda 0.9: vtrace.implementation 'rlax' has only 1; use another one",
+    ),
+    (
+        VTraceConfig,
+        {'implementation': 'rlax', 'correction': 'none'},
+        "vtrace.correction 'none': vtrace.implementation 'rlax' has only 'vtrace'; use another one",
+    ),
     (ReplayConfig, {'capacity': 0}, 'replay.capacity must be positive, got 0'),
     (ActorConfig, {'num_actors': -1}, 'actor.num_actors must be 0 or more, got -1'),
     (ActorConfig, {'inference_wait_ms': -1.0}, 'actor.inference_wait_ms must be 0 or more, got -1.0'),
@@ -171,7 +186,7 @@ def test_what_is_allowed_on_purpose():
     assert VTraceConfig(c_bar=2.0, outside_theory=True).c_bar == 2.0
     assert NetworkConfig(torso='my_package.networks:Torso').torso == 'my_package.networks:Torso'
     assert LossConfig(discount=0.0).discount == 0.0
-    assert Config(actor=ActorConfig(num_actors=0), serve_actors=5000).queue_capacity == 64
+    assert Config(actor=ActorConfig(num_actors=0), serve_actors=5000).actor.num_actors == 0
 
 
 def test_derived_values():
@@ -181,10 +196,6 @@ def test_derived_values():
     config = Config(total_frames=641, learner=LearnerConfig(batch_size=32, unroll_length=20))
     assert config.frames_per_update == 640
     assert config.total_updates == 2, 'rounded up to whole updates'
-    assert config.queue_capacity == 64
-    assert Config(actor=ActorConfig(num_actors=10, num_envs=10)).queue_capacity == 100
-    assert Config(learner=LearnerConfig(queue_capacity=40)).queue_capacity == 40
-    assert Config(actor=ActorConfig(num_envs=4), replay=ReplayConfig(fraction=0.75)).queue_capacity == 16
 
 
 def test_differences_name_only_what_changes_learning():

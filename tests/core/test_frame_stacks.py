@@ -71,13 +71,16 @@ def acting(environment, unroll_length, seed=0):
     agent = make_agent(NetworkConfig('deep'), environment.spec)
     rng, seen = np.random.default_rng(seed), []
 
-    def infer(timestep, state):
-        seen.append(jax.tree.map(np.copy, timestep.observation))
-        logits = np.zeros([environment.num_envs, environment.spec.num_actions], np.float32)
-        return AgentStep(rng.integers(environment.spec.num_actions, size=environment.num_envs), logits, state)
+    class RandomPolicy:
+        version = 0
 
-    actor = Actor(agent, environment, unroll_length, 0, infer=infer)
-    return agent, (actor.unroll(0, None) for _ in iter(int, 1)), seen
+        def step(self, key, num_steps, timestep, state):
+            seen.append(jax.tree.map(np.copy, timestep.observation))
+            logits = np.zeros([environment.num_envs, environment.spec.num_actions], np.float32)
+            return AgentStep(rng.integers(environment.spec.num_actions, size=environment.num_envs), logits, state)
+
+    actor = Actor(agent, environment, unroll_length, 0)
+    return agent, (actor.act(RandomPolicy()) for _ in iter(int, 1)), seen
 
 
 @pytest.mark.atari

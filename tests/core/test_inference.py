@@ -13,7 +13,7 @@ import impala_jax
 from impala_jax import networks
 from impala_jax.agent import Agent, dummy_timestep
 from impala_jax.build import make_agent
-from impala_jax.config import ActorConfig, Config, ConfigError, LearnerConfig, NetworkConfig
+from impala_jax.config import ActorConfig, Config, ConfigError, NetworkConfig, VTraceConfig
 from impala_jax.inference import InferenceServer
 from impala_jax.types import ArraySpec, Closed, EnvironmentSpec
 from tests.helpers.configs import one_device
@@ -36,8 +36,7 @@ def serve():
 
     def start(wait_ms, num_actors=NUM_ACTORS, agent=AGENT):
         actor = ActorConfig(num_envs=NUM_ENVS, inference_wait_ms=wait_ms)
-        config = Config(actor=actor, learner=LearnerConfig(num_devices=NUM_DEVICES), timeout_s=60.0)
-        server = InferenceServer(config, agent, num_actors, seed=0)
+        server = InferenceServer(agent, num_actors, actor, jax.devices()[:NUM_DEVICES], seed=0, timeout_s=60.0)
         server.publish(0, params_of(0))
         server.errors = []
 
@@ -98,7 +97,7 @@ def assert_right(answers, params):
 
 def test_all_actors_are_answered_by_one_call(serve):
     server = serve(wait_ms=60_000.0)
-    assert server.latest() == (0, None)
+    assert server.policy().version == 0
     answers = ask(server, range(NUM_ACTORS))
     assert_right(answers, params_of(0))
     metrics = server.metrics()
@@ -107,7 +106,7 @@ def test_all_actors_are_answered_by_one_call(serve):
     assert server.metrics() == {}
     # The next call is made with the newest parameters.
     server.publish(7, params_of(1))
-    assert server.latest() == (7, None)
+    assert server.policy().version == 7
     assert_right(ask(server, range(NUM_ACTORS)), params_of(1))
 
 
@@ -150,7 +149,7 @@ def test_close_ends_waits_and_a_failure_reaches_the_actor(serve):
     with pytest.raises(Closed):
         server.step(*inputs(0))
     with pytest.raises(Closed):
-        server.latest()
+        server.policy()
     server = serve(wait_ms=0.0)
     timestep, state = inputs(0)
     with pytest.raises(ValueError, match='could not broadcast'):
@@ -168,6 +167,13 @@ def test_where_actors_are_no_threads_it_is_refused(arguments, tmp_path):
         config = dataclasses.replace(config, launch_type=launch_type)
     with pytest.raises(ConfigError, match="actor.inference 'accelerator' is for actors that are threads"):
         impala_jax.run(config, tmp_path, runtime=runtime)
+
+
+def test_rlax_in_a_process_of_launchpad_is_refused(tmp_path):
+    config = Config(vtrace=VTraceConfig(implementation='rlax'), launch_type='local_mp')
+    with pytest.raises(ConfigError, match="vtrace.implementation 'rlax': rlax does not load in the processes"):
+        impala_jax.run(config, tmp_path / 'run', runtime='launchpad')
+    assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize(

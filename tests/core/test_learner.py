@@ -20,7 +20,6 @@ from impala_jax.config import (
 from impala_jax.learner import Learner
 from impala_jax.loss import ImpalaLoss
 from impala_jax.optimizer import Hyperparameters, make_optimizer, make_schedule
-from impala_jax.parameter_store import LocalParameterStore
 from impala_jax.rundir.checkpoint import steps
 from impala_jax.training.hooks import NonFiniteGradients
 from impala_jax.training.hosts import ManyHosts, OneHost, fresh_first
@@ -280,7 +279,7 @@ class TestDevices:
 def test_the_loop_ends_after_too_many_skipped_updates(tmp_path):
     """In a row: a good update in between starts the count anew. Found one update late, so that nothing waits for it."""
     config = make_config(num_devices=1, max_nonfinite_updates=3)
-    loop = make_training(config, make_agent(NETWORK, SPEC), tmp_path, LocalParameterStore(10.0)).loop
+    loop = make_training(config, make_agent(NETWORK, SPEC), tmp_path, lambda *_: None).loop
     try:
         before = loop.params
         for bad in (True, True, False, True, True, True):
@@ -299,7 +298,7 @@ def test_after_an_update_that_failed_the_last_checkpoint_stands(tmp_path, monkey
     """The update has taken the state with it: what is left of it must not be written over what is good."""
     update = Learner.update
     agent = make_agent(NETWORK, SPEC)
-    loop, _, checkpoints = make_training(make_config(num_devices=1), agent, tmp_path, LocalParameterStore(10.0))
+    loop, _, checkpoints = make_training(make_config(num_devices=1), agent, tmp_path, lambda *_: None)
     try:
         loop.step(loop.put(make_batch()))
         checkpoints.save(loop)

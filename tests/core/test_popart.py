@@ -12,7 +12,6 @@ from impala_jax import build, popart
 from impala_jax.build import make_agent, make_loss, make_training
 from impala_jax.config import LossConfig, PopArtConfig, VTraceConfig
 from impala_jax.networks import NetworkOutput
-from impala_jax.parameter_store import LocalParameterStore
 from tests.helpers.batches import NETWORK, SPEC, A, B, T, differ, host, make_batch, make_config, poison
 
 K = 3
@@ -195,7 +194,7 @@ def test_the_statistics_are_in_the_checkpoint(tmp_path):
     _, agent, config = make_learner()
     loops = []
     for _ in range(2):
-        loop, _, checkpoints = make_training(config, agent, tmp_path, LocalParameterStore(10.0), jax.devices()[:1])
+        loop, _, checkpoints = make_training(config, agent, tmp_path, lambda *_: None, jax.devices()[:1])
         if not loops:
             for seed in range(3):
                 loop.step(loop.put(make_task_batch(seed)))

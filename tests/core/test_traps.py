@@ -523,7 +523,7 @@ def loop(tmp_path):
         network=SMALL,
         learner=LearnerConfig(batch_size=4, unroll_length=5, num_devices=1),
     )
-    loop, metrics, _ = make_training(config, make_agent(SMALL, environment.spec), tmp_path, LocalParameterStore(10.0))
+    loop, metrics, _ = make_training(config, make_agent(SMALL, environment.spec), tmp_path, lambda *_: None)
     loop.unroll = lambda version: actor.unroll(version, params)
     loop.learn = lambda trajectories: loop.step(loop.put(trajectories))
     loop.log = lambda: metrics.log(loop)
@@ -575,7 +575,7 @@ def test_actors_fetch_parameters_before_each_unroll():
             if len(trajectories) == 4:
                 raise Closed
 
-    run_actor(actor, Queue(), store)
+    run_actor(actor, Queue(), lambda: actor.policy(*store.latest()))
     assert [trajectory.version.tolist() for trajectory in trajectories] == [[i] * 2 for i in range(4)]
     # They are acted with, and not only counted.
     agent = make_agent(SMALL, environment.spec)

@@ -165,6 +165,18 @@ def test_rlax():
             np.testing.assert_allclose(actual.pg_advantages, expected.pg_advantage, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('rho_bar, pg_rho_bar', [(1.0, 1.0), (2.0, 0.5), (None, None)])
+def test_the_implementation_of_rlax_agrees(rho_bar, pg_rho_bar):
+    inputs = random_inputs(seed=1, T=20, B=6)
+    inputs['log_rhos'][3:5, :2] = -np.inf
+    knobs = dict(clip_rho_threshold=rho_bar, clip_pg_rho_threshold=pg_rho_bar)
+    for actual, expected in zip(compute(inputs, **knobs, implementation='rlax'), compute(inputs, **knobs), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+    for other in ({'lambda_': 0.9}, {'clip_c_threshold': 0.9}, {'clip_c_threshold': None}):
+        with pytest.raises(ValueError, match="'rlax' has c_bar 1 and lambda 1"):
+            compute(inputs, **knobs, **other, implementation='rlax')
+
+
 class TestKnobs:
     """Each threshold, and lambda, changes what it should and only that."""
 

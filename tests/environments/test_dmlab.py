@@ -281,7 +281,7 @@ def test_hardware_rendering_that_fails_is_refused_before_a_run_begins(failure, r
     with pytest.raises(ConfigError) as error:
         environments.spec(EnvironmentConfig(name=PLAIN, level_cache='', renderer='hardware'))
     text = str(error.value)
-    assert reason in text and "'software' draws on the CPU" in text and '\n' not in text
+    assert reason in text and "'software' renders on the CPU" in text and '\n' not in text
     assert not children() and not os.listdir(machine.own_folder())
 
 

@@ -198,7 +198,7 @@ def test_shapes():
         'observation has shape (4,), but its spec says (3,)'
     )
     assert 'has shape (1,)' in refusal(specs.Array((), np.float32), np.zeros(1, np.float32))
-    assert 'is no array' in refusal(specs.Array((2, 2), np.float32), [[1.0, 2.0], [3.0]])
+    assert 'is not an array' in refusal(specs.Array((2, 2), np.float32), [[1.0, 2.0], [3.0]])
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_an_exception_without_a_text_or_with_too_much():
         return lambda seed: Shows(SPEC, (_ for _ in ()).throw(error) if error else [])
 
     for error, text in (
-        (Silent(), 'Silent: its text cannot be had (ZeroDivisionError)'),
+        (Silent(), 'Silent: its message is unavailable (ZeroDivisionError)'),
         (KeyError(), 'KeyError'),
         (ValueError('x' * 5000), f'ValueError: {"x" * 988} ...'),
     ):

@@ -197,7 +197,7 @@ def test_a_restored_state_remembers_that_an_episode_is_over():
 def test_a_state_of_another_number_of_environments_is_an_error(make):
     for implementation in ('serial', 'processes'):
         state = make(implementation, num_envs=2).get_state()
-        with pytest.raises(ConfigError, match='of 2 environments, but there are 3'):
+        with pytest.raises(ConfigError, match='has 2 environments, but there are 3'):
             make(implementation).set_state(state)
 
 

@@ -70,18 +70,18 @@ def test_observations_are_pictures_wherever_their_channels_are(frames, colours):
     for observation in seen:
         np.testing.assert_array_equal(base.picture(observation, 40, 30), expected)
     for shape in ((5,), (1, 7), (6, 7, 8, 9)):
-        with pytest.raises(NotImplementedError, match='is no picture'):
+        with pytest.raises(NotImplementedError, match='is not an image'):
             base.picture(np.zeros(shape))
 
 
 @pytest.mark.parametrize(
     'kind, problem',
     [
-        ('none', "render() of environment 'tests.helpers.factories:draws' returned None, and not a picture"),
-        ('text', 'returned a str, and not'),
-        ('list', 'returned a list, and not'),
-        ('vector', 'returned an array of shape (3,) and dtype uint8, and not'),
-        ('wide_floats', 'returned float64 values from 1.5 to 1.5, and not'),
+        ('none', "render() of environment 'tests.helpers.factories:draws' returned None instead of an image"),
+        ('text', 'returned a str instead of'),
+        ('list', 'returned a list instead of'),
+        ('vector', 'returned an array of shape (3,) and dtype uint8 instead of'),
+        ('wide_floats', 'returned float64 values from 1.5 to 1.5 instead of'),
         ('raises', 'render() failed: no light'),
     ],
 )

@@ -8,6 +8,7 @@ import impala_jax
 from impala_jax import environments
 from impala_jax.config import Config
 from impala_jax.runtimes.gate import Gate
+from impala_jax.runtimes.host_share import host_share
 from impala_jax.runtimes.supervisor import free_port
 
 CONFIG = Config(
@@ -30,7 +31,7 @@ def server(config=CONFIG, suffix='-test'):
 
     from impala_jax.runtimes import reverb_tables
 
-    server = reverb.Server(reverb_tables.tables(config, suffix))
+    server = reverb.Server(reverb_tables.tables(host_share(config), suffix, config.serve_actors is not None))
     port = free_port()
     gate = Gate(port, SECRET, f'localhost:{server.port}')
     BEHIND[f'localhost:{port}'] = f'localhost:{server.port}'

@@ -10,6 +10,7 @@ import numpy as np
 
 from impala_jax.build import make_agent
 from impala_jax.config import Config, LearnerConfig, NetworkConfig, ReplayConfig
+from impala_jax.runtimes.host_share import host_share
 from impala_jax.types import ArraySpec, EnvironmentSpec, StepInfo, TimeStep, Trajectory
 from tests.helpers import programs
 
@@ -70,7 +71,9 @@ def reverb_server(**replay):
 
     from impala_jax.runtimes import reverb_tables
 
-    server = reverb.Server(reverb_tables.tables(make_config(**replay)), checkpointer=reverb_tables.NoCheckpointer())
+    server = reverb.Server(
+        reverb_tables.tables(host_share(make_config(**replay))), checkpointer=reverb_tables.NoCheckpointer()
+    )
     try:
         yield server
     finally:
@@ -84,7 +87,9 @@ def reverb_queue(address, timeout_s, key=KEY, **replay):
     from impala_jax.runtimes import reverb_transport
 
     config = make_config(timeout_s, **replay)
-    return reverb_transport.ReverbTrajectoryQueue(reverb.Client(address), key, config, make_agent(NETWORK, SPEC))
+    return reverb_transport.ReverbTrajectoryQueue(
+        reverb.Client(address), key, host_share(config), make_agent(NETWORK, SPEC)
+    )
 
 
 def reverb_store(server, timeout_s=30.0, key=KEY):

@@ -29,6 +29,7 @@ from impala_jax.types import StepInfo
 from tests.helpers.programs import ROOT
 
 CONFIG = Config(total_frames=64_000)
+FRAMES = CONFIG.total_frames
 REQUIRED = {
     'frames',
     'learner_steps',
@@ -87,7 +88,7 @@ def test_a_row_holds_all_that_is_promised(tmp_path):
     stats = LearnerStats()
     stats.add_batch(info(3.0, -1.0), np.array([0, 2, 1]), 3)
     stats.add_wait(0.1)
-    with MetricsLogger(tmp_path, CONFIG, console=silent()) as logger:
+    with MetricsLogger(tmp_path, FRAMES, console=silent()) as logger:
         logger.write(learner_row(640) | stats.row())
     (row,) = rows(tmp_path)
     assert set(row) >= REQUIRED
@@ -153,7 +154,7 @@ def test_what_is_replayed_counts_once():
 
 def test_histograms_reach_the_file_and_tensorboard(tmp_path):
     histogram = Histogram([0.0, 1.0, 4.0], [5, 7])
-    with MetricsLogger(tmp_path, CONFIG, console=silent()) as logger:
+    with MetricsLogger(tmp_path, FRAMES, console=silent()) as logger:
         logger.write({'frames': 640, 'log_rho_histogram': histogram})
     (row,) = rows(tmp_path)
     assert row['log_rho_histogram'] == {'edges': [0.0, 1.0, 4.0], 'counts': [5, 7]}
@@ -219,7 +220,7 @@ def test_a_single_environment_has_no_rows_of_tasks():
 
 
 def test_what_is_not_finite_is_left_out(tmp_path):
-    with MetricsLogger(tmp_path, CONFIG, console=silent()) as logger:
+    with MetricsLogger(tmp_path, FRAMES, console=silent()) as logger:
         logger.write(
             {'frames': np.int64(640), 'loss': np.float32('nan'), 'grad_norm': math.inf, 'entropy': np.float32(0.5)}
         )
@@ -230,7 +231,7 @@ def test_what_is_not_finite_is_left_out(tmp_path):
 
 
 def test_rows_reach_the_file_at_once(tmp_path):
-    logger = MetricsLogger(tmp_path, CONFIG, console=silent())
+    logger = MetricsLogger(tmp_path, FRAMES, console=silent())
     for count in (1, 2, 3):
         logger.write(learner_row(640 * count))
         assert len(rows(tmp_path)) == count
@@ -240,14 +241,14 @@ def test_rows_reach_the_file_at_once(tmp_path):
 
 def test_resuming_drops_what_will_be_written_again(tmp_path):
     path = tmp_path / METRICS
-    with MetricsLogger(tmp_path, CONFIG, console=silent()) as logger:
+    with MetricsLogger(tmp_path, FRAMES, console=silent()) as logger:
         logger.resume(0)
         for frames in (640, 1280, 1920):
             logger.write(learner_row(frames))
     with path.open('a') as file:
         file.write('{"frames": 2560, "lo')
     (tmp_path / EVALUATIONS).write_text('{"frames": 640}\n{"frames": 1300}\n')
-    with MetricsLogger(tmp_path, CONFIG, console=silent()) as logger:
+    with MetricsLogger(tmp_path, FRAMES, console=silent()) as logger:
         logger.resume(1280, wall_time_s=100.0)
         assert [row['frames'] for row in rows(tmp_path)] == [640, 1280]
         logger.write(learner_row(1920))
@@ -260,14 +261,14 @@ def test_resuming_drops_what_will_be_written_again(tmp_path):
 
 def test_wall_time_goes_on_from_the_last_row(tmp_path):
     (tmp_path / METRICS).write_text('{"frames": 640, "wall_time_s": 50.0}\n{"frames": 900, "wall_time_s": 70.0}\n')
-    logger = MetricsLogger(tmp_path, CONFIG, console=silent())
+    logger = MetricsLogger(tmp_path, FRAMES, console=silent())
     logger.resume(700)
     assert 50 <= logger.wall_time_s < 65
 
 
 def test_a_fresh_start_keeps_nothing(tmp_path):
     (tmp_path / METRICS).write_text('{"frames": 640, "wall_time_s": 50.0}\n')
-    logger = MetricsLogger(tmp_path, CONFIG, console=silent())
+    logger = MetricsLogger(tmp_path, FRAMES, console=silent())
     logger.resume(0)
     assert rows(tmp_path) == [] and logger.wall_time_s < 15
 
@@ -285,7 +286,7 @@ def _events(workdir: Path) -> list:
 
 
 def test_tensorboard_counts_frames(tmp_path):
-    logger = MetricsLogger(tmp_path, CONFIG, console=silent())
+    logger = MetricsLogger(tmp_path, FRAMES, console=silent())
     logger.resume(640)
     logger.write(learner_row(1280))
     events = _events(tmp_path)  # before close: a kill loses nothing
@@ -298,7 +299,7 @@ def test_tensorboard_counts_frames(tmp_path):
 
 def test_a_run_goes_on_without_tensorboard(tmp_path, caplog):
     (tmp_path / TENSORBOARD).write_text('in the way')
-    with MetricsLogger(tmp_path, CONFIG, console=silent()) as logger:
+    with MetricsLogger(tmp_path, FRAMES, console=silent()) as logger:
         logger.write(learner_row(640))
         logger.write(learner_row(1280))
     assert len(rows(tmp_path)) == 2
@@ -307,7 +308,7 @@ def test_a_run_goes_on_without_tensorboard(tmp_path, caplog):
 
 def test_plain_lines_now_and_then(tmp_path, monkeypatch):
     console = silent()
-    with MetricsLogger(tmp_path, CONFIG, console=console) as logger:
+    with MetricsLogger(tmp_path, FRAMES, console=console) as logger:
         for step in range(1, 51):
             logger.write(learner_row(640 * step) | {'episode_return_last_100': 2.5, 'policy_lag_mean': 1.0})
         assert len(shown(console).splitlines()) == 1
@@ -327,7 +328,10 @@ def test_the_progress_line_gives_the_terminal_back(tmp_path):
     root.addHandler(own)
     before, streams = list(root.handlers), (sys.stdout, sys.stderr)
     try:
-        with pytest.raises(RuntimeError, match='stop'), MetricsLogger(tmp_path, CONFIG, console=console) as logger:
+        with (
+            pytest.raises(RuntimeError, match='stop'),
+            MetricsLogger(tmp_path, FRAMES, console=console) as logger,
+        ):
             assert own not in root.handlers
             logger.write(learner_row(32_000) | {'episode_return_last_100': 2.5})
             logging.getLogger('impala_jax.test').warning('environment 3 was rebuilt')
@@ -345,14 +349,14 @@ def test_the_progress_line_gives_the_terminal_back(tmp_path):
 @pytest.mark.parametrize('width', [30, 60, 100, 200])
 def test_the_progress_line_is_one_line(tmp_path, width):
     console = terminal(width)
-    with MetricsLogger(tmp_path, CONFIG, console=console) as logger:
+    with MetricsLogger(tmp_path, FRAMES, console=console) as logger:
         logger.write(learner_row(32_000) | {'episode_return_last_100': -12345.678, 'policy_lag_mean': 1.0})
     assert '\x1b[1A' not in shown(console), 'the cursor never goes up a line'
 
 
 def test_broken_pipe_at_the_end_is_no_error(tmp_path):
     file = io.StringIO()
-    logger = MetricsLogger(tmp_path, CONFIG, console=Console(file=file))
+    logger = MetricsLogger(tmp_path, FRAMES, console=Console(file=file))
     logger.write(learner_row(640))
     logger.write(learner_row(1280))
     file.close()

@@ -21,6 +21,7 @@ from impala_jax.environments import suites
 from impala_jax.evaluation.evaluator import Evaluator
 from impala_jax.rundir import checkpoint
 from impala_jax.runtimes import nodes
+from impala_jax.runtimes.host_share import host_share
 from tests.helpers.programs import ROOT
 
 CONFIGS = ROOT / 'configs'
@@ -105,7 +106,7 @@ def test_a_trajectory_carries_its_task():
     agent = make_agent(config.network, environments.spec(config.environment))
     params, ids = agent.init(jax.random.PRNGKey(0)), []
     for index in range(2):
-        actor = nodes.make_actor(config, agent, index)
+        actor = nodes.make_actor(host_share(config), agent, index)
         trajectory = actor.unroll(0, params)
         with_words = trajectory.timesteps.observation['instruction'].any(axis=(0, 2))
         assert trajectory.task.dtype == np.int32
@@ -123,7 +124,7 @@ def test_an_actor_whose_environments_are_not_the_agents_is_refused():
     with pytest.raises(
         ConfigError, match="environments of 'delayed_bandit' differ: an actor's have .* the agent knows"
     ):
-        nodes.make_actor(config, agent, 0)
+        nodes.make_actor(host_share(config), agent, 0)
 
 
 def test_lockstep_resumes_bit_for_bit(tmp_path):

@@ -93,7 +93,9 @@ def test_policy_lag_is_exact(lag, tmp_path):
 @pytest.mark.parametrize('replay', [[], ['--learner.batch-size', '8', '--replay.fraction', '0.5']], ids=['', 'replay'])
 def test_a_run_leaves_what_is_promised(runtime, replay, tmp_path):
     """Four new trajectories an update; with replay, four old ones beside them."""
-    stdout = train(tmp_path, *SMALL, *runtime, *replay, '--evaluator.episodes', '3')
+    # Also the run in which rlax is loaded, before Launchpad's TensorFlow.
+    other = ['--vtrace.implementation', 'rlax'] if replay and 'local_mp' not in runtime else []
+    stdout = train(tmp_path, *SMALL, *runtime, *replay, *other, '--evaluator.episodes', '3')
     assert 'python launch/evaluate.py' in stdout
     row = rows_of(tmp_path)[-1]
     assert row['frames'] == 1600 and row['learner_steps'] == 40

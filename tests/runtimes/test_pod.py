@@ -16,11 +16,12 @@ import pytest
 
 from impala_jax.build import make_agent, make_learner
 from impala_jax.cli import command_line
-from impala_jax.config import Config, ConfigError, LearnerConfig, ReplayConfig
+from impala_jax.config import ActorConfig, Config, ConfigError, LearnerConfig, ReplayConfig
 from impala_jax.evaluation.run_evaluation import evaluate
 from impala_jax.kernels import cpu
 from impala_jax.rundir import checkpoint
-from impala_jax.runtimes import nodes, pod, supervisor
+from impala_jax.runtimes import pod, supervisor
+from impala_jax.runtimes.host_share import host_share, resolved
 from tests.helpers import programs
 from tests.helpers.batches import NETWORK, SPEC, make_batch
 from tests.helpers.pod_learner import CONFIG, NUM_UPDATES
@@ -162,7 +163,7 @@ def test_all_stop_after_the_same_update_and_finish_later(runtime, tmp_path):
     process = start(tmp_path, '--total-frames', str(frames), runtime=runtime)
     code, stdout, stderr = finish(process, 120)
     assert code == 0 and not stderr.strip(), stdout + stderr
-    assert 'Devices     4 x cpu' in stdout and '16 a host, 8 a device' in stdout
+    assert 'Devices     4 x cpu' in stdout and '16 per host, 8 per device' in stdout
     row = rows_of(tmp_path)[-1]
     assert row['learner_steps'] == saved + 10 and row['frames'] == frames
     # Of all hosts: games of Catch last ten steps.
@@ -227,7 +228,7 @@ def test_preflight():
     hosts = [make_host(), make_host(name='b')]
     pod.check_agreement(hosts)
     lines = '\n'.join(pod.report(Config(), hosts))
-    assert '2: a, b' in lines and '8 x cpu' in lines and '32 trajectories, 16 a host, 4 a device' in lines
+    assert '2: a, b' in lines and '8 x cpu' in lines and '32 trajectories, 16 per host, 4 per device' in lines
     with pytest.raises(ConfigError, match='versions of the hosts differ: impala_jax abc on host 0 .a., def on host 1'):
         pod.check_agreement([make_host(), make_host(name='b', versions={'jax': '1', 'impala_jax': 'def'})])
     with pytest.raises(ConfigError, match='configurations of the hosts differ: seed 0 on host 0 .a., 1 on host 2 .c.'):
@@ -249,16 +250,37 @@ def test_hosts_with_and_without_kernels_compile_different_programs(monkeypatch):
 
 def test_a_hosts_share(monkeypatch):
     config = Config(learner=LearnerConfig(batch_size=32), replay=ReplayConfig(fraction=0.25, capacity=7), seed=5)
-    assert nodes.share(config) is config
+    alone = host_share(config)
+    assert (alone.num_fresh, alone.num_replayed, alone.replay_capacity, alone.seed) == (24, 8, 7, 5)
     shares = []
     for index in range(2):
-        monkeypatch.setattr(nodes, 'host', lambda index=index: (index, 2))
-        shares.append(nodes.share(config))
-    assert [(share.num_fresh, share.num_replayed, share.replay.capacity) for share in shares] == [(12, 4, 4)] * 2
-    assert [bool(share.evaluator.episodes) for share in shares] == [True, False]
+        monkeypatch.setattr('impala_jax.runtimes.host_share.host', lambda index=index: (index, 2))
+        shares.append(host_share(config))
+    assert [(share.num_fresh, share.num_replayed, share.replay_capacity) for share in shares] == [(12, 4, 4)] * 2
+    assert [share.evaluates for share in shares] == [True, False]
     assert shares[0].seed == 5 != shares[1].seed
     with pytest.raises(ConfigError, match='its 31 new trajectories do not divide over 2 hosts'):
-        nodes.share(Config(learner=LearnerConfig(batch_size=32), replay=ReplayConfig(fraction=1 / 32)))
+        host_share(Config(learner=LearnerConfig(batch_size=32), replay=ReplayConfig(fraction=1 / 32)))
+
+
+def test_the_queue_holds_two_batches_or_one_unroll_of_every_actor():
+    def capacity(num_actors=2, num_envs=16, queue_capacity=None, fraction=0.0):
+        learner, replay = LearnerConfig(queue_capacity=queue_capacity), ReplayConfig(fraction=fraction)
+        actor = ActorConfig(num_actors=num_actors, num_envs=num_envs)
+        return host_share(Config(actor=actor, learner=learner, replay=replay, serve_actors=5000)).queue_capacity
+
+    assert capacity() == capacity(num_actors=0) == 64
+    assert capacity(num_actors=10, num_envs=10) == 100
+    assert capacity(queue_capacity=40) == 40
+    assert capacity(num_envs=4, fraction=0.75) == 16
+
+
+def test_the_number_of_actors_is_resolved_when_a_run_starts(monkeypatch):
+    monkeypatch.setattr('impala_jax.runtimes.host_share.num_cores', lambda: 7)
+    assert Config().actor.num_actors is None
+    assert resolved(Config()).actor.num_actors == host_share(Config()).num_actors == 7
+    given = Config(actor=ActorConfig(num_actors=3))
+    assert resolved(given) is given
 
 
 @pytest.mark.parametrize(

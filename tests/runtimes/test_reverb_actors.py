@@ -20,6 +20,7 @@ from impala_jax.environments import suites
 from impala_jax.rundir import checkpoint
 from impala_jax.runtimes import gate
 from impala_jax.runtimes.gate import Way
+from impala_jax.runtimes.host_share import host_share
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.runtimes.supervisor import free_port
 from tests.helpers import programs
@@ -109,7 +110,7 @@ def test_a_writer_of_an_earlier_start_is_refused():
 
     agent = make_agent(NetworkConfig(torso='mlp', core='lstm', lstm_size=5), transport_spec)
     with server(suffix='-second') as address:
-        queue = ReverbTrajectoryQueue(reverb.Client(BEHIND[address]), SECRET, CONFIG, agent, '-first')
+        queue = ReverbTrajectoryQueue(reverb.Client(BEHIND[address]), SECRET, host_share(CONFIG), agent, '-first')
         with pytest.raises(ServerLost, match='trajectories-first was not found'):
             queue.put(make_trajectories(1, 1))
         queue.close()
