@@ -32,8 +32,8 @@ test: install ## Run all tests but the slow ones, in two processes.
 test-slow: install ## Run the slow tests.
 	$(PY) -m pytest -m slow $(ARGS)
 
-# The package is copied beside kernels of its own. Python is not instrumented, so both runtimes must be loaded before it,
-# and what it does not free is not reported.
+# The package is copied beside kernels of its own, which come before the checkout on sys.path only if pytest appends.
+# Python is not instrumented, so both runtimes must be loaded before it, and what it does not free is not reported.
 test-sanitizers: install ## Run the tests of the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
 	rm -rf $(SANITIZED)
 	CXXFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -w' \
@@ -42,7 +42,7 @@ test-sanitizers: install ## Run the tests of the CPU kernels under AddressSaniti
 	grep -q __asan_init $(SANITIZED)/lib/impala_jax/kernels/_kernels*.so  # Else nothing would be checked.
 	PYTHONPATH=$(SANITIZED)/lib JAX_PLATFORMS=cpu ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
-	  $(VENV)/bin/pytest tests/test_layers.py tests/test_vtrace.py -m 'not slow' \
+	  $(VENV)/bin/pytest --import-mode=append tests/kernels/test_layers.py tests/core/test_vtrace.py -m 'not slow' \
 	  -k 'random_shapes or any_batch or not_finite or population or auto or any_knobs' $(ARGS)
 
 chaos: install ## Break runs and judge how they end; ARGS='--cases 60 --processes 2'. Goes on where it was.

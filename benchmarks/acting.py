@@ -22,6 +22,7 @@ from impala_jax.cli import command_line
 from impala_jax.config import ActorConfig
 from impala_jax.kernels import allocator
 from impala_jax.runtimes import nodes
+from impala_jax.runtimes.host_share import host_share
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     params = jax.tree.map(np.asarray, agent.init(jax.random.PRNGKey(0)))
     T = config.learner.unroll_length
     for num_envs in args.num_envs:
-        actor = nodes.make_actor(dataclasses.replace(config, actor=ActorConfig(1, num_envs)), agent, 0)
+        actor = nodes.make_actor(host_share(dataclasses.replace(config, actor=ActorConfig(1, num_envs))), agent, 0)
         environment = actor.environment
         timestep = environment.reset()
         step, key = jax.jit(agent.step), jax.random.PRNGKey(0)

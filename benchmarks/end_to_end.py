@@ -37,6 +37,7 @@ from impala_jax.cli import command_line
 from impala_jax.config import Config
 from impala_jax.kernels import allocator
 from impala_jax.runtimes import nodes
+from impala_jax.runtimes.host_share import host_share
 from impala_jax.trajectory_queue import columns, concatenate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +49,7 @@ def seconds_of_parts(config: Config, repeats: int = 5) -> dict[str, float]:
     learner = make_learner(config, agent)
     states = [learner.init(jax.random.PRNGKey(0))]
     params = jax.tree.map(np.array, states[0].params)
-    actor = nodes.make_actor(config, agent, 0)
+    actor = nodes.make_actor(host_share(config), agent, 0)
     num_envs, T = config.actor.num_envs, config.learner.unroll_length
     enough = concatenate([actor.unroll(0, params) for _ in range(-(-config.learner.batch_size // num_envs))])
     batch = learner.put(columns(enough, 0, config.learner.batch_size).experience)

@@ -24,6 +24,7 @@ from impala_jax.build import make_agent
 from impala_jax.cli import command_line
 from impala_jax.config import ActorConfig, Config
 from impala_jax.runtimes import nodes
+from impala_jax.runtimes.host_share import host_share
 from impala_jax.trajectory_queue import LocalTrajectoryQueue, TrajectoryQueue, columns, concatenate
 from impala_jax.types import Trajectory
 
@@ -37,8 +38,8 @@ def reverb_queue(config: Config, agent: Agent) -> Iterator[TrajectoryQueue]:
     from impala_jax.runtimes.reverb_tables import tables
     from impala_jax.runtimes.reverb_transport import ReverbTrajectoryQueue
 
-    server = reverb.Server(tables(config))
-    queue = ReverbTrajectoryQueue(reverb.Client(f'localhost:{server.port}'), seals.new_key(), config, agent)
+    server = reverb.Server(tables(host_share(config)))
+    queue = ReverbTrajectoryQueue(reverb.Client(f'localhost:{server.port}'), seals.new_key(), host_share(config), agent)
     try:
         yield queue
     finally:
@@ -71,7 +72,7 @@ def main() -> None:
     about = machine()
     agent = make_agent(config.network, environments.spec(config.environment), config.popart.enabled)
     params = jax.tree.map(np.asarray, agent.init(jax.random.PRNGKey(0)))
-    actor = nodes.make_actor(config, agent, 0)
+    actor = nodes.make_actor(host_share(config), agent, 0)
     batch = actor.unroll(0, params)
     actor.environment.close()
     steps = config.learner.unroll_length * config.num_fresh

@@ -25,7 +25,7 @@ ELSEWHERE = {
 PAGES = {ROOT / path: ROOT / 'docs' / f'{page}.md' for page, path in ELSEWHERE.items()}
 # Modules whose names annotations and docstrings mention.
 MODULES = (
-    *('environments', 'networks', 'vtrace', 'tabular', 'plotting', 'agent', 'learner', 'loss', 'types'),
+    *('environments', 'networks', 'vtrace', 'tabular', 'plotting', 'actor', 'agent', 'learner', 'loss', 'types'),
     *('evaluation.evaluator', 'evaluation.video', 'rundir.checkpoint_format'),
 )
 
@@ -61,6 +61,11 @@ napoleon_use_param = False
 
 
 def setup(app: Any) -> None:
+    for name in impala_jax.__all__:
+        if name.endswith('Config'):
+            # Without what only tells tyro how to parse a field.
+            types = vars(getattr(impala_jax, name))['__annotations__']
+            types |= {field: re.sub(r'^Annotated\[(.*?), .*\]$', r'\1', text) for field, text in types.items()}
     app.connect('source-read', _read_elsewhere)
     # Before and after napoleon, which takes what stands before a colon for a field's type.
     app.connect('autodoc-process-docstring', _keep_field, priority=400)

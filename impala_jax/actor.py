@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -12,24 +12,56 @@ from impala_jax import frame_stacks
 from impala_jax.agent import Agent, AgentStep, dummy_timestep
 from impala_jax.config import ConfigError
 from impala_jax.environments import EnvironmentFailure, VectorEnvironment
-from impala_jax.parameter_store import ParameterStore
 from impala_jax.rundir import plain_state
 from impala_jax.trajectory_queue import TrajectoryQueue
-from impala_jax.types import FIRST, Closed, EnvironmentSpec, FrameStacks, PyTree, StepInfo, TimeStep, Trajectory
+from impala_jax.types import FIRST, Array, Closed, EnvironmentSpec, FrameStacks, PyTree, StepInfo, TimeStep, Trajectory
+
+
+class Policy(Protocol):
+    """Chooses the actions of one unroll, from an actor's own parameters or on the accelerator."""
+
+    @property
+    def version(self) -> int:
+        """Learner updates of the parameters that the unroll starts with."""
+        ...
+
+    def step(self, key: Array, num_steps: np.int32, timestep: TimeStep, state: PyTree) -> AgentStep:
+        """Acts at one timestep.
+
+        Args:
+          key: Random key of the actor.
+          num_steps: Steps that the actor has taken; the pair of both is never repeated.
+          timestep: [N, ...], numpy.
+          state: State of the core, [N, ...].
+
+        Raises:
+          Closed: The program ends.
+          TimeoutError: No answer from the accelerator.
+        """
+        ...
+
+
+class _LocalPolicy(NamedTuple):
+    """Acts on the CPU of the actor's process."""
+
+    version: int
+    params: PyTree
+    compiled: Callable[[PyTree, Array, np.int32, TimeStep, PyTree], AgentStep]
+
+    def step(self, key: Array, num_steps: np.int32, timestep: TimeStep, state: PyTree) -> AgentStep:
+        return self.compiled(self.params, key, num_steps, timestep, state)
 
 
 class Actor:
     """Steps its environments with the agent, and cuts the experience into trajectories.
 
     Args:
-      agent: the agent.
+      agent: The agent.
       environment: N environments; the caller closes them.
-      unroll_length: T.
-      seed: of the actions.
-      greedy: play the most likely action instead of sampling.
-      task_ids: [N] int32, of each environment; by default 0 for all.
-      infer: acts at a timestep [N, ...] from the core's state [N, ...], with parameters of its own; by default the
-        agent acts here, on the CPU, with those of the unroll.
+      unroll_length: Steps of a trajectory, T.
+      seed: Seed for action sampling.
+      greedy: Whether to take the most likely action instead of sampling.
+      task_ids: Task of each environment, [N] int32; by default 0 for all.
     """
 
     def __init__(
@@ -41,7 +73,6 @@ class Actor:
         *,
         greedy: bool = False,
         task_ids: np.ndarray | None = None,
-        infer: Callable[[TimeStep, PyTree], AgentStep] | None = None,
     ):
         self.environment = environment
         self._task_ids = np.zeros([environment.num_envs], np.int32) if task_ids is None else task_ids
@@ -54,7 +85,7 @@ class Actor:
         def step(params, key, num_steps, timestep, state):
             return agent.step(params, jax.random.fold_in(key, num_steps), timestep, state, greedy=greedy)
 
-        self._step = jax.jit(step) if infer is None else lambda params, key, num_steps, *inputs: infer(*inputs)
+        self._step = jax.jit(step)
 
     def reset(self, seed: int) -> None:
         """Starts all environments anew at the next unroll, with other actions."""
@@ -67,17 +98,29 @@ class Actor:
         self._game_over = np.ones([2, self.environment.num_envs], bool)  # in the two steps before the next unroll
 
     def unroll(self, version: int, params: PyTree) -> Trajectory:
-        """Acts for T steps with one set of parameters.
+        """Acts for T steps with one set of parameters; see `act`.
 
-        Returns:
-          Trajectory [T + 1, N], numpy; its first timestep is the last one of the trajectory before.
-
-        Raises:
-          ConfigError: as `Agent.check_observation`.
+        Args:
+          version: Learner updates of the parameters.
+          params: The parameters.
         """
+        return self.act(self.policy(version, params))
+
+    def policy(self, version: int, params: PyTree) -> Policy:
+        """The policy of the agent with these parameters, on the CPU."""
         if self._params is None or self._params[0] is not params:
             self._params = (params, jax.device_put(params, self._device))
-        params = self._params[1]
+        return _LocalPolicy(version, self._params[1], self._step)
+
+    def act(self, policy: Policy) -> Trajectory:
+        """Acts for T steps.
+
+        Returns:
+          Trajectory [T + 1, N], numpy; its first timestep is the last one of the previous trajectory.
+
+        Raises:
+          ConfigError: The agent cannot read an observation; see `Agent.check_observation`.
+        """
         is_first = self._timestep is None
         if self._timestep is None:
             self._timestep = self.environment.reset()
@@ -88,7 +131,7 @@ class Actor:
         buffer = _Buffer(self._unroll_length, timestep, self.environment.spec)
         with jax.default_device(self._device):
             for t in range(self._unroll_length):
-                acted = self._step(params, self._key, np.int32(self._num_steps), timestep, state)
+                acted = policy.step(self._key, np.int32(self._num_steps), timestep, state)
                 timestep, info = self.environment.step(np.asarray(acted.action))
                 self._agent.check_observation(timestep.observation)
                 buffer.add(t, timestep, np.asarray(acted.logits), info)
@@ -98,9 +141,9 @@ class Actor:
             self._agent.report_small_bytes(timestep.observation)
         self._state = state
         self._timestep = jax.tree.map(np.copy, timestep)  # The environment may reuse its arrays in its next step.
-        versions = np.full([self.environment.num_envs], version, np.int32)
+        versions = np.full([self.environment.num_envs], policy.version, np.int32)
         info = buffer.info()
-        game_version = self._game_versions(version, buffer.step_type, info)
+        game_version = self._game_versions(policy.version, buffer.step_type, info)
         return buffer.trajectory(initial_state, info, versions, self._task_ids, game_version)
 
     def get_state(self) -> bytes:
@@ -200,12 +243,11 @@ class _Buffer:
                 buffer[row] = value
 
 
-def run_actor(actor: Actor, queue: TrajectoryQueue, store: ParameterStore) -> None:
-    """Acts with the newest parameters until queue or store is closed."""
+def run_actor(actor: Actor, queue: TrajectoryQueue, newest: Callable[[], Policy]) -> None:
+    """Acts with the newest policy, asked for before each unroll, until it or the queue is closed."""
     try:
         while True:
-            version, params = store.latest()
-            queue.put(actor.unroll(version, params))
+            queue.put(actor.act(newest()))
     except Closed:
         return
     finally:

@@ -11,15 +11,22 @@ import jax
 
 from impala_jax import networks
 from impala_jax.agent import Agent
-from impala_jax.config import Config, ConfigError, LossConfig, NetworkConfig, VTraceConfig, import_object
+from impala_jax.config import (
+    Config,
+    ConfigError,
+    LossConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    VTraceConfig,
+    import_object,
+)
 from impala_jax.learner import Learner, OptimizerFactory, Schedule
 from impala_jax.loss import ImpalaLoss, Loss
 from impala_jax.optimizer import Hyperparameters, make_optimizer, scheduled
-from impala_jax.parameter_store import ParameterStore
 from impala_jax.training.hooks import Checkpoints, Metrics, NonFiniteUpdates, RunConfig, ScheduleJumps
 from impala_jax.training.hosts import ManyHosts, OneHost
 from impala_jax.training.loop import Hook, TrainingLoop
-from impala_jax.types import EnvironmentSpec
+from impala_jax.types import EnvironmentSpec, PyTree
 
 
 def make_agent(config: NetworkConfig, spec: EnvironmentSpec, popart: bool = False) -> Agent:
@@ -35,11 +42,26 @@ def make_loss(config: LossConfig, vtrace: VTraceConfig) -> Loss:
     """The loss.
 
     Raises:
-      ConfigError: `loss.function` cannot be imported.
+      ConfigError: `loss.function`, or rlax if V-trace is to be computed by it, cannot be imported.
     """
     if config.function is not None:
         return import_object('loss.function', config.function)
+    if vtrace.implementation == 'rlax':
+        import_object('vtrace.implementation', 'rlax:vtrace_td_error_and_advantage')
     return ImpalaLoss(config.discount, config.baseline_cost, config.entropy_cost, config.reward_clip, vtrace)
+
+
+def make_optimizer_factory(config: OptimizerConfig) -> OptimizerFactory:
+    """The function from hyperparameters to the optax transformation.
+
+    Raises:
+      ConfigError: `optimizer.name` cannot be imported.
+    """
+    return (
+        import_object('optimizer.name', config.name)
+        if ':' in config.name
+        else functools.partial(make_optimizer, config)
+    )
 
 
 def make_hyperparameters(config: Config) -> Hyperparameters:
@@ -72,13 +94,9 @@ def make_learner(config: Config, agent: Agent, devices: Sequence[Any] | None = N
             f'learner.batch_size {config.learner.batch_size} does not divide over {len(devices)} devices; '
             f'choose a multiple of {len(devices)}, or set learner.num_devices'
         )
-    name = config.optimizer.name
-    optimizer: OptimizerFactory = (
-        import_object('optimizer.name', name) if ':' in name else functools.partial(make_optimizer, config.optimizer)
-    )
     return Learner(
         agent,
-        optimizer,
+        make_optimizer_factory(config.optimizer),
         make_loss(config.loss, config.vtrace),
         hyperparameters=make_hyperparameters(config),
         schedule=make_schedule(config),
@@ -116,7 +134,7 @@ def make_training(
     config: Config,
     agent: Agent,
     workdir: Path,
-    store: ParameterStore,
+    publish: Callable[[int, PyTree], None],
     devices: Sequence[Any] | None = None,
     attach: Sequence[Callable[[Learner, Metrics, Checkpoints], Hook]] = (),
 ) -> Training:
@@ -129,7 +147,7 @@ def make_training(
       config: The experiment.
       agent: The agent.
       workdir: Where the run lives.
-      store: Parameters are published to it.
+      publish: Publishes the parameters, numpy, under the number of updates.
       devices: As for `make_learner`.
       attach: Make further hooks, which are called between metrics and checkpoints.
 
@@ -146,7 +164,10 @@ def make_training(
     learner = make_learner(config, agent, devices)
     state = learner.init(jax.random.PRNGKey(config.seed))
     checkpoints = Checkpoints(workdir, config, state, keeps_files)
-    metrics = Metrics(workdir, config, agent.spec.tasks, checkpoints, keeps_files)
+    total_frames = config.total_updates * config.frames_per_update
+    metrics = Metrics(
+        workdir, config.logging, total_frames, config.num_fresh, agent.spec.tasks, checkpoints, keeps_files
+    )
     hooks: list[Hook] = [RunConfig(workdir, config), metrics]
     hooks += [make_hook(learner, metrics, checkpoints) for make_hook in attach]
     if checkpoints.restored_config is not None:
@@ -160,5 +181,5 @@ def make_training(
         hosts = ManyHosts(learner, config.num_fresh, empty)
     restored = checkpoints.restored_state
     state = learner.restore(state if restored is None else restored)
-    loop = TrainingLoop(hosts, state, store, config.total_updates, config.frames_per_update, hooks)
+    loop = TrainingLoop(hosts, state, publish, config.total_updates, config.frames_per_update, hooks)
     return Training(loop, metrics, checkpoints)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from impala_jax.agent import Agent, AgentStep, dummy_timestep
-from impala_jax.config import Config
+from impala_jax.config import ActorConfig
 from impala_jax.rundir.stats import Histogram
 from impala_jax.types import Array, Closed, PyTree, TimeStep
 
@@ -31,25 +32,38 @@ class _Request(NamedTuple):
     time_s: float
 
 
-class InferenceServer:
-    """Answers actors' steps, as many as there are in one call. To them it is a `ParameterStore` without parameters.
+class _RemotePolicy(NamedTuple):
+    """Has the server act, with whatever parameters are the newest at each step."""
 
-    A call begins when all actors have asked, or `actor.inference_wait_ms` after the first of them has. It is padded to
-    one of a few sizes, each of which is compiled once, and split over the learner's devices.
+    version: int
+    server: InferenceServer
+
+    def step(self, key: Array, num_steps: np.int32, timestep: TimeStep, state: PyTree) -> AgentStep:
+        return self.server.step(timestep, state)  # Actions are sampled with the key of the server.
+
+
+class InferenceServer:
+    """Acts for all actors of a process, as many as have asked in one call.
+
+    A call begins when all actors have asked, or `inference_wait_ms` after the first request. It is padded to one of a
+    few sizes, each of which is compiled once, and split over the devices.
 
     Args:
-      config: the experiment.
-      agent: the agent.
-      num_actors: those that ask, one request each at a time.
-      seed: of the actions.
+      agent: The agent.
+      num_actors: Number of actors, each of which has one request at a time.
+      config: Environments per actor, and how long a request waits for others.
+      devices: Devices of this host, of jax.Device.
+      seed: Seed for action sampling.
+      timeout_s: Longest wait, s.
     """
 
-    def __init__(self, config: Config, agent: Agent, num_actors: int, seed: int):
-        self._num_envs = config.actor.num_envs
+    def __init__(
+        self, agent: Agent, num_actors: int, config: ActorConfig, devices: Sequence[Any], seed: int, timeout_s: float
+    ):
+        self._num_envs = config.num_envs
         self._num_actors = num_actors
-        self._wait_s = config.actor.inference_wait_ms / 1000
-        self._timeout_s = config.timeout_s
-        devices = jax.local_devices()[: config.learner.num_devices]
+        self._wait_s = config.inference_wait_ms / 1000
+        self._timeout_s = timeout_s
         mesh = Mesh(np.array(devices), ('batch',))
         self._split = NamedSharding(mesh, PartitionSpec('batch'))
         self._replicated = NamedSharding(mesh, PartitionSpec())
@@ -78,8 +92,8 @@ class InferenceServer:
             self._newest = (version, params)
             self._changed.notify_all()
 
-    def latest(self) -> tuple[int, None]:
-        """The version that the next step is made with; waits for the first parameters.
+    def policy(self) -> _RemotePolicy:
+        """A policy for an actor's next unroll; waits for the first parameters.
 
         Raises:
           Closed: the server was closed.
@@ -88,7 +102,7 @@ class InferenceServer:
         with self._changed:
             self._wait_for_parameters()
             assert self._newest is not None
-            return self._newest[0], None
+            return _RemotePolicy(self._newest[0], self)
 
     def step(self, timestep: TimeStep, state: PyTree) -> AgentStep:
         """Acts at a timestep [N, ...] from the core's state [N, ...]; numpy.

@@ -29,24 +29,6 @@ class ParameterStore(Protocol):
         ...
 
 
-class ParameterStores:
-    """A `ParameterStore` that publishes to several; it reads from the first."""
-
-    def __init__(self, *stores: ParameterStore):
-        self._stores = stores
-
-    def publish(self, version: int, params: PyTree) -> None:
-        for store in self._stores:
-            store.publish(version, params)
-
-    def latest(self) -> tuple[int, PyTree]:
-        return self._stores[0].latest()
-
-    def close(self) -> None:
-        for store in self._stores:
-            store.close()
-
-
 class LocalParameterStore:
     """A `ParameterStore` for the threads of one process."""
 

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from impala_jax.kernels import cpu
 from impala_jax.types import Array
 
+Implementation = Literal['auto', 'scan', 'associative_scan', 'rlax']
+
 
 class VTraceReturns(NamedTuple):
     """Targets, through which no gradient flows."""
@@ -35,7 +37,7 @@ def from_importance_weights(
     clip_c_threshold: float | None = 1.0,
     clip_pg_rho_threshold: float | None = 1.0,
     lambda_: float = 1.0,
-    implementation: Literal['auto', 'scan', 'associative_scan'] = 'auto',
+    implementation: Implementation = 'auto',
 ) -> VTraceReturns:
     """V-trace targets and advantages (equation 1 and section 4.2).
 
@@ -53,15 +55,15 @@ def from_importance_weights(
       clip_c_threshold: c_bar, in the trace; None for no clipping.
       clip_pg_rho_threshold: rho_bar of the advantages; None for no clipping.
       lambda_: multiplies the trace coefficients (remark 2).
-      implementation: 'scan', 'associative_scan', or 'auto': on a CPU the kernel, where it was compiled, else the scan
-        measured to be faster (benchmarks/vtrace.py).
+      implementation: 'scan', 'associative_scan', 'rlax' (the reference of that library, which is imported then), or
+        'auto': on a CPU the kernel, where it was compiled, else the scan measured to be faster (benchmarks/vtrace.py).
 
     Returns:
       VTraceReturns, each [T, B] float32.
 
     Raises:
       AssertionError: shapes that do not agree.
-      ValueError: no steps, or no trajectories.
+      ValueError: There are no steps or no trajectories; or a c_bar or lambda that 'rlax' does not have.
     """
     chex.assert_rank([log_rhos, discounts, rewards, values, bootstrap_value], [2, 2, 2, 2, 1])
     chex.assert_equal_shape([log_rhos, discounts, rewards, values])
@@ -76,11 +78,19 @@ def from_importance_weights(
     log_rhos, discounts, rewards, values, bootstrap_value = arrays
 
     ratios = jnp.exp(log_rhos)
+    values_t_plus_1 = jnp.concatenate([values[1:], bootstrap_value[None]])
+    if implementation == 'rlax':
+        if (clip_c_threshold, lambda_) != (1.0, 1.0):
+            raise ValueError(
+                f"implementation 'rlax' has c_bar 1 and lambda 1, got {clip_c_threshold} and {lambda_}; use another one"
+            )
+        return _rlax_returns(
+            values, values_t_plus_1, rewards, discounts, ratios, clip_rho_threshold, clip_pg_rho_threshold
+        )
     rhos = _clip(ratios, clip_rho_threshold)
     cs = lambda_ * _clip(ratios, clip_c_threshold)
     pg_rhos = _clip(ratios, clip_pg_rho_threshold)
 
-    values_t_plus_1 = jnp.concatenate([values[1:], bootstrap_value[None]])
     deltas = rhos * (rewards + discounts * values_t_plus_1 - values)
     vs = values + discounted_sum(deltas, discounts * cs, implementation)
     # The advantage uses v_{t+1}, not V(x_{t+1}): appendix E.3.
@@ -134,6 +144,34 @@ def discounted_sum(deltas: Array, factors: Array, implementation: str = 'auto') 
 
     sums, _ = jax.lax.associative_scan(combine, (deltas, factors), reverse=True)
     return sums
+
+
+def _rlax_returns(
+    values: Array,
+    values_t_plus_1: Array,
+    rewards: Array,
+    discounts: Array,
+    ratios: Array,
+    rho_bar: float | None,
+    pg_rho_bar: float | None,
+) -> VTraceReturns:
+    """The same by rlax, whose c_bar is always 1; all arrays [T, B].
+
+    Its advantages agree for lambda = 1 only: for less it bootstraps them from (1 - lambda) V(x_t+1), too.
+    """
+    import rlax
+
+    infinity = float('inf')
+    returns = jax.vmap(
+        lambda *arrays: rlax.vtrace_td_error_and_advantage(
+            *arrays,
+            clip_rho_threshold=infinity if rho_bar is None else rho_bar,
+            clip_pg_rho_threshold=infinity if pg_rho_bar is None else pg_rho_bar,
+        ),
+        in_axes=1,
+        out_axes=1,
+    )(values, values_t_plus_1, rewards, discounts, ratios)
+    return VTraceReturns(values + returns.errors, returns.pg_advantage)
 
 
 def _clip(ratios: Array, threshold: float | None) -> Array:

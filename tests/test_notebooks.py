@@ -4,11 +4,12 @@ import importlib.util
 import json
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent / 'notebooks').glob('*.ipynb'))
+from tests.helpers.programs import ROOT
+
+NOTEBOOKS = sorted((ROOT / 'notebooks').glob('*.ipynb'))
 # By notebook: what CI puts behind the cell of parameters.
 BUDGETS = {
     'quickstart': 'TOTAL_FRAMES = 5_000\nEPISODES = 4',

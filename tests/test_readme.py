@@ -11,7 +11,6 @@ import sys
 import textwrap
 from pathlib import Path
 
-import programs
 import pytest
 
 import impala_jax
@@ -19,6 +18,7 @@ from impala_jax.cli import command_line
 from impala_jax.config import get
 from impala_jax.rundir.rows import read_rows
 from impala_jax.runtimes.supervisor import free_port
+from tests.helpers import programs
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]

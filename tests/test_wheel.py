@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from impala_jax.rundir.code_version import code_version
+from tests.helpers.programs import ROOT
 
-ROOT = Path(__file__).parent.parent
 SOURCES = ('impala_jax', 'configs', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE')
 TINY = '--runtime threads --total-frames 2000 --evaluator.episodes 2 --actor.num-actors 1 --actor.num-envs 4'.split()
 

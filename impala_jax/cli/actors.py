@@ -45,8 +45,6 @@ def act() -> None:
     if importlib.util.find_spec('reverb') is None:
         remedy = f'{program.command("doctor")} tells more (Python 3.10)'
         raise ConfigError(f'actors join over Reverb, which is not installed: {remedy}')
-    import rlax  # noqa: F401 - TensorFlow Probability refuses an old TensorFlow that was imported before it.
-
     from impala_jax.runtimes import reverb_actors
 
     compilation_cache.keep_programs()

@@ -93,12 +93,28 @@ print(jax.__version__, 'on', jax.default_backend() + ';', len(devices), 'device(
         'core packages',
         """
 from importlib.metadata import version
-import rlax, chex, dm_env, flax, numpy, optax, orbax.checkpoint, rich, tensorboardX, tyro
+import chex, dm_env, flax, numpy, optax, orbax.checkpoint, rich, tensorboardX, tyro
 import impala_jax
 print(*(f'{name} {version(name)}' for name in ('flax', 'optax', 'chex', 'orbax-checkpoint', 'numpy')), sep=', ')
 """,
         _ANEW,
         required=True,
+    ),
+    Check(
+        'rlax',
+        """
+import warnings
+warnings.simplefilter('ignore')
+import jax.numpy as jnp, rlax
+from impala_jax import vtrace
+row = jnp.arange(1.0, 7.0).reshape(3, 2) / 7
+arrays = dict(log_rhos=row, discounts=row, rewards=row, values=row, bootstrap_value=row[0])
+ours, theirs = (vtrace.from_importance_weights(**arrays, implementation=name) for name in ('auto', 'rlax'))
+difference = float(jnp.max(jnp.abs(jnp.array(ours) - jnp.array(theirs))))
+assert difference < 1e-5, difference
+print(f'{rlax.__version__}; imported only for --vtrace.implementation rlax, which agrees with auto to {difference:.0e}')
+""",
+        _ANEW,
     ),
     Check(
         'CPU kernels',
@@ -120,7 +136,6 @@ print('convolutions compiled for this processor')
 import sys
 if sys.version_info >= (3, 11):
     raise ModuleNotFoundError('dm-launchpad exists for Python 3.10 only')
-import rlax  # TensorFlow Probability refuses an old TensorFlow that was imported before it.
 import reverb, launchpad
 from importlib.metadata import version
 server = reverb.Server([reverb.Table.queue('queue', 1)])

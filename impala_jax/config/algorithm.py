@@ -87,8 +87,9 @@ class VTraceConfig:
     """Multiplies the trace coefficients c (remark 2)."""
     outside_theory: bool = False
     """Allow c_bar > rho_bar, for which Theorem 1 proves nothing and V-trace can diverge (`impala_jax.tabular`)."""
-    implementation: Literal['auto', 'scan', 'associative_scan'] = 'auto'
-    """How the recurrence is compiled; the results are the same. `auto`: what was measured to be faster there."""
+    implementation: Literal['auto', 'scan', 'associative_scan', 'rlax'] = 'auto'
+    """How V-trace is computed; the results are the same up to rounding. `auto`: the fastest on the device. `rlax`: the
+    function of that library, as a reference; c_bar and lambda must be 1."""
     correction: Literal['vtrace', 'one_step_is', 'epsilon_correction', 'none'] = 'vtrace'
     """How off-policy data is corrected (section 5.2.2, table 2). `one_step_is`: the advantage times pi/mu, uncorrected
     value targets; `epsilon_correction`: no ratios, log(pi + 1e-6) in the policy gradient; `none`: as if on-policy."""
@@ -103,6 +104,16 @@ class VTraceConfig:
             f'vtrace.c_bar {self.c_bar} is above vtrace.rho_bar {self.rho_bar}, outside the theory; '
             'lower c_bar, or set --vtrace.outside-theory',
         )
+        if self.implementation == 'rlax':
+            for field, value, only in (
+                ('c_bar', self.c_bar, 1),
+                ('lambda', self.lambda_, 1),
+                ('correction', self.correction, 'vtrace'),
+            ):
+                require(
+                    value == only,
+                    f"vtrace.{field} {value!r}: vtrace.implementation 'rlax' has only {only!r}; use another one",
+                )
         if self.correction != 'vtrace':
             for name in ('rho_bar', 'c_bar', 'pg_rho_bar'):
                 value = getattr(self, name)

@@ -9,14 +9,13 @@ from typing import Annotated, Literal
 import tyro
 
 from impala_jax.config.checks import require, require_positive
-from impala_jax.system.machine import num_cores
 
 _number_or_auto = tyro.constructors.PrimitiveConstructorSpec(
     nargs=1,
     metavar='INT|auto',
-    instance_from_str=lambda words: num_cores() if words[0] == 'auto' else int(words[0]),
-    is_instance=lambda value: isinstance(value, int),
-    str_from_instance=lambda value: [str(value)],
+    instance_from_str=lambda words: None if words[0] == 'auto' else int(words[0]),
+    is_instance=lambda value: value is None or isinstance(value, int),
+    str_from_instance=lambda value: ['auto' if value is None else str(value)],
 )
 
 
@@ -56,8 +55,9 @@ class LearnerConfig:
 class ActorConfig:
     """Actors; each steps a vector of environments with one batched inference a step."""
 
-    num_actors: Annotated[int, _number_or_auto] = dataclasses.field(default_factory=num_cores)
-    """Of each host; `auto`, and the default: one a core. 0 only with `serve_actors`: all act on other machines."""
+    num_actors: Annotated[int | None, _number_or_auto] = None
+    """Actors per host; `auto` (None): one per core, resolved when a run starts. 0 only with
+    `serve_actors`: all actors are on other machines."""
     num_envs: int = 16
     """Environments an actor."""
     inference: Literal['actor', 'accelerator'] = 'actor'
@@ -69,7 +69,7 @@ class ActorConfig:
 
     def __post_init__(self):
         require(self.inference_wait_ms >= 0, f'actor.inference_wait_ms must be 0 or more, got {self.inference_wait_ms}')
-        require(self.num_actors >= 0, f'actor.num_actors must be 0 or more, got {self.num_actors}')
+        require((self.num_actors or 0) >= 0, f'actor.num_actors must be 0 or more, got {self.num_actors}')
         require_positive('actor', num_envs=self.num_envs)
 
 

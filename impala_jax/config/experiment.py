@@ -59,7 +59,7 @@ class Config:
             f'serve_actors must be a port from 1 to 65535, got {self.serve_actors}',
         )
         require(
-            self.actor.num_actors > 0 or self.serve_actors is not None,
+            self.actor.num_actors != 0 or self.serve_actors is not None,
             'actor.num_actors is 0, and nobody else acts: give it some, or let actors of other machines join with '
             '--serve-actors PORT',
         )
@@ -106,10 +106,3 @@ class Config:
         """Updates over which linear schedules fall to 0."""
         frames = self.optimizer.schedule_frames
         return self.total_updates if frames is None else -(-frames // self.frames_per_update)
-
-    @property
-    def queue_capacity(self) -> int:
-        """Trajectories that wait at most before actors block."""
-        if self.learner.queue_capacity is not None:
-            return self.learner.queue_capacity
-        return max(2 * self.num_fresh, self.actor.num_actors * self.actor.num_envs)

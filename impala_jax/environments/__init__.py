@@ -1,4 +1,4 @@
-"""Environments: everything behind one interface, `VectorEnvironment`, by name."""
+"""Environments by name, all behind one interface, `VectorEnvironment`."""
 
 from __future__ import annotations
 
@@ -36,15 +36,23 @@ def make(
     """Builds `num_envs` environments that step together.
 
     Args:
-      seed: Environment i gets a seed of its own, derived from this one; give every actor another.
-      evaluation: Whole games on Atari, and pictures where an environment has to be built for them.
-      timeout_s: No wait for a worker process lasts longer.
-      max_episode_steps: Agent steps after which an episode is truncated; None for no limit but the environment's own.
-      task_ids: Of a suite, [num_envs]: the task of each environment; by default they take turns.
-      closed: Once it is true, a wait for a worker process ends with `Closed`.
+      config: The environment's name and settings.
+      num_envs: Number of environments.
+      seed: Seed from which each environment's own seed is derived; different for every actor.
+      evaluation: Whether to play whole games on Atari, and to enable rendering where it must be requested at
+        construction.
+      timeout_s: Longest wait for a worker process, in seconds.
+      max_episode_steps: Number of agent steps after which an episode is truncated; None for the environment's own
+        limit only.
+      task_ids: Task of each environment of a suite, [num_envs]; None assigns the tasks round-robin.
+      closed: Callable that returns True when the run has ended; waits for worker processes then raise `Closed`.
+
+    Returns:
+      The vector of environments.
+
     Raises:
-      ConfigError: the name means nothing, something is not installed, an environment cannot be built or used, or the
-        tasks of a suite differ in their specs.
+      ConfigError: The name is unknown, a package is missing, an environment cannot be built or used, or the tasks of
+        a suite have different specs.
     """
     if num_envs < 1:
         raise ConfigError(f'the number of environments must be positive, got {num_envs}')
@@ -110,18 +118,23 @@ def _make_suite(
 
 
 def spec(config: EnvironmentConfig, timeout_s: float = 300.0) -> EnvironmentSpec:
-    """What an agent for this environment must know; builds one environment to find out, of a suite one of each task.
+    """Returns the spec that an agent for this environment needs.
 
-    Of DeepMind Lab's levels, whose specs are the same by construction, it builds only the first, and looks at the
-    settings of the others.
+    One environment is built to read its spec, for a suite one per task. The specs of DeepMind Lab's levels are the
+    same by construction: only the first level is built, and only the settings of the others are checked.
 
-    Only built-in environments and Atari are built in this process. Any other one is built in a worker process and
-    reset once, so that one that exits, hangs or contradicts its own spec is refused before anything else begins.
+    Built-in environments and Atari are built in this process. All others are built in a worker process and reset once,
+    so an environment that exits, hangs or contradicts its own spec is refused before anything else starts.
 
     Args:
-      timeout_s: No wait for a worker process lasts longer.
+      config: The environment's name and settings.
+      timeout_s: Longest wait for a worker process, in seconds.
+
+    Returns:
+      The spec of the observations and actions, and the names of the tasks.
+
     Raises:
-      ConfigError: As `make`, and a first observation that the spec does not describe.
+      ConfigError: `make` would raise it, or the first observation does not match the spec.
     """
     if config.name in suites.SUITES:
         names = suites.tasks(config)
@@ -139,8 +152,8 @@ def spec(config: EnvironmentConfig, timeout_s: float = 300.0) -> EnvironmentSpec
         try:
             environment = make(in_process, 1, seed=0, timeout_s=timeout_s)
             cleanup.callback(environment.close)
-            # DeepMind Lab's reset may take a minute, and its observations are ours; but it is there that the engine
-            # looks for a GPU, and ends its process.
+            # DeepMind Lab's reset may take a minute, and its observations are known to match the spec. With hardware
+            # rendering it is needed all the same: a missing GPU ends the engine's process only at the reset.
             is_level = config.name.startswith('dmlab/')
             if isinstance(environment, ProcessVectorEnvironment) and (not is_level or config.renderer == 'hardware'):
                 environment.reset()

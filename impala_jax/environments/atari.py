@@ -12,10 +12,10 @@ from impala_jax.environments import base
 from impala_jax.seeds import derived_seed
 from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec, StepInfo, TimeStep
 
-_MAX_FRAMES = 108_000  # half an hour of play, after which a game is truncated
+_MAX_FRAMES = 108_000  # A game is truncated after half an hour of play.
 _STACK = 4
 _NOOP = 0
-# Games of two players: ale-py has the ROMs, but ends the process that opens one.
+# Two-player games: ale-py has their ROMs, but opening one ends the process.
 _NOT_EMULATED = {'combat', 'joust', 'maze_craze', 'warlords'}
 _FULL_ACTION_SPACE = (
     'NOOP FIRE UP RIGHT LEFT DOWN UPRIGHT UPLEFT DOWNRIGHT DOWNLEFT UPFIRE RIGHTFIRE LEFTFIRE DOWNFIRE UPRIGHTFIRE '
@@ -24,13 +24,13 @@ _FULL_ACTION_SPACE = (
 
 
 def games() -> list[str]:
-    """The games that ale-py plays, as `space_invaders`.
+    """Lists the games that ale-py plays, by names such as `space_invaders`.
 
     Raises:
-      ConfigError: ale-py is not installed.
+      ConfigError: ale-py or gymnasium is not installed.
     """
     try:
-        import gymnasium  # noqa: F401 - which ale_py.vector_env needs
+        import gymnasium  # noqa: F401 - required by ale_py.vector_env
         from ale_py import roms
     except ImportError as error:
         raise ConfigError(f"Atari needs ale-py and gymnasium: pip install 'impala_jax[atari]' ({error})") from error
@@ -38,10 +38,10 @@ def games() -> list[str]:
 
 
 def game_name(name: str) -> str:
-    """The game that `name` means, whatever its case and underscores.
+    """Returns ale-py's name of a game, ignoring case and underscores in `name`.
 
     Raises:
-      ConfigError: there is none; says the closest.
+      ConfigError: The game is unknown; the message suggests the closest names.
     """
     known = {game.replace('_', ''): game for game in games()}
     plain = re.sub('[^a-z0-9]', '', name.lower())
@@ -51,10 +51,10 @@ def game_name(name: str) -> str:
 
 
 class _NoopStarts:
-    """An AtariVectorEnv whose games begin with 1 to 30 no-ops, each number as likely: ale-py also draws 0.
+    """An AtariVectorEnv whose games begin with 1 to 30 no-ops, uniformly distributed; ale-py's range includes 0.
 
     Args:
-      emulator: one with `noop_max` 31.
+      emulator: AtariVectorEnv with `noop_max` 31.
     """
 
     def __init__(self, emulator: Any):
@@ -62,17 +62,19 @@ class _NoopStarts:
         self._game_over = np.zeros(emulator.num_envs, bool)
 
     def reset(self, seed: np.ndarray | None = None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """See `AtariVectorEnv.reset`."""
         self._game_over[:] = False
         return self._drawn_again(np.ones_like(self._game_over), *self._emulator.reset(seed=seed))
 
     def step(self, actions: np.ndarray) -> tuple[Any, ...]:
+        """See `AtariVectorEnv.step`."""
         frames, rewards, terminated, truncated, info = self._emulator.step(actions)
         frames, info = self._drawn_again(self._game_over, frames, info)
         self._game_over = terminated | truncated
         return frames, rewards, terminated, truncated, info
 
     def _drawn_again(self, new_game: np.ndarray, frames: np.ndarray, info: dict[str, np.ndarray]):
-        """`frames` and `info` after those of the new games that began without no-ops were started again."""
+        """Restarts new games that began with 0 no-ops; returns the resulting `frames` and `info`."""
         while (without := new_game & (info['episode_frame_number'] == 0)).any():
             frames, info = self._emulator.reset(options={'reset_mask': without})
         return frames, info
@@ -81,13 +83,23 @@ class _NoopStarts:
 class AtariVectorEnvironment:
     """A `VectorEnvironment` of one Atari game.
 
-    Observations are [84, 84, 4] uint8: grey, the maximum of the last two frames, the newest of four last.
+    Observations are [84, 84, 4] uint8: greyscale, the maximum of the last two frames, four frames with the newest last.
 
-    In training with the preset `paper` an episode ends when a life is lost, but the game goes on: the next episode's
-    first timestep is one no-op later in the same game, and `episode_return` counts the whole game. (AtariVectorEnv's
-    own `episodic_life` would begin a new game at each lost life, so that only first lives would ever be played.)
+    In training with the preset `paper`, an episode ends when a life is lost, but the game continues: the next episode
+    begins one no-op later in the same game, and `episode_return` is the return of the whole game. (AtariVectorEnv's
+    own `episodic_life` begins a new game at each lost life, so only first lives would ever be played.)
 
     A game is truncated after half an hour of play, or after `max_episode_steps` agent steps if that is sooner.
+
+    Args:
+      config: The environment's name and settings.
+      num_envs: Number of games played together.
+      seed: Seed from which each game's own seed is derived.
+      evaluation: Whether episodes are whole games with every preset.
+      max_episode_steps: Number of agent steps after which a game is truncated; None for half an hour of play only.
+
+    Raises:
+      ConfigError: The game is unknown, or ale-py is not installed.
     """
 
     def __init__(
@@ -116,7 +128,7 @@ class AtariVectorEnvironment:
             max_num_frames_per_episode=max_frames,
             repeat_action_probability=0.0 if paper else 0.25,
             full_action_space=full_action_space,
-            stack_num=1,  # stacked here: in the order that convolutions want, and only the new frame is copied
+            stack_num=1,  # Stacked in this class instead: channels last, and only the new frame is copied.
             frameskip=config.frames_per_step,
             noop_max=31 if paper else 0,  # ale-py's bound is exclusive.
             reward_clipping=False,
@@ -126,7 +138,7 @@ class AtariVectorEnvironment:
         if paper:
             self._emulator = _NoopStarts(self._emulator)
         names = _FULL_ACTION_SPACE if full_action_space else own
-        # Skiing's full set has no fire button: there, an action with it is the one without.
+        # Skiing has no fire button: actions with FIRE are mapped to those without.
         self._own_actions = np.array(
             [own.index(name if name in own else name.replace('FIRE', '') or 'NOOP') for name in names]
         )
@@ -135,11 +147,12 @@ class AtariVectorEnvironment:
         self._stack = np.zeros((num_envs, 84, 84, _STACK), np.uint8)
         self._lives = np.zeros(num_envs, np.int32)
         self._returns = np.zeros(num_envs, np.float64)
-        self._game_over = np.zeros(num_envs, bool)  # The next step starts a game,
-        self._life_lost = np.zeros(num_envs, bool)  # or goes on with the game in a new episode.
+        self._game_over = np.zeros(num_envs, bool)  # The next step starts a new game.
+        self._life_lost = np.zeros(num_envs, bool)  # The next step starts a new episode in the same game.
         self._started = False
 
     def reset(self) -> TimeStep:
+        """See `VectorEnvironment.reset`."""
         n = self.num_envs
         frames, info = self._emulator.reset(seed=None if self._started else self._seeds)
         self._started = True
@@ -151,7 +164,8 @@ class AtariVectorEnvironment:
         return TimeStep(np.full(n, FIRST, np.int32), zeros, np.ones(n, np.float32), self._stack, np.zeros(n, np.int32))
 
     def step(self, actions: np.ndarray) -> tuple[TimeStep, StepInfo]:
-        # AtariVectorEnv waits forever for the thread that an unknown action kills.
+        """See `VectorEnvironment.step`."""
+        # An invalid action kills a thread of AtariVectorEnv, which then waits forever.
         actions = base.check_actions(actions, self.num_envs, self.spec.num_actions)
         new_game = self._game_over
         first = new_game | self._life_lost
@@ -167,7 +181,7 @@ class AtariVectorEnvironment:
         self._returns += rewards
         episode_returns = np.where(over, self._returns, 0).astype(np.float32)
         self._returns[over] = 0
-        # A game that ends in the no-op after a lost life ends at a FIRST, and another FIRST follows.
+        # A game that ends in the no-op after a lost life ends with a FIRST timestep, followed by another FIRST.
         self._game_over, self._life_lost = over, lost
         last = (over | lost) & ~first
 
@@ -181,22 +195,25 @@ class AtariVectorEnvironment:
         return timestep, StepInfo(episode_returns, over, np.zeros(self.num_envs, np.int32))
 
     def get_state(self) -> bytes:
+        """Raises NotImplementedError: AtariVectorEnv has no interface for saving its state."""
         raise NotImplementedError('AtariVectorEnv cannot be saved: a resumed run starts new games')
 
     def set_state(self, state: bytes) -> None:
+        """Raises NotImplementedError, as `get_state` does."""
         raise NotImplementedError('AtariVectorEnv cannot be restored: a resumed run starts new games')
 
     def render(self) -> np.ndarray:
-        """The newest frame as the agent sees it, in the screen's proportions."""
+        """Returns the newest frame of the agent's observation, with the aspect ratio of the screen."""
         return base.picture(self._stack[0], height=416, width=320)
 
     def close(self) -> None:
+        """See `VectorEnvironment.close`."""
         self._emulator = None
 
     def _push(self, frames: np.ndarray, new_game: np.ndarray) -> None:
-        """Puts the newest frames, [N, 1, 84, 84], into a new stack, which is empty for new games."""
+        """Appends the newest frames, [N, 1, 84, 84], to a copy of the stack; older frames are zero in new games."""
         stack = np.empty_like(self._stack)
-        # Four stacked bytes are one little-endian integer: this drops the oldest, three times as fast as four copies.
+        # Four stacked bytes form one little-endian integer; the shift drops the oldest, 3x faster than four copies.
         np.right_shift(self._stack.view('<u4'), 8, out=stack.view('<u4'))
         stack[..., -1] = frames[:, 0]
         if new_game.any():

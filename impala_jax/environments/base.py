@@ -1,4 +1,4 @@
-"""What every vector of environments is, and the small helpers that its implementations share."""
+"""The interface of a vector of environments, and helpers for its implementations."""
 
 from __future__ import annotations
 
@@ -18,72 +18,82 @@ class EnvironmentFailure(RuntimeError):
 
 
 class Violation(ValueError):
-    """Something that no environment may return; the message says all, and a traceback nothing more."""
+    """An environment returned an invalid value; the message is complete without a traceback."""
 
 
 _LONGEST_LINE = 1000
 RAISED_BY_ENVIRONMENTS = (Exception, SystemExit)
-"""What an environment's code may raise to fail alone: one that calls `sys.exit` must not end the program."""
+"""Exceptions that count as a failure of the environment; `sys.exit` in an environment must not end the program."""
 
 
 class VectorEnvironment(Protocol):
     """N environments that step together.
 
-    Each follows dm_env: after a LAST timestep the next action is ignored and a FIRST timestep comes. An environment
-    that fails is rebuilt with another seed; its failing step then yields a FIRST timestep and counts in `restarts`.
-    A caller may keep what `reset` and `step` return: no array is written to again.
+    Each environment follows dm_env: after a LAST timestep the next action is ignored and a FIRST timestep follows. An
+    environment that fails is rebuilt with a different seed; the failing step then returns a FIRST timestep and counts
+    in `restarts`. Returned arrays are never overwritten, so callers may hold on to them.
     """
 
     num_envs: int
     spec: EnvironmentSpec
 
     def reset(self) -> TimeStep:
-        """Starts a new episode everywhere; [N, ...], all FIRST."""
+        """Starts a new episode in every environment; returns FIRST timesteps, [N, ...]."""
         ...
 
     def step(self, actions: np.ndarray) -> tuple[TimeStep, StepInfo]:
-        """Takes `actions`, [N] int32, and returns what was received on arriving.
+        """Takes one step in every environment.
+
+        Args:
+          actions: Actions, [N] int32.
+
+        Returns:
+          The timesteps after the actions and the episode statistics, both [N, ...].
 
         Raises:
-          EnvironmentFailure: an environment keeps failing.
-          ValueError: an action that does not exist.
+          EnvironmentFailure: An environment failed too often.
+          ValueError: An action is out of range.
         """
         ...
 
     def get_state(self) -> bytes:
-        """Everything that the future depends on; the caller keeps its last timestep itself.
+        """Returns the complete state, without the last timestep, which the caller saves.
 
         Raises:
-          NotImplementedError: these environments cannot be saved exactly; says why.
+          NotImplementedError: The environments cannot be saved exactly; the message says why.
         """
         ...
 
     def set_state(self, state: bytes) -> None:
-        """Continues exactly where `get_state` was called.
+        """Restores a state returned by `get_state`, so that the episodes continue exactly.
 
         Raises:
-          ValueError: The state does not fit; it was written by another version, or of another environment.
+          ValueError: The state is from a different version or a different environment.
         """
         ...
 
     def render(self) -> np.ndarray:
-        """A picture of environment 0, [H, W, 3] uint8.
+        """Returns an image of environment 0, [H, W, 3] uint8.
 
         Raises:
-          NotImplementedError: it has none.
+          NotImplementedError: The environment cannot be rendered.
         """
         ...
 
     def close(self) -> None:
-        """Frees everything and ends every process; more than once does no harm."""
+        """Releases all resources and ends all worker processes; may be called more than once."""
         ...
 
 
 def environment_spec(environment: dm_env.Environment, name: str) -> EnvironmentSpec:
-    """The spec of a dm_env environment.
+    """Returns the spec of a dm_env environment.
+
+    Args:
+      environment: The environment.
+      name: Name of the environment, for error messages.
 
     Raises:
-      ConfigError: Its actions are not 0 to n - 1, or its observations are not arrays of numbers.
+      ConfigError: The actions are not 0 to n - 1, or the observations are not numeric arrays.
     """
     actions: Any = environment.action_spec()
     discrete = isinstance(actions, specs.BoundedArray) and actions.shape == () and actions.dtype.kind in 'iu'
@@ -98,7 +108,7 @@ def environment_spec(environment: dm_env.Environment, name: str) -> EnvironmentS
 
 
 def leaf_spec(leaf: specs.Array) -> ArraySpec:
-    """The spec of one leaf of an observation."""
+    """Returns the spec of one leaf of an observation."""
     spec = ArraySpec(tuple(leaf.shape), canonical_dtype(leaf.dtype))
     if isinstance(leaf, specs.DiscreteArray):
         return spec._replace(num_values=int(leaf.num_values))
@@ -110,7 +120,7 @@ def leaf_spec(leaf: specs.Array) -> ArraySpec:
 
 
 def _check_observation_spec(spec: Any, name: str, path: str = 'observation') -> None:
-    """Raises ConfigError for a spec that no network can read."""
+    """Raises ConfigError for a spec that networks cannot read."""
     what = f'environment {name!r}: the spec of {path}'
     if isinstance(spec, Mapping):
         parts = list(spec.items())
@@ -133,7 +143,7 @@ def _check_observation_spec(spec: Any, name: str, path: str = 'observation') -> 
 
 
 def canonical_dtype(dtype: Any) -> np.dtype:
-    """uint8 stays, other integers become int32, all else float32."""
+    """Returns the agent's dtype for an array: uint8 for uint8, int32 for other integers, float32 for the rest."""
     dtype = np.dtype(dtype)
     if dtype == np.uint8:
         return dtype
@@ -147,7 +157,11 @@ def require_same_spec(name: str, first: EnvironmentSpec, index: int, other: Envi
 
 
 def check_actions(actions: np.ndarray, num_envs: int, num_actions: int) -> np.ndarray:
-    """`actions` as int32, [num_envs]; ValueError if there is one that the environments lack."""
+    """Returns `actions` as int32, [num_envs].
+
+    Raises:
+      ValueError: The shape is wrong, or an action is out of range.
+    """
     actions = np.asarray(actions, np.int32)
     if actions.shape != (num_envs,):
         raise ValueError(f'expected {num_envs} actions, got an array of shape {actions.shape}')
@@ -157,21 +171,21 @@ def check_actions(actions: np.ndarray, num_envs: int, num_actions: int) -> np.nd
 
 
 def one_line(error: BaseException) -> str:
-    """The error as one line, cut where it is long."""
+    """Formats an error as one line, truncated if it is long."""
     try:
         text = str(error)
-    except Exception as second:  # An environment's own exception may do anything.
-        text = f'its text cannot be had ({type(second).__name__})'
+    except Exception as second:  # `__str__` of an environment's own exception may raise anything.
+        text = f'its message is unavailable ({type(second).__name__})'
     line = ' '.join((text if isinstance(error, Violation) else f'{type(error).__name__}: {text}').split())
     line = line.removesuffix(':')
     return line if len(line) <= _LONGEST_LINE else f'{line[:_LONGEST_LINE]} ...'
 
 
-# jax.tree would do, but environments run in worker processes that should start without loading JAX.
+# Instead of `jax.tree`: worker processes should start without importing JAX.
 
 
 def map_leaves(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
-    """`jax.tree.map` over dicts, tuples and lists; an ArraySpec is a leaf."""
+    """Applies `fn` to the leaves of dicts, tuples and lists, as `jax.tree.map` does; an ArraySpec is a leaf."""
     if isinstance(tree, Mapping):
         return {key: map_leaves(fn, value, *(other[key] for other in rest)) for key, value in tree.items()}
     if isinstance(tree, (tuple, list)) and not isinstance(tree, ArraySpec):
@@ -181,7 +195,7 @@ def map_leaves(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
 
 
 def leaves(tree: PyTree) -> Iterator[Any]:
-    """The leaves of dicts, tuples and lists; an ArraySpec is a leaf."""
+    """Yields the leaves of dicts, tuples and lists; an ArraySpec is a leaf."""
     if isinstance(tree, Mapping):
         for value in tree.values():
             yield from leaves(value)
@@ -193,22 +207,26 @@ def leaves(tree: PyTree) -> Iterator[Any]:
 
 
 def concatenate(trees: list[Any]) -> Any:
-    """Joins TimeSteps or StepInfos along the environments."""
+    """Concatenates TimeSteps or StepInfos along the environment axis."""
     return map_leaves(lambda *parts: np.concatenate(parts), trees[0], *trees[1:])
 
 
 def rendered(value: Any, name: str) -> np.ndarray:
-    """What `render()` of an environment returned, as uint8 [H, W, 3].
+    """Converts the result of an environment's `render()` to [H, W, 3] uint8.
 
-    Grey and RGBA pictures, booleans, integers from 0 to 255 and floats from 0 to 1 are converted.
+    Greyscale and RGBA images, booleans, integers from 0 to 255 and floats from 0 to 1 are accepted.
+
+    Args:
+      value: The result of `render()`.
+      name: Name of the environment, for error messages.
 
     Raises:
-      NotImplementedError: it is something else; the message says what.
+      NotImplementedError: The value is not an image; the message describes it.
     """
 
     def wrong(what: str) -> NotImplementedError:
         return NotImplementedError(
-            f'render() of environment {name!r} returned {what}, and not a picture [height, width, 3] uint8'
+            f'render() of environment {name!r} returned {what} instead of an image [height, width, 3] uint8'
         )
 
     if not isinstance(value, np.ndarray):
@@ -227,14 +245,17 @@ def rendered(value: Any, name: str) -> np.ndarray:
 
 
 def picture(observation: np.ndarray, height: int = 320, width: int | None = None) -> np.ndarray:
-    """An observation that is an image (see `image_axes`; [H, W] of any size), as [height, width, 3] uint8.
+    """Converts an image observation to [height, width, 3] uint8.
 
-    Of stacked frames the newest is shown, which is the last one.
-
-    Without `width` the proportions stay, but for a width that divides by 16, as video codecs want it.
+    Args:
+      observation: An image as described in `image_axes`, or [H, W] of any size. Of stacked frames the last, which is
+        the newest, is shown.
+      height: Height of the result, in pixels.
+      width: Width of the result, in pixels; None preserves the aspect ratio up to rounding to a multiple of 16, which
+        video codecs require.
 
     Raises:
-      NotImplementedError: it is no image.
+      NotImplementedError: The observation is not an image.
     """
     image = np.asarray(observation)
     axes = image_axes(image.shape)
@@ -244,7 +265,7 @@ def picture(observation: np.ndarray, height: int = 320, width: int | None = None
         image = image.reshape(*image.shape[:2], -1)[..., -3 if coloured else -1 :]
         image = image if coloured else image[..., 0]
     if image.ndim not in (2, 3) or min(image.shape[:2]) < 2:
-        raise NotImplementedError(f'an observation of shape {np.shape(observation)} is no picture')
+        raise NotImplementedError(f'an observation of shape {np.shape(observation)} is not an image')
     if image.dtype != np.uint8:
         low, high = float(image.min()), float(image.max())
         image = ((image - low) * (255 / ((high - low) or 1))).astype(np.uint8)

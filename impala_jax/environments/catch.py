@@ -1,6 +1,7 @@
-"""Catch: a ball falls through a small board, and a paddle at the bottom should be under it.
+"""Catch: a ball falls through a small board, and a paddle at the bottom must catch it.
 
-As in bsuite (Osband et al., 2020): 10 x 5 board, actions left, stay, right, a reward of 1 or -1 when the ball lands.
+As in bsuite (Osband et al., 2020): a 10 x 5 board, the actions left, stay and right, and a reward of 1 or -1 when the
+ball lands.
 """
 
 from __future__ import annotations
@@ -11,11 +12,18 @@ from dm_env import specs
 
 
 class Catch(dm_env.Environment):
-    """Catch, or with `memory` a Catch that no agent without memory can play better than by chance.
+    """Catch, with a variant that agents without memory cannot play better than by chance.
 
-    With `memory` the ball shows in an episode's first observation only, and the paddle, which starts in the centre,
-    does not move before the ball has fallen half way: so no later observation, nor the paddle's place, depends on where
-    the ball is. Without memory the expected return is therefore 2 / columns - 1, whatever the policy; with it, 1.
+    In the variant, the ball is visible in the first observation of an episode only, and the paddle, which starts in the
+    centre, cannot move before the ball has fallen half way. Neither later observations nor the position of the paddle
+    therefore depend on the position of the ball. The expected return of every policy without memory is
+    2 / columns - 1; the best expected return with memory is 1.
+
+    Args:
+      rows: Height of the board.
+      columns: Width of the board.
+      seed: Seed for the columns of the balls.
+      memory: Whether to play the variant that requires memory.
     """
 
     def __init__(self, rows: int = 10, columns: int = 5, seed: int | None = None, memory: bool = False):
@@ -29,6 +37,7 @@ class Catch(dm_env.Environment):
         self._ended = True
 
     def reset(self) -> dm_env.TimeStep:
+        """Starts an episode with the ball in a random column."""
         self._ended = False
         self._ball_row = 0
         self._ball_column = int(self._rng.randint(self._columns))
@@ -36,6 +45,7 @@ class Catch(dm_env.Environment):
         return dm_env.restart(self._observation())
 
     def step(self, action: int) -> dm_env.TimeStep:
+        """Moves the paddle and lets the ball fall by one row; `action` is 0 (left), 1 (stay) or 2 (right)."""
         if self._ended:
             return self.reset()
         if not self._memory or self._ball_row >= self._rows // 2:
@@ -47,13 +57,15 @@ class Catch(dm_env.Environment):
         return dm_env.termination(1.0 if self._paddle == self._ball_column else -1.0, self._observation())
 
     def observation_spec(self) -> specs.BoundedArray:
+        """The board, [rows, columns] float32, with 1 at the ball and the paddle."""
         return specs.BoundedArray((self._rows, self._columns), np.float32, 0, 1, name='board')
 
     def action_spec(self) -> specs.DiscreteArray:
+        """Three actions: left, stay, right."""
         return specs.DiscreteArray(3, name='action')
 
     def render(self) -> np.ndarray:
-        """The whole board, with the ball where memory must keep it."""
+        """Returns the board with the ball, also where observations hide it."""
         return self._board(ball=True)
 
     def _observation(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""DeepMind Lab (Beattie et al., 2016) by its own Python module, `deepmind_lab`; docs/dmlab.md says how to get it."""
+"""DeepMind Lab (Beattie et al., 2016), through its Python module `deepmind_lab`; see docs/dmlab.md for installation."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from impala_jax.system.machine import expand_home
 from impala_jax.types import INSTRUCTION
 
 INSTRUCTION_LENGTH = 16
-"""Words of an instruction that the agent sees."""
+"""Number of words of an instruction that the agent observes."""
 NUM_WORD_IDS = 1001
-"""0 stands for no word; words are hashed into the other 1000 (section 3 of the released network)."""
+"""Number of word ids: 0 is padding; words are hashed into the other 1000 (section 3 of the released network)."""
 
 HARDWARE = (
     "environment.renderer 'hardware' needs a module that was built with libdmlab_headless_hw.so, and a GPU that EGL "
-    "finds; 'software' draws on the CPU"
+    "finds; 'software' renders on the CPU"
 )
-"""What to do where hardware rendering fails; the engine's own words are on the standard error."""
+"""Advice for failures of hardware rendering; the engine writes its own message to the standard error."""
 
 _HEIGHT, _WIDTH = 72, 96
 _DMLAB30 = 'contributed/dmlab30/'
-# Without the pictures of Brady et al. (2008), or a word in place of their folder, these cannot be built.
+# These need the pictures of Brady et al. (2008), or 'dummy' in place of their folder.
 _NEED_PICTURES = ('psychlab_arbitrary_visuomotor_mapping', 'psychlab_continuous_recognition')
 _NUM_PICTURES = 2400
 _TEST_MIXER_SEED = '0x600D5EED'
 
-# Appendix D, in the engine's terms: look right and up (pixels a frame), strafe right, move, fire, jump, crouch.
+# Appendix D. Columns: look right and look up (pixels per frame), strafe right, move forward, fire, jump, crouch.
 ACTIONS = np.array(
     [
         [0, 0, 0, 1, 0, 0, 0],  # forward
@@ -64,7 +64,11 @@ _logger = logging.getLogger(__name__)
 
 
 def factory(config: EnvironmentConfig, evaluation: bool = False) -> Callable[[int], dm_env.Environment]:
-    """What builds the level that `config.name` means, `dmlab/<level>`, from a seed; in evaluation, its test level.
+    """Returns a function that builds a level from a seed.
+
+    Args:
+      config: The settings; the name is `dmlab/<level>`.
+      evaluation: Whether to build the test level that corresponds to the level.
 
     Raises:
       ConfigError: `deepmind_lab` is not installed, or the level or an option cannot be used.
@@ -81,7 +85,7 @@ def factory(config: EnvironmentConfig, evaluation: bool = False) -> Callable[[in
 
 
 def _import_engine() -> Any:
-    """The engine's module; its import, in every process of a run, would warn of what it is made with."""
+    """Imports the engine's module without the warnings that the import raises in every process of a run."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         return importlib.import_module('deepmind_lab')
@@ -91,18 +95,22 @@ def _level_cache(path: str) -> LevelCache | None:
     folder = expand_home(path) if path else None
     if path and folder is None:
         _logger.warning(
-            'environment.level_cache %r: this user has no home directory, so every map is compiled when it is needed; '
-            'give another folder',
+            'environment.level_cache %r: this user has no home directory, so compiled maps are not cached; give '
+            'another folder',
             path,
         )
     return None if folder is None else LevelCache(folder)
 
 
 def engine_level(config: EnvironmentConfig, evaluation: bool = False) -> str:
-    """The engine's name of a level: `contributed/dmlab30/<level>` for those of DMLab-30, others as they are.
+    """Returns the engine's name of a level: `contributed/dmlab30/<level>` in DMLab-30, otherwise the name itself.
+
+    Args:
+      config: The settings; the name is `dmlab/<level>`.
+      evaluation: Whether to return the test level that corresponds to the level.
 
     Raises:
-      ConfigError: The level or its data set cannot be used, as far as this can be known without the engine.
+      ConfigError: The level or its data set cannot be used. Only what can be checked without the engine is checked.
     """
     name = config.name.removeprefix('dmlab/')
     short, tested = name.removeprefix(_DMLAB30), data.dmlab30_levels()
@@ -121,12 +129,12 @@ def engine_level(config: EnvironmentConfig, evaluation: bool = False) -> str:
 
 
 def _check_data_set(config: EnvironmentConfig, needs_pictures: bool) -> None:
-    """Refuses a folder that would abort the engine's process, some at once, others in the middle of an episode."""
+    """Raises ConfigError for a folder that would abort the engine's process, at once or within an episode."""
     path = config.dataset_path
     if needs_pictures and not path:
         raise ConfigError(
             f'{config.name} needs pictures: set --environment.dataset-path to the folder that docs/dmlab.md describes, '
-            "or to 'dummy' for plain colours, which are another task than the paper's"
+            "or to 'dummy' for plain colours, which make the task different from the paper's"
         )
     if path in ('', 'dummy'):
         return
@@ -145,27 +153,28 @@ def _check_data_set(config: EnvironmentConfig, needs_pictures: bool) -> None:
 
 
 class DeepMindLab(dm_env.Environment):
-    """A level; observations are {'rgb': [72, 96, 3] uint8, 'instruction': [16] int32}, see `word_ids`.
+    """A level with observations {'rgb': [72, 96, 3] uint8, 'instruction': [16] int32}; see `word_ids`.
 
-    The engine has no observation after an episode's last action: a LAST timestep repeats the one before it. Its
-    discount is 0, as in the released code, so that nothing is bootstrapped from it. A level without instructions, which
-    no level of DMLab-30 is, has the instruction of no words.
+    The engine does not return an observation after the last action of an episode, so a LAST timestep repeats the
+    previous observation. Its discount is 0, as in the released code, so it is not used for bootstrapping. In levels
+    without instructions, which do not occur in DMLab-30, all word ids are 0.
 
-    The engine ends its whole process when a map is missing, starts threads, and must not be forked: build this in a
-    process of its own (`processes.py`), whose end also removes what a killed engine leaves in its temporary folder.
+    The engine ends its whole process when a map is missing, starts threads, and must not be forked. It must therefore
+    be built in a separate process (`processes.py`), which also removes the temporary files of a killed engine.
 
     Args:
       config: The renderer, the action repeat and the data set.
-      level: The engine's name of it.
-      evaluation: Levels that are held out may be played, and maps are drawn as in the paper's tests.
-      cache: For compiled maps.
-      seed: Of the episodes' seeds.
+      level: The engine's name of the level.
+      evaluation: Whether to allow held-out levels, and to sample maps as in the paper's tests.
+      cache: Cache for compiled maps; None for no cache.
+      seed: Seed from which the episodes' seeds are drawn.
+
     Raises:
-      ConfigError: the engine does not know the level, or cannot build it, or a level of DMLab-30 has no instruction.
+      ConfigError: The level is unknown to the engine or cannot be built, or a level of DMLab-30 has no instruction.
     """
 
     def __init__(self, config: EnvironmentConfig, level: str, evaluation: bool, cache: LevelCache | None, seed: int):
-        # The software renderer's threads would fight over the cores with those of other environments.
+        # With more threads, the software renderers of several environments would compete for the cores.
         os.environ.setdefault('LP_NUM_THREADS', '0')
         deepmind_lab = _import_engine()
         settings = {'width': str(_WIDTH), 'height': str(_HEIGHT), 'logLevel': 'WARN'}
@@ -194,7 +203,7 @@ class DeepMindLab(dm_env.Environment):
         try:
             try:
                 self._lab = build(['RGB_INTERLEAVED', 'INSTR'])
-            except ValueError as error:  # Nothing else tells what a level has before the engine is built.
+            except ValueError as error:  # The observations of a level cannot be listed without building the engine.
                 if in_dmlab30 or "Unknown observation 'INSTR'" not in str(error):
                     raise
                 self._lab = build(['RGB_INTERLEAVED'])
@@ -203,16 +212,18 @@ class DeepMindLab(dm_env.Environment):
             suggestion = closest(level.removeprefix(_DMLAB30), data.dmlab30_levels(), 'dmlab/')
             remedy = 'is the build complete?' if in_dmlab30 else suggestion
             reason = ' '.join(str(error).split()).rstrip('.')
-            if config.renderer == 'hardware' and 'RL API' in reason:  # The library of this renderer cannot be loaded.
+            if config.renderer == 'hardware' and 'RL API' in reason:  # The renderer's library cannot be loaded.
                 remedy = HARDWARE
             raise ConfigError(f'DeepMind Lab cannot build {config.name!r}: {reason}; {remedy}') from error
 
     def reset(self) -> dm_env.TimeStep:
+        """See `dm_env.Environment.reset`."""
         self._lab.reset(seed=int(self._rng.randint(2**31, dtype=np.int64)))
         self._running = True
         return dm_env.restart(self._observe())
 
     def step(self, action: int) -> dm_env.TimeStep:
+        """Takes an action, an index into `ACTIONS`, for `frames_per_step` frames."""
         if not self._running:
             return self.reset()
         reward = self._lab.step(ACTIONS[action], num_steps=self._frames_per_step)
@@ -222,18 +233,22 @@ class DeepMindLab(dm_env.Environment):
         return dm_env.transition(reward, self._observe())
 
     def observation_spec(self) -> dict[str, specs.Array]:
+        """The image, [72, 96, 3] uint8, and the instruction, [16] int32 word ids."""
         return {
             'rgb': specs.Array((_HEIGHT, _WIDTH, 3), np.uint8, name='rgb'),
             INSTRUCTION: specs.BoundedArray((INSTRUCTION_LENGTH,), np.int32, 0, NUM_WORD_IDS - 1, name=INSTRUCTION),
         }
 
     def action_spec(self) -> specs.DiscreteArray:
+        """The nine actions of the paper's appendix D."""
         return specs.DiscreteArray(len(ACTIONS), name='action')
 
     def render(self) -> np.ndarray:
+        """Returns the image of the last observation, [72, 96, 3] uint8."""
         return self._observation['rgb']
 
     def close(self) -> None:
+        """Closes the engine and removes its temporary folder."""
         try:
             self._lab.close()
         finally:
@@ -248,9 +263,10 @@ class DeepMindLab(dm_env.Environment):
 
 @functools.lru_cache(maxsize=4096)
 def word_ids(instruction: str) -> np.ndarray:
-    """An instruction's words as ids from 1 to 1000, [16] int32, then zeros; read-only.
+    """Converts an instruction to word ids from 1 to 1000, padded with 0; [16] int32, read-only.
 
-    The id is a word's CRC-32 modulo 1000: the same in all processes and runs, which Python's own hash is not.
+    An id is derived from the CRC-32 of the word, modulo 1000. Unlike Python's own hash, it is the same in all processes
+    and runs.
     """
     words = instruction.split()
     if len(words) > INSTRUCTION_LENGTH:
@@ -268,15 +284,18 @@ def _report_long_instructions() -> None:
 
 
 class LevelCache:
-    """The engine's level cache as a folder: maps that were compiled once are not compiled again.
+    """A folder as the engine's level cache, so that each map is compiled once.
 
-    Any number of processes may share the folder: a file appears there whole or not at all. Each file ends with a
-    checksum of its key and map, because a damaged map ends the engine's process: what does not fit is removed. What
-    cannot be written, as on a full disk, is compiled again. Of the processes that share the folder only one reports
-    this, and each kind of trouble once.
+    Any number of processes may use the same folder, because files are written atomically. Each file ends with a
+    checksum of its key and map, because a damaged map would end the engine's process; damaged files are removed. If a
+    map cannot be cached, for example because the disk is full, it is compiled again. Only one of the processes that use
+    the folder reports problems, each kind once.
+
+    Args:
+      folder: The folder, created if necessary.
 
     Raises:
-      ConfigError: the folder cannot be made.
+      ConfigError: The folder cannot be created.
     """
 
     def __init__(self, folder: Path):
@@ -291,9 +310,9 @@ class LevelCache:
             ) from error
 
     def fetch(self, key: str, pk3_path: str) -> bool:
-        """Copies what `write` was given for `key` to `pk3_path`; False if there is nothing, or it cannot be had.
+        """Copies the cached map for `key` to `pk3_path`, and returns whether there was one that could be read.
 
-        The engine dies if this is True without the file, and lets exceptions out of `reset`.
+        The engine aborts if this returns True without writing the file; exceptions propagate out of its `reset`.
         """
         path = self._path(key)
         try:
@@ -314,16 +333,16 @@ class LevelCache:
         return True
 
     def write(self, key: str, pk3_path: str) -> None:
-        """Keeps a copy of the file `pk3_path` for `key`."""
+        """Caches the map in the file `pk3_path` for `key`."""
         partial = None
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)  # Somebody may have emptied the cache.
+            self._folder.mkdir(parents=True, exist_ok=True)  # The folder may have been removed since.
             content = Path(pk3_path).read_bytes()
             with tempfile.NamedTemporaryFile(dir=self._folder, suffix='.partial', delete=False) as file:
                 partial = Path(file.name)
                 file.write(content + _checksum(key, content))
                 file.flush()
-                os.fsync(file.fileno())  # Otherwise a crash of the machine could leave the name without the content.
+                os.fsync(file.fileno())  # Otherwise a crash of the machine could leave an incomplete file.
             os.replace(partial, self._path(key))
         except OSError as error:
             self._report('written', f'cannot be written: {error.strerror or error}')
@@ -344,10 +363,10 @@ class LevelCache:
             _logger.warning('the level cache %s %s; such maps are compiled again', self._folder, text)
 
     def _become_reporter(self) -> bool:
-        """Whether this process reports: the first one, which keeps a lock for its life. All others fail alike."""
+        """Whether this process reports problems: the first one, which holds a lock until it ends."""
         try:
             descriptor = os.open(self._folder, os.O_RDONLY)
-        except OSError:  # Without a lock, all report.
+        except OSError:  # Without a lock, all processes report.
             return True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""From a name in the configuration to a function that builds a dm_env environment from a seed."""
+"""Environment factories: functions from a seed to a dm_env environment, by the name in the configuration."""
 
 from __future__ import annotations
 
@@ -29,10 +29,14 @@ BUILT_IN: dict[str, Callable[..., dm_env.Environment]] = {
 
 
 def environment_factory(config: EnvironmentConfig, evaluation: bool = False) -> Factory:
-    """The factory that `config.name` means; not for Atari, which comes as a vector.
+    """Returns the factory that `config.name` refers to; not for Atari, which is built as a vector.
+
+    Args:
+      config: The environment's name and settings.
+      evaluation: Whether the environment is for evaluation, where test levels and rendering are available.
 
     Raises:
-      ConfigError: it means nothing, or something is not installed.
+      ConfigError: The name is unknown, or a package is missing.
     """
     name = config.name
     if name in BUILT_IN:
@@ -66,7 +70,7 @@ def _names() -> list[str]:
 
 
 def _gymnasium_names() -> list[str]:
-    """The names of registered environments, each with the package that a new process has to import first."""
+    """Lists registered environments, each with the package that a new process must import first."""
     import gymnasium
 
     names = []
@@ -78,7 +82,7 @@ def _gymnasium_names() -> list[str]:
 
 
 def _is_usable(name: str) -> bool:
-    """Whether a name of `_names` is of an environment that can be built here."""
+    """Whether the environment of a name from `_names` can be built on this machine."""
     if not name.startswith('gymnasium/'):
         return True
     import gymnasium
@@ -89,7 +93,7 @@ def _is_usable(name: str) -> bool:
         warnings.simplefilter('ignore')
         try:
             GymnasiumAdapter(gymnasium.make(name.removeprefix('gymnasium/')), 0, name).close()
-        except Exception:  # Whatever it lacks, it is not suggested.
+        except Exception:  # An environment that cannot be built, for any reason, is not suggested.
             return False
     return True
 
@@ -119,10 +123,16 @@ def _from_module(name: str) -> Factory:
 
 
 def as_dm_env(environment: Any, seed: int, name: str, no_pictures: str = '') -> dm_env.Environment:
-    """`environment` itself, or a gymnasium.Env adapted; the arguments are `GymnasiumAdapter`'s.
+    """Returns a dm_env environment unchanged, and wraps a gymnasium.Env in a `GymnasiumAdapter`.
+
+    Args:
+      environment: A dm_env.Environment or a gymnasium.Env.
+      seed: Seed for the first reset of a gymnasium.Env.
+      name: Name of the environment, for error messages.
+      no_pictures: Reason why the environment could not be built with rendering.
 
     Raises:
-      ConfigError: it is neither.
+      ConfigError: The environment has another type.
     """
     if isinstance(environment, dm_env.Environment):
         return environment
@@ -148,7 +158,7 @@ def _gymnasium(gymnasium_id: str, evaluation: bool) -> Factory:
     if module:
         try:
             importlib.import_module(module)
-        except Exception as error:  # Any can come from another package's code.
+        except Exception as error:  # Third-party code can raise anything.
             raise ConfigError(
                 f'environment.name {name!r}: cannot import {module!r} ({base.one_line(error)}); install its package, '
                 'or add its folder to PYTHONPATH'
@@ -161,10 +171,10 @@ def _gymnasium(gymnasium_id: str, evaluation: bool) -> Factory:
 
     def build(seed: int) -> dm_env.Environment:
         no_pictures = ''
-        if evaluation:  # Only videos need pictures, and an environment may pay for them at every step.
+        if evaluation:  # Only videos need rendering, and it may slow down every step.
             try:
                 return as_dm_env(gymnasium.make(gymnasium_id, render_mode='rgb_array'), seed, name)
-            except Exception as error:  # It has no pictures; whether it works at all shows in the next line.
+            except Exception as error:  # It cannot render; the next line finds out whether it works at all.
                 no_pictures = base.one_line(error)
         return as_dm_env(gymnasium.make(gymnasium_id), seed, name, no_pictures)
 
@@ -172,7 +182,7 @@ def _gymnasium(gymnasium_id: str, evaluation: bool) -> Factory:
 
 
 def _is_registered(gymnasium_id: str) -> bool:
-    """Whether `gymnasium.make` knows an id; one without a version means the latest."""
+    """Whether `gymnasium.make` accepts an id; without a version it means the latest one."""
     import gymnasium
     from gymnasium.envs.registration import find_highest_version, parse_env_id
 
@@ -194,6 +204,6 @@ def _bsuite(bsuite_id: str) -> Factory:
         raise ConfigError(f'unknown bsuite id {bsuite_id!r}; {closest(bsuite_id, sweep.SWEEP, "bsuite/")}')
     load = bsuite.EXPERIMENT_NAME_TO_ENVIRONMENT[bsuite.unpack_bsuite_id(bsuite_id)[0]]
     settings = dict(sweep.SETTINGS[bsuite_id])
-    # The id fixes the task (`mapping_seed`), but environments of one task must not all draw the same numbers.
+    # The id fixes the task (`mapping_seed`), but environments of one task must not all use the same random numbers.
     seeded = 'seed' in inspect.signature(load).parameters
     return lambda seed: load(**{**settings, 'seed': seed}) if seeded else load(**settings)

@@ -18,30 +18,33 @@ from impala_jax.environments.observations import ObservationError
 from impala_jax.types import INSTRUCTION
 
 MAX_ONE_HOT = 1024
-"""A Discrete observation of at most this many values is a one-hot vector, of more a number that the network embeds."""
+"""A Discrete observation with at most this many values is one-hot; a larger one is an index that the network embeds."""
 
 _RESET = ('observation', 'info')
 _STEP = ('observation', 'reward', 'terminated', 'truncated', 'info')
 
 
 class GymnasiumAdapter(dm_env.Environment):
-    """Discrete actions; observations of the spaces in docs/environments.md, nested in any way.
+    """A dm_env environment that wraps a gymnasium.Env with discrete actions.
 
     | space | observation |
     |---|---|
-    | Box | its array, as it is |
-    | Discrete | one-hot [n] float32; of more than `MAX_ONE_HOT` values a scalar int32 from 0 to n - 1 |
-    | MultiBinary, MultiDiscrete | its array, as it is |
-    | Text, and others of strings | {'instruction': [16] int32}, word ids as DeepMind Lab's |
-    | Dict, Tuple | dicts and tuples of these |
+    | Box | the array, unchanged |
+    | Discrete | one-hot [n] float32; with more than `MAX_ONE_HOT` values a scalar int32 from 0 to n - 1 |
+    | MultiBinary, MultiDiscrete | the array, unchanged |
+    | Text, and other spaces of strings | {'instruction': [16] int32}, word ids as in DeepMind Lab |
+    | Dict, Tuple | dicts and tuples of the above, nested in any way |
 
-    A termination has discount 0, a truncation discount 1 and its own last observation.
+    A termination has discount 0. A truncation has discount 1 and its own last observation. See docs/environments.md.
 
     Args:
-      seed: For the first reset; later ones go on with the environment's own generator.
-      no_pictures: Why the environment could not be made with pictures.
+      environment: The environment to wrap.
+      seed: Seed for the first reset; later resets continue with the environment's own random generator.
+      name: Name of the environment, for error messages.
+      no_pictures: Reason why the environment could not be built with rendering; empty if it could.
+
     Raises:
-      ConfigError: a space that no agent here can deal with.
+      ConfigError: The action space or an observation space is not supported.
     """
 
     def __init__(self, environment: gymnasium.Env, seed: int, name: str, no_pictures: str = ''):
@@ -58,12 +61,14 @@ class GymnasiumAdapter(dm_env.Environment):
         self._observation_spec = self._spec_of(environment.observation_space, 'observation')
 
     def reset(self) -> dm_env.TimeStep:
+        """See `dm_env.Environment.reset`."""
         observation, _ = self._returned('reset', self._environment.reset(seed=self._seed), _RESET)
         self._seed = None
         self._ended = False
         return dm_env.restart(self._convert(observation))
 
     def step(self, action: int) -> dm_env.TimeStep:
+        """See `dm_env.Environment.step`."""
         if self._ended:
             return self.reset()
         returned = self._environment.step(self._first_action + int(action))
@@ -77,27 +82,29 @@ class GymnasiumAdapter(dm_env.Environment):
         return dm_env.transition(reward, observation)
 
     def observation_spec(self) -> Any:
+        """Specs of the observations, nested as the observation space."""
         return self._observation_spec
 
     def action_spec(self) -> specs.DiscreteArray:
+        """The actions, from 0 to n - 1, wherever those of the action space start."""
         return self._action_spec
 
     @property
     def render_fps(self) -> Any:
-        """Pictures per second at which a video plays at the right speed, as the environment states them."""
+        """Frame rate of the rendering as the environment's metadata states it, in images per second."""
         return self._environment.metadata.get('render_fps')
 
     def render(self) -> Any:
-        """What the environment renders, unchecked.
+        """Returns the unchecked result of the environment's `render`.
 
         Raises:
-          NotImplementedError: it does not render pictures.
+          NotImplementedError: The environment cannot render images.
         """
         mode = self._environment.render_mode
         if mode != 'rgb_array':
             reason = f' ({self._no_pictures})' if self._no_pictures else ''
             raise NotImplementedError(
-                f'environment {self._name!r} has render_mode {mode!r}, and pictures need rgb_array{reason}'
+                f'environment {self._name!r} has render_mode {mode!r}, but rendering needs rgb_array{reason}'
             )
         try:
             return self._environment.render()
@@ -105,6 +112,7 @@ class GymnasiumAdapter(dm_env.Environment):
             raise NotImplementedError(f'environment {self._name!r} cannot be drawn: {error}') from error
 
     def close(self) -> None:
+        """See `dm_env.Environment.close`."""
         self._environment.close()
 
     def _spec_of(self, space: spaces.Space, path: str) -> Any:
@@ -116,8 +124,8 @@ class GymnasiumAdapter(dm_env.Environment):
             n = int(space.n)
             if n > np.iinfo(np.int32).max:
                 raise ConfigError(
-                    f'environment {self._name!r}: {path} is {space}, of more values than int32 has; describe them by a '
-                    'vector in the environment'
+                    f'environment {self._name!r}: {path} is {space}, which has more values than int32; represent them '
+                    'by a vector in the environment'
                 )
             one_hot = specs.BoundedArray((n,), np.float32, 0, 1)
             return one_hot if n <= MAX_ONE_HOT else specs.DiscreteArray(n)
@@ -135,16 +143,16 @@ class GymnasiumAdapter(dm_env.Environment):
         )
 
     def _returned(self, method: str, value: Any, names: tuple[str, ...]) -> Any:
-        """`value`, a tuple of what `names` says.
+        """Returns `value` after checking that it is a tuple with as many elements as `names`.
 
         Raises:
-          Violation: it is none, as in older versions of Gym.
+          Violation: It is not such a tuple, as in older versions of Gym.
         """
         if type(value) is not tuple or len(value) != len(names):
             has = f'a tuple of {len(value)}' if isinstance(value, tuple) else f'a {type(value).__name__}'
             raise Violation(
                 f"{method}() returned {has}; Gymnasium's returns ({', '.join(names)}): an environment of the older Gym "
-                'needs a wrapper, such as that of shimmy'
+                "needs a wrapper, such as shimmy's"
             )
         return value
 
@@ -154,7 +162,7 @@ class GymnasiumAdapter(dm_env.Environment):
     def _convert_leaf(self, space: spaces.Space, value: Any, path: str) -> Any:
         if type(space) is spaces.Box:
             return value
-        # Keys and lengths are compared with the spec where the whole observation is checked.
+        # Keys and lengths are checked later, together with the whole observation (`observations.py`).
         if isinstance(space, spaces.Dict) and isinstance(value, Mapping):
             return {
                 key: self._convert_leaf(space.spaces[key], part, f'{path}[{key!r}]') if key in space.spaces else part
@@ -182,10 +190,10 @@ class GymnasiumAdapter(dm_env.Environment):
         return value
 
     def _whole(self, space: spaces.Space, value: Any, path: str, shape: tuple[int, ...], low: Any, high: Any) -> Any:
-        """`value` as integers of the space's dtype.
+        """Converts `value` to integers of the space's dtype.
 
         Raises:
-          ObservationError: its shape is another, or a value is not whole or not from `low` to `high`.
+          ObservationError: The shape is wrong, or a value is fractional or outside [low, high].
         """
         array = np.asarray(value)
         if array.shape != shape or array.dtype.kind not in 'biuf':

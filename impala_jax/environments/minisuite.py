@@ -1,15 +1,15 @@
 """A suite of small tasks with one observation and action space, which two cores solve in minutes.
 
-| task | what it is about |
+| task | what it tests |
 |---|---|
-| `minisuite/catch` | Catch, on a smaller board |
-| `minisuite/catch_memory` | the same, with the ball in sight in the first frame only: needs memory |
-| `minisuite/delayed_bandit` | a choice whose reward comes ten steps later |
-| `minisuite/go_to_colour` | two objects, of which the instruction names one: needs the words |
+| `minisuite/catch` | Catch on a smaller board |
+| `minisuite/catch_memory` | memory: the ball is visible in the first frame only |
+| `minisuite/delayed_bandit` | credit assignment: a choice whose reward comes ten steps later |
+| `minisuite/go_to_colour` | language: two objects, of which the instruction names one |
 
-In all of them there are 3 actions, and the best expected return is 1. An observation is {'board': [6, 5] float32,
-'instruction': [4] int32}: what the task itself shows fills the board's first cells, and where a task has no instruction
-all words are 0, as on DeepMind Lab's levels without language.
+Every task has 3 actions and a best expected return of 1. An observation is {'board': [6, 5] float32, 'instruction': [4]
+int32}. The task's own observation fills the first cells of the board, and in tasks without an instruction all word ids
+are 0, as in DeepMind Lab's levels without language.
 """
 
 from __future__ import annotations
@@ -32,24 +32,28 @@ _NUM_WORDS = 4
 
 
 class MinisuiteTask(dm_env.Environment):
-    """An environment with the suite's observations."""
+    """Wrapper that converts an environment's observations to those of the suite."""
 
     def __init__(self, environment: Any):
         self._environment = environment
 
     def reset(self) -> dm_env.TimeStep:
+        """See `dm_env.Environment.reset`."""
         return self._convert(self._environment.reset())
 
     def step(self, action: int) -> dm_env.TimeStep:
+        """See `dm_env.Environment.step`."""
         return self._convert(self._environment.step(action))
 
     def observation_spec(self) -> dict[str, specs.Array]:
+        """The board, [6, 5] float32, and the instruction, [4] int32 word ids."""
         return {
             'board': specs.BoundedArray(_BOARD, np.float32, 0, 1, name='board'),
             INSTRUCTION: specs.BoundedArray((_NUM_WORDS,), np.int32, 0, len(WORDS) - 1, name=INSTRUCTION),
         }
 
     def action_spec(self) -> specs.DiscreteArray:
+        """The actions of the wrapped environment."""
         return self._environment.action_spec()
 
     def _convert(self, timestep: dm_env.TimeStep) -> dm_env.TimeStep:
@@ -68,11 +72,11 @@ def _task(builder: Callable[..., dm_env.Environment], seed: int) -> MinisuiteTas
 _ENVIRONMENTS: dict[str, Callable[..., dm_env.Environment]] = {
     'catch': functools.partial(Catch, *_BOARD),
     'catch_memory': functools.partial(Catch, *_BOARD, memory=True),
-    # Little noise: a return should tell how good the choice was.
+    # Little noise, so that the return shows how good the choice was.
     'delayed_bandit': functools.partial(DelayedBandit, length=10, noise=0.02),
     'go_to_colour': functools.partial(GoToColour, columns=_BOARD[1]),
 }
 TASKS: dict[str, Callable[..., MinisuiteTask]] = {
     name: functools.partial(_task, builder) for name, builder in _ENVIRONMENTS.items()
 }
-"""By name: builds the task from a seed."""
+"""Functions that build a task from a seed, by the task's name."""

@@ -1,8 +1,8 @@
-"""Observations as they come from an environment: matched with its spec by key, and refused where a value would change.
+"""Conversion of an environment's observations to the agent's dtypes.
 
-Where an array has the dtype that its spec declares, and the agent uses that dtype, only the shape is compared, so that
-pictures cost nothing. Everything else is converted, and every value must survive: integers exactly, real numbers to the
-nearest float32.
+Observations are matched with the spec by key. If an array has the dtype that its spec declares, and the agent uses that
+dtype, only the shape is checked, so images cost nothing. All other arrays are converted, and a conversion that changes
+a value is an error: integers must convert exactly, real numbers to the nearest float32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _EXACT_INTEGERS = 2**24  # float32 holds every integer up to here.
 
 
 class ObservationError(Violation):
-    """An observation that its spec does not describe. The message names the leaf, the value and the remedy."""
+    """An observation does not match its spec; the message names the leaf, the value and the remedy."""
 
 
 class Leaf(NamedTuple):
@@ -30,15 +30,15 @@ class Leaf(NamedTuple):
     spec: ArraySpec
     declared: np.dtype  # in the environment's own spec
     as_declared: bool  # whether the agent uses the declared dtype
-    bounds: tuple[int, int] | None  # where a value beyond them would be read wrongly
+    bounds: tuple[int, int] | None  # if the network would misread values outside
 
 
 def leaves(spec: PyTree, declared: PyTree) -> list[Leaf]:
-    """The leaves of an observation, in the order of its spec.
+    """Returns the leaves of an observation, in the order of its spec.
 
     Args:
       spec: Nested ArraySpecs.
-      declared: The dtypes of the environment's own spec, nested alike.
+      declared: Dtypes of the environment's own spec, with the same nesting.
     """
     return [
         Leaf(path, leaf, np.dtype(dtype), np.dtype(dtype) == leaf.dtype, _bounds(leaf))
@@ -47,10 +47,15 @@ def leaves(spec: PyTree, declared: PyTree) -> list[Leaf]:
 
 
 def values(spec: PyTree, observation: Any, path: str = 'observation') -> list[Any]:
-    """The leaves of an observation in the order of its spec, matched by key and not by order.
+    """Returns the values of an observation in the order of its spec, matched by key.
+
+    Args:
+      spec: Nested ArraySpecs.
+      observation: Nested values.
+      path: Name of the observation, for error messages.
 
     Raises:
-      ObservationError: A key is missing or unknown, or a tuple has another length.
+      ObservationError: A key is missing or unknown, or a tuple has the wrong length.
     """
     if isinstance(spec, ArraySpec):
         return [observation]
@@ -77,7 +82,7 @@ def values(spec: PyTree, observation: Any, path: str = 'observation') -> list[An
 
 
 def write(leaf: Leaf, value: Any, out: np.ndarray, i: int) -> None:
-    """Writes a leaf's value to `out[i]`. Real numbers of the declared dtype are not checked to be finite.
+    """Writes a leaf's value to `out[i]`; whether floats of the declared dtype are finite is not checked here.
 
     Raises:
       ObservationError: The shape differs from the spec, or a value would change.
@@ -89,9 +94,14 @@ def write(leaf: Leaf, value: Any, out: np.ndarray, i: int) -> None:
 
 
 def unreadable(leaves: list[Leaf], arrays: list[np.ndarray]) -> dict[int, ObservationError]:
-    """Errors by the index of the environment, for numbers in `arrays`, each [N, ...], that no network can read.
+    """Finds values that are not finite or exceed bounds that the network relies on.
 
-    They are not finite, or beyond bounds that the network relies on.
+    Args:
+      leaves: The leaves of the observation.
+      arrays: Values of each leaf, [N, ...].
+
+    Returns:
+      An error for each invalid environment, by its index.
     """
     errors: dict[int, ObservationError] = {}
     for leaf, array in zip(leaves, arrays, strict=True):
@@ -104,7 +114,7 @@ def unreadable(leaves: list[Leaf], arrays: list[np.ndarray]) -> dict[int, Observ
                     errors.setdefault(
                         i, ObservationError(f'{leaf.path} has the value {value}, but its spec says {low} to {high}')
                     )
-        if array.dtype.kind != 'f' or math.isfinite(np.vdot(array, array)):  # Also without an overflow in the product.
+        if array.dtype.kind != 'f' or math.isfinite(np.vdot(array, array)):  # On overflow, each value is checked.
             continue
         for i in np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1)).tolist():
             errors.setdefault(i, _not_finite(leaf, array[i]))
@@ -112,7 +122,7 @@ def unreadable(leaves: list[Leaf], arrays: list[np.ndarray]) -> dict[int, Observ
 
 
 def _bounds(spec: ArraySpec) -> tuple[int, int] | None:
-    """Those of a category, whose values have a row each, and of bytes, which are divided by the greatest."""
+    """Bounds of categories, which index an embedding, and of bytes, which are divided by the upper bound."""
     if spec.num_values is not None:
         return 0, spec.num_values - 1
     return spec.bounds if spec.dtype == np.uint8 else None
@@ -127,11 +137,11 @@ def _paths(spec: PyTree, path: str = 'observation') -> Iterator[tuple[str, Array
 
 
 def _converted(leaf: Leaf, value: Any) -> np.ndarray:
-    """The value in the agent's dtype."""
+    """Converts the value to the agent's dtype."""
     try:
         array = np.asarray(value)
     except ValueError as error:  # Lists of different lengths.
-        raise ObservationError(f'{leaf.path} is no array: {error}') from error
+        raise ObservationError(f'{leaf.path} is not an array: {error}') from error
     if array.shape != leaf.spec.shape:
         raise ObservationError(f'{leaf.path} has shape {array.shape}, but its spec says {leaf.spec.shape}')
     if array.dtype.kind not in 'biuf':
@@ -163,7 +173,7 @@ def _converted(leaf: Leaf, value: Any) -> np.ndarray:
 
 
 def _exact_as_float32(integers: np.ndarray) -> np.ndarray:
-    """Which integers float32 holds exactly."""
+    """Returns a mask of the integers that float32 represents exactly."""
     if integers.dtype == bool or -_EXACT_INTEGERS <= integers.min() and integers.max() <= _EXACT_INTEGERS:
         return np.ones(integers.shape, bool)
     exact = [int(np.float32(value)) == value for value in integers.ravel().tolist()]

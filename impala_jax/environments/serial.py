@@ -1,4 +1,4 @@
-"""Environments stepped one after the other in this process."""
+"""Environments that are stepped one after the other in this process."""
 
 from __future__ import annotations
 
@@ -24,18 +24,23 @@ _LARGEST = float(np.finfo(np.float32).max)
 class SerialVectorEnvironment:
     """A `VectorEnvironment` of dm_env environments, in this process.
 
-    Everything that an environment returns is checked here. An exception, an observation that its spec does not
-    describe, a number that is not finite and a step type out of turn are failures of that environment: it is rebuilt,
-    and the run ends after `max_failures` without a finished episode in between.
+    Everything that an environment returns is checked here. An environment fails if it raises an exception, or returns
+    an observation that does not match its spec, a value that is not finite, or an unexpected step type. It is then
+    rebuilt. The run ends after `max_failures` failures without a finished episode in between.
 
     Args:
-      factory: Builds an environment from a seed.
-      first_index: Number of the first environment in the whole vector, of which this may be a part; seeds and messages
-        depend on it.
-      generation: Another number gives other seeds; for a part that is rebuilt.
-      max_episode_steps: Steps after which an episode is truncated; None for no limit.
+      factory: Function that builds an environment from a seed.
+      num_envs: Number of environments.
+      seed: Seed from which each environment's own seed is derived.
+      name: Name of the environments, for error messages.
+      max_failures: Number of failures without a finished episode in between that ends the run.
+      first_index: Index of the first environment in the whole vector, of which this may be a part. Seeds and error
+        messages depend on it.
+      generation: Number of times that this part has been rebuilt; each generation has different seeds.
+      max_episode_steps: Number of steps after which an episode is truncated; None for no limit.
+
     Raises:
-      ConfigError: An environment cannot be built, has no discrete actions, or differs from the first one.
+      ConfigError: An environment cannot be built, lacks discrete actions, or differs from the first one.
     """
 
     def __init__(
@@ -59,11 +64,11 @@ class SerialVectorEnvironment:
         self._environments: list[dm_env.Environment] = []
         self._over = [True] * num_envs  # The next step starts an episode.
         self._returns = [0.0] * num_envs
-        self._num_steps = [0] * num_envs  # in the episode
+        self._num_steps = [0] * num_envs  # in the current episode
         self._builds = [1] * num_envs
         self._failures = [0] * num_envs  # since an episode was last finished
-        self._observation: Any = None  # of environment 0, for a picture
-        self._blueprint: dict[str, str] | None = None  # of an environment that was just built
+        self._observation: Any = None  # the latest, [N, ...], for rendering
+        self._blueprint: dict[str, str] | None = None  # of a newly built environment
         try:
             for i in range(num_envs):
                 environment = self._build(i)
@@ -83,14 +88,16 @@ class SerialVectorEnvironment:
         self._is_array = isinstance(self.spec.observation, ArraySpec)
 
     def reset(self) -> TimeStep:
+        """See `VectorEnvironment.reset`."""
         return self.restart()[0]
 
     def restart(self) -> tuple[TimeStep, StepInfo]:
-        """`reset`, with what is counted of it."""
+        """Resets all environments, as `reset` does, and also returns the statistics of the step."""
         self._over = [True] * self.num_envs
         return self.step(np.zeros(self.num_envs, np.int32))
 
     def step(self, actions: np.ndarray) -> tuple[TimeStep, StepInfo]:
+        """See `VectorEnvironment.step`."""
         actions = base.check_actions(actions, self.num_envs, self.spec.num_actions)
         n = self.num_envs
         arrays = [np.empty((n, *leaf.spec.shape), leaf.spec.dtype) for leaf in self._leaves]
@@ -129,7 +136,11 @@ class SerialVectorEnvironment:
         )
 
     def get_states(self) -> list[bytes]:
-        """One state per environment."""
+        """Returns one state per environment.
+
+        Raises:
+          NotImplementedError: An environment cannot be saved exactly.
+        """
         try:
             if self._blueprint is None:
                 built = self._build(0)
@@ -147,14 +158,14 @@ class SerialVectorEnvironment:
         return [plain_state.encode(list(state)) for state in zip(environments, *parts, strict=True)]
 
     def set_states(self, states: list[bytes]) -> None:
-        """The inverse of `get_states`.
+        """Restores states returned by `get_states`.
 
         Raises:
-          ConfigError: They are of another number of environments.
-          ValueError: A state does not fit.
+          ConfigError: The number of states differs from the number of environments.
+          ValueError: A state is from a different version or a different environment.
         """
         if len(states) != self.num_envs:
-            raise ConfigError(f'the state is of {len(states)} environments, but there are {self.num_envs}')
+            raise ConfigError(f'the state has {len(states)} environments, but there are {self.num_envs}')
         self._close_environments()
         for i, state in enumerate(states):
             environment, *parts = plain_state.decode(state)
@@ -170,28 +181,36 @@ class SerialVectorEnvironment:
             plain_state.decode_into(self._environments[i], environment)
 
     def get_state(self) -> bytes:
+        """See `VectorEnvironment.get_state`."""
         return plain_state.encode(self.get_states())
 
     def set_state(self, state: bytes) -> None:
+        """See `VectorEnvironment.set_state`."""
         self.set_states(plain_state.decode(state))
 
     def render(self) -> np.ndarray:
+        """Renders environment 0, or shows its observation if it has no `render` method.
+
+        Raises:
+          NotImplementedError: There is no image of the environment.
+        """
         render = getattr(self._environments[0], 'render', None)
         if render is not None:
             image = base.rendered(render(), self._name)
             return base.picture(image) if min(image.shape[:2]) < 128 else image
         if self._observation is None:
-            raise NotImplementedError('there is no picture before the first reset')
+            raise NotImplementedError('there is no image before the first reset')
         return base.picture(next(base.leaves(self._observation))[0])
 
     def close(self) -> None:
+        """See `VectorEnvironment.close`."""
         self._close_environments()
 
     def _build(self, i: int) -> dm_env.Environment:
         return self._factory(derived_seed(*self._entropy[i], self._builds[i] - 1))
 
     def _begin(self, i: int, arrays: list[np.ndarray]) -> None:
-        """Resets environment i, and writes its observation."""
+        """Resets environment i and writes its observation."""
         timestep = self._environments[i].reset()
         if timestep.step_type != FIRST:
             raise base.Violation(f'reset() returned step type {timestep.step_type!r}; it must be FIRST')
@@ -201,7 +220,7 @@ class SerialVectorEnvironment:
         self._num_steps[i] = 0
 
     def _advance(self, i: int, action: int, arrays: list[np.ndarray]) -> tuple[int, float, float]:
-        """Steps environment i, and writes its observation; returns step type, reward and discount."""
+        """Steps environment i and writes its observation; returns step type, reward and discount."""
         timestep = self._environments[i].step(action)
         step_type, reward, discount = timestep.step_type, timestep.reward, timestep.discount
         self._write_observation(i, timestep.observation, arrays)
@@ -222,11 +241,11 @@ class SerialVectorEnvironment:
         self._returns[i] = episode_return
         self._num_steps[i] += 1
         if self._num_steps[i] >= self._max_episode_steps:
-            step_type = LAST  # A truncation: the discount stays.
+            step_type = LAST  # The episode is truncated, so the discount is unchanged.
         return step_type, reward, discount
 
     def _rebuild(self, i: int, error: BaseException, where: str, arrays: list[np.ndarray]) -> None:
-        """Rebuilds environment i, as often as allowed, until one gives its first timestep."""
+        """Rebuilds environment i until it returns its first timestep, or has failed too often."""
         index = self._entropy[i][1]
         while True:
             self._failures[i] += 1
@@ -275,7 +294,7 @@ class SerialVectorEnvironment:
 
 
 def _number(value: Any, what: str) -> float:
-    """A reward or a discount as a float; an array of one element is one, too."""
+    """Converts a reward or a discount, possibly an array of one element, to a float."""
     if type(value) is float:
         return value
     try:

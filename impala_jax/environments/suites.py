@@ -1,10 +1,10 @@
-"""Suites: the tasks that one agent with one set of parameters is trained on, and how environments are spread over them.
+"""Suites of tasks for one agent with one set of parameters, and the assignment of environments to tasks.
 
 | suite | tasks |
 |---|---|
 | `atari57` | the 57 games of the Arcade Learning Environment, each with all 18 actions (paper, section 5.3) |
 | `dmlab30` | the 30 training levels of DMLab-30 (section 5.3) |
-| `minisuite` | four small tasks of our own, see `minisuite.py` |
+| `minisuite` | four small tasks of this package, see `minisuite.py` |
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ SUITES: dict[str, Callable[[], tuple[str, ...]]] = {
 
 
 def tasks(config: EnvironmentConfig) -> tuple[str, ...]:
-    """The names of a suite's tasks, each a single environment; a single environment is a suite of one.
+    """Returns the names of a suite's tasks; a single environment is a suite of one task.
 
-    A task's id is its place here.
+    A task's id is its index in this tuple.
     """
     return SUITES[config.name]() if config.name in SUITES else (config.name,)
 
 
 def task_config(config: EnvironmentConfig, task: str) -> EnvironmentConfig:
-    """The single environment `task` of a suite, with the suite's other settings."""
+    """Returns the configuration of one task of a suite, with the suite's other settings."""
     full_action_space = config.full_action_space
     if config.name == 'atari57' and full_action_space is None:
         full_action_space = True
@@ -66,14 +66,22 @@ def task_config(config: EnvironmentConfig, task: str) -> EnvironmentConfig:
 
 
 def assign(config: EnvironmentConfig, num_actors: int, num_envs: int) -> np.ndarray:
-    """The task of each actor's environments, [num_actors, num_envs] int32, of actors that are all there are.
+    """Assigns a task to every environment of all actors of a run.
 
-    Over all actors together no task has more than one environment more than another; within an actor they take turns,
-    so that whatever part of its trajectories makes a batch holds as many tasks as it can. (In the paper each actor has
-    one environment, and so one task.)
+    Over all actors, the numbers of environments of any two tasks differ by at most one. Within an actor the tasks
+    alternate, so any subset of its trajectories covers as many tasks as possible. (In the paper each actor has one
+    environment, and so one task.)
+
+    Args:
+      config: The suite.
+      num_actors: Number of all actors of the run.
+      num_envs: Number of environments per actor.
+
+    Returns:
+      Task ids, [num_actors, num_envs] int32.
 
     Raises:
-      ConfigError: a task would be left without an environment.
+      ConfigError: There are fewer environments than tasks.
     """
     num_tasks = len(tasks(config))
     if num_actors * num_envs < num_tasks:
@@ -86,16 +94,20 @@ def assign(config: EnvironmentConfig, num_actors: int, num_envs: int) -> np.ndar
 
 
 def take_turns(config: EnvironmentConfig, num_actors: int, num_envs: int, first: int = 0) -> np.ndarray:
-    """As `assign`, from task `first` on, of actors beside others, so that a task may be left to those."""
+    """Assigns tasks round-robin from task `first` on; unlike in `assign`, some tasks may be left to other actors."""
     ids = first + np.arange(num_actors * num_envs, dtype=np.int32)
     return (ids % len(tasks(config))).reshape(num_actors, num_envs)
 
 
 def common_spec(suite: str, specs: dict[str, EnvironmentSpec]) -> EnvironmentSpec:
-    """The spec that all tasks share, by task.
+    """Returns the spec that is common to all tasks.
+
+    Args:
+      suite: Name of the suite, for error messages.
+      specs: Spec of each task, by name.
 
     Raises:
-      ConfigError: they do not.
+      ConfigError: The specs differ.
     """
     (first_task, first), *others = specs.items()
     for task, spec in others:
@@ -110,14 +122,14 @@ def common_spec(suite: str, specs: dict[str, EnvironmentSpec]) -> EnvironmentSpe
 
 
 class SuiteVectorEnvironment:
-    """A `VectorEnvironment` of several, one a task.
+    """A `VectorEnvironment` that combines one vector per task.
 
-    Those that wait for something outside Python (processes, emulators in C++) step at the same time.
+    Vectors that wait for something outside Python (processes, emulators in C++) step concurrently.
 
     Args:
-      parts: The vectors of the tasks, which this one closes.
-      indices: For each part, the numbers of its environments in the whole vector, ascending.
-      spec: The suite's.
+      parts: One vector of environments per task; closed together with this one.
+      indices: Indices of each part's environments in the whole vector, ascending.
+      spec: Spec of the suite.
     """
 
     def __init__(self, parts: Sequence[VectorEnvironment], indices: Sequence[np.ndarray], spec: EnvironmentSpec):
@@ -129,44 +141,50 @@ class SuiteVectorEnvironment:
         self._pool = concurrent.futures.ThreadPoolExecutor(len(parts), 'suite') if waits and len(parts) > 1 else None
 
     def reset(self) -> TimeStep:
+        """See `VectorEnvironment.reset`."""
         return self._gather(self._call(lambda part, _: part.reset()))
 
     def step(self, actions: np.ndarray) -> tuple[TimeStep, StepInfo]:
+        """See `VectorEnvironment.step`."""
         actions = base.check_actions(actions, self.num_envs, self.spec.num_actions)
         results = self._call(lambda part, indices: part.step(actions[indices]))
         return self._gather([timestep for timestep, _ in results]), self._gather([info for _, info in results])
 
     def get_state(self) -> bytes:
+        """See `VectorEnvironment.get_state`."""
         return plain_state.encode(self._call(lambda part, _: part.get_state()))
 
     def set_state(self, state: bytes) -> None:
+        """See `VectorEnvironment.set_state`."""
         states = plain_state.decode(state)
         if len(states) != len(self._parts):
-            raise ConfigError(f'the state is of {len(states)} tasks, but there are {len(self._parts)} here')
+            raise ConfigError(f'the state has {len(states)} tasks, but this environment has {len(self._parts)}')
         for part, part_state in zip(self._parts, states, strict=True):
             part.set_state(part_state)
 
     def render(self) -> np.ndarray:
+        """See `VectorEnvironment.render`."""
         return next(part for part, indices in zip(self._parts, self._indices, strict=True) if indices[0] == 0).render()
 
     def close(self) -> None:
+        """See `VectorEnvironment.close`."""
         for part in self._parts:
             part.close()
         if self._pool is not None:
             self._pool.shutdown()
 
     def _call(self, fn: Callable[[VectorEnvironment, np.ndarray], _T]) -> list[_T]:
-        """`fn(part, indices)` of each part."""
+        """Returns `fn(part, indices)` for each part."""
         if self._pool is None:
             return [fn(part, indices) for part, indices in zip(self._parts, self._indices, strict=True)]
         futures = [
             self._pool.submit(fn, part, indices) for part, indices in zip(self._parts, self._indices, strict=True)
         ]
-        concurrent.futures.wait(futures)  # Also after a failure: no part is left in the middle of a step.
+        concurrent.futures.wait(futures)  # Even if one fails, so that every part finishes its step.
         return [future.result() for future in futures]
 
     def _gather(self, trees: list[Any]) -> Any:
-        """The environments of all parts, in the order of the whole vector."""
+        """Merges the parts' arrays in the order of the whole vector."""
 
         def gather(*leaves: np.ndarray) -> np.ndarray:
             whole = np.empty([self.num_envs, *leaves[0].shape[1:]], leaves[0].dtype)

@@ -1,7 +1,7 @@
-"""The worker process of `ProcessVectorEnvironment`: builds environments, and answers requests until its pipe ends.
+"""The worker process of `ProcessVectorEnvironment`: builds environments and answers requests until its pipe is closed.
 
-It has a session of its own, so that signals to the run's process group do not reach it, and it may start children. It
-ends with the process that started it, however that ends, and takes its children along.
+The process has its own session, so signals to the run's process group do not reach it, and it may start children. It
+ends with the process that started it, however that process ends, and kills its own children.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from impala_jax.system import stopping
 from impala_jax.system.machine import kill_marked
 
 LOG, ANSWER, ERROR = 'log', 'answer', 'error'
-"""Kinds of messages from a worker, each with its content: (logger's name, level, text); any object; (type, text)."""
+"""Kinds of messages from a worker. Their contents: (logger name, level, text); any object; (exception type, text)."""
 
 
 class Arguments(NamedTuple):
-    """What a worker builds."""
+    """The environments that a worker builds."""
 
     config: EnvironmentConfig
     num_envs: int
     seed: int
     evaluation: bool
     max_episode_steps: int | None
-    first_index: int  # of its environments in the whole vector
-    generation: int  # how often the worker was replaced
+    first_index: int  # index of its first environment in the whole vector
+    generation: int  # number of times that the worker was replaced
 
 
 def main(pipe: int, folder: str) -> None:
     """Runs the worker.
 
     Args:
-      pipe: File descriptor of requests and answers.
-      folder: For temporary files; removed at the end.
+      pipe: File descriptor for requests and answers.
+      folder: Folder for temporary files; removed at the end.
     """
     for number in stopping.SIGNALS:
-        # Stopping is the parent's business. A handler, because programs that are started here would inherit SIG_IGN.
+        # Only the parent reacts to these signals. A handler is used because child programs would inherit SIG_IGN.
         signal.signal(number, lambda *_: None)
         signal.siginterrupt(number, False)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)
@@ -60,13 +60,13 @@ def main(pipe: int, folder: str) -> None:
             connection.send((kind, content))
 
     logging.getLogger().addHandler(_ToParent(send))
-    # The other side may end while this one writes or reads.
+    # The parent may end at any time.
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         _answer_requests(connection, send)
-    shutil.rmtree(folder, ignore_errors=True)  # The parent, if it still lives, tries too, and reports what stays.
+    shutil.rmtree(folder, ignore_errors=True)  # If the parent still runs, it tries again and reports errors.
     sys.stdout.flush()
     sys.stderr.flush()
-    kill_marked(f'TMPDIR={folder}')  # What the environments have left running; the parent may be gone.
+    kill_marked(f'TMPDIR={folder}')  # Processes that the environments left running; the parent may have ended.
     os.killpg(0, signal.SIGKILL)
 
 
@@ -87,7 +87,7 @@ def _answer_requests(connection: Connection, send: Any) -> None:
         )
     except ConfigError as error:
         failure = _portable(error)
-    except base.RAISED_BY_ENVIRONMENTS as error:  # Its module cannot be imported.
+    except base.RAISED_BY_ENVIRONMENTS as error:  # The environment's module cannot be imported.
         failure = ConfigError, f'environment {arguments.config.name!r} cannot be built: {base.one_line(error)}'
     try:
         while True:
@@ -117,7 +117,7 @@ def _answer(environment: SerialVectorEnvironment, request: str, argument: Any) -
 
 
 def _portable(error: BaseException) -> tuple[type[Exception], str]:
-    """An error's type, of those that callers know, and its message: the environment's traceback, and a last line."""
+    """Returns a type that callers know and the message: the environment's traceback and a summary as the last line."""
     if isinstance(error, (ConfigError, NotImplementedError)):
         return type(error), str(error)
     if isinstance(error, base.EnvironmentFailure):
@@ -125,19 +125,20 @@ def _portable(error: BaseException) -> tuple[type[Exception], str]:
     else:
         reason = base.one_line(error)
     if isinstance(error, base.Violation):
-        return base.EnvironmentFailure, reason  # The traceback would be of this package.
+        return base.EnvironmentFailure, reason  # The traceback would only show this package.
     text = ''.join(traceback.format_exception(error))
     return base.EnvironmentFailure, f'in the worker process:\n{text}{reason}'
 
 
 class _ToParent(logging.Handler):
-    """Hands warnings to the parent, which knows where a person sees them."""
+    """Sends warnings to the parent, whose log the user reads."""
 
     def __init__(self, send: Any):
         super().__init__(logging.WARNING)
         self._send = send
 
     def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler.emit`."""
         try:
             self._send(LOG, (record.name, record.levelno, self.format(record)))
         except (BrokenPipeError, ConnectionResetError):

@@ -2,7 +2,7 @@
 
 On CPUs that is one of `kernels.cc`'s, chosen here and nowhere else; on other devices, and where the kernels do not
 serve, XLA's own. Parameters are those of `flax.linen.Conv`, numbers the same up to the order of sums
-(`tests/test_layers.py`), and what is gained is in `docs/performance.md`.
+(`tests/kernels/test_layers.py`), and what is gained is in `docs/performance.md`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.console import Console
 
-from impala_jax.config import Config
 from impala_jax.rundir.files import EVALUATIONS, METRICS, TENSORBOARD
 from impala_jax.rundir.progress import PlainProgress, ProgressLine, is_live
 from impala_jax.rundir.rows import append_row, drop_rows
@@ -25,9 +24,9 @@ class MetricsLogger:
     as a context manager, so that the terminal is itself again whatever happens.
     """
 
-    def __init__(self, workdir: Path, config: Config, *, console: Console | None = None):
+    def __init__(self, workdir: Path, total_frames: int, *, console: Console | None = None):
         self._workdir = Path(workdir)
-        self._total_frames = config.total_updates * config.frames_per_update
+        self._total_frames = total_frames
         self._console = console or Console()
         self._view = ProgressLine(self._console) if is_live(self._console) else PlainProgress(self._console)
         self._view_open = False

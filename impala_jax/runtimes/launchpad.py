@@ -33,19 +33,19 @@ from impala_jax.build import make_agent
 from impala_jax.config import Config, ConfigError
 from impala_jax.inference import InferenceServer
 from impala_jax.kernels import allocator, compilation_cache
-from impala_jax.parameter_store import ParameterStores
-from impala_jax.runtimes import nodes, reverb_actors, seals
+from impala_jax.runtimes import nodes, reverb_actors, reverb_tables, seals
 from impala_jax.runtimes.control import Control, Link, Server
 from impala_jax.runtimes.gate import Gate, learners_secret
+from impala_jax.runtimes.host_share import host, host_share
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.runtimes.private_socket import listen_privately
-from impala_jax.runtimes.reverb_tables import PARAMETERS, NoCheckpointer, tables
+from impala_jax.runtimes.reverb_tables import PARAMETERS, NoCheckpointer
 from impala_jax.runtimes.reverb_transport import ReverbParameterStore, ReverbTrajectoryQueue
 from impala_jax.system import stopping
 from impala_jax.system.machine import START, connect_without_proxy, kill_marked, own_folder
 from impala_jax.system.quiet import quiet_libraries
 from impala_jax.trajectory_queue import from_arrays, to_arrays
-from impala_jax.types import Closed, EnvironmentSpec
+from impala_jax.types import Closed, EnvironmentSpec, PyTree
 
 _ENDING_S = 5.0  # How long nodes may take to end, but for a learner that saves.
 _SAVING_S = 30.0
@@ -93,19 +93,19 @@ class _Connection(NamedTuple):
 
 def build_program(setup: _Setup) -> lp.Program:
     """The topology: figure 1 of the paper, with Reverb between actors and learner."""
-    config = setup.config
+    share = host_share(setup.config)
     program = lp.Program('impala')
     with program.group('reverb'):
         server = program.add_node(_ReverbNode(setup))
     with program.group('learner'):
         program.add_node(lp.PyNode(_learner, setup, server))
     with program.group('actor'):
-        for index in range(config.actor.num_actors):
+        for index in range(share.num_actors):
             program.add_node(lp.PyNode(_actor, setup, server, index))
     if setup.inference is not None:
         with program.group('inference'):
             program.add_node(lp.PyNode(_inference, setup, server))
-    if nodes.share(config).evaluator.episodes:
+    if share.evaluates:
         with program.group('evaluator'):
             program.add_node(lp.PyNode(_evaluator, setup, server))
     return program
@@ -129,7 +129,7 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     control = Control()
     with _program(config, control) as (address, folder):
         suffix = f'-{secrets.token_hex(8)}'
-        inference = nodes.make_inference(nodes.share(config), agent)
+        inference = nodes.make_inference(config, agent)
         secret = None if config.serve_actors is None else learners_secret(workdir)
         key = seals.new_key() if secret is None else reverb_actors.items_key(secret, suffix)
         setup = _Setup(config, agent.spec, workdir, address, folder, suffix, key, secret, inference)
@@ -138,7 +138,7 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     if control.failure is not None:
         raise NodeFailure(control.failure) from control.error
     # Of several hosts another may have stopped.
-    if not stop.is_set() and nodes.host() == (0, 1) and (control.num_updates or 0) < config.total_updates:
+    if not stop.is_set() and host() == (0, 1) and (control.num_updates or 0) < config.total_updates:
         raise NodeFailure('error: a node of the program ended before the learner; its last words, if any, are above')
     return control.num_updates
 
@@ -296,7 +296,8 @@ class _ReverbNode(lp.ReverbNode):
         setup = self._setup
         with contextlib.ExitStack() as cleanup:
             port = get_port_from_address(self.reverb_address.resolve())
-            server = reverb.Server(tables(nodes.share(setup.config), setup.suffix), port, NoCheckpointer())
+            tables = reverb_tables.tables(host_share(setup.config), setup.suffix, setup.config.serve_actors is not None)
+            server = reverb.Server(tables, port, NoCheckpointer())
             address = _close_port(port, setup.folder / _REVERB_SOCKET)
             if setup.config.serve_actors is not None:
                 assert setup.secret is not None
@@ -363,8 +364,13 @@ def _learner(setup: _Setup, connect: Connect) -> None:
 def _learn(setup: _Setup, connection: _Connection) -> int:
     """Returns the updates done in all."""
     config = setup.config
-    store = connection.store if setup.inference is None else ParameterStores(connection.store, setup.inference)
-    training = nodes.make_training(config, connection.agent, setup.workdir, store)
+
+    def publish(version: int, params: PyTree) -> None:
+        connection.store.publish(version, params)
+        if setup.inference is not None:
+            setup.inference.publish(version, params)
+
+    training = nodes.make_training(config, connection.agent, setup.workdir, publish)
     loop = training.loop
     replay = nodes.restored_replay(config, setup.workdir, training)
     loop.begin()
@@ -404,7 +410,7 @@ def _learn(setup: _Setup, connection: _Connection) -> int:
 
 def _actor(setup: _Setup, connect: Connect, index: int) -> None:
     def act(connection: _Connection) -> None:
-        share = nodes.share(setup.config)
+        share = host_share(setup.config)
         stop = connection.control.stop
         nodes.act(share, connection.agent, index, connection.queue, connection.store, stop, setup.inference)
 
@@ -432,7 +438,7 @@ def _live_connected(setup: _Setup, connect: Connect, name: str, body: Callable[[
         config = setup.config
         agent = make_agent(config.network, setup.spec, config.popart.enabled)
         client = connect(control.stop)
-        queue = ReverbTrajectoryQueue(client, setup.key, nodes.share(config), agent, setup.suffix)
+        queue = ReverbTrajectoryQueue(client, setup.key, host_share(config), agent, setup.suffix)
         params = jax.eval_shape(agent.init, jax.random.PRNGKey(0))
         store = ReverbParameterStore(client, setup.key, params, config.timeout_s, PARAMETERS + setup.suffix)
         ended = threading.Event()

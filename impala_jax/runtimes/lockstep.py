@@ -16,8 +16,8 @@ from impala_jax.actor import Actor
 from impala_jax.agent import Agent
 from impala_jax.build import Training
 from impala_jax.config import Config, ConfigError, get
-from impala_jax.parameter_store import LocalParameterStore
 from impala_jax.runtimes import nodes
+from impala_jax.runtimes.host_share import host_share
 from impala_jax.trajectory_queue import concatenate
 from impala_jax.types import Closed, PyTree
 
@@ -38,24 +38,25 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     Raises:
       ConfigError: a batch that is no multiple of all actors' environments.
     """
-    num_envs = config.actor.num_actors * config.actor.num_envs
+    share = host_share(config)
+    num_envs = share.num_actors * share.actor.num_envs
     if config.num_fresh % num_envs:
         fresh = f'the {config.num_fresh} fresh trajectories of ' if config.num_replayed else ''
         raise ConfigError(
             f'lockstep: {fresh}learner.batch_size {config.learner.batch_size} is no multiple of the '
             f'{num_envs} environments (actor.num_actors x actor.num_envs)'
         )
-    training = nodes.make_training(config, agent, workdir, LocalParameterStore(config.timeout_s))
+    training = nodes.make_training(config, agent, workdir, publish=lambda *_: None)
     loop, metrics, checkpoints = training
     _require_same_environments(config, training)
     patience = _Patience(stop)
     actors: list[Actor] = []
-    replay = nodes.make_replay(config)
+    replay = nodes.make_replay(share)
     history: collections.deque[tuple[int, PyTree]] = collections.deque(maxlen=config.policy_lag + 1)
     started = loop.num_updates
     try:
-        for i in range(config.actor.num_actors):
-            actors.append(nodes.make_actor(config, agent, i, loop.num_updates, closed=patience.is_over))
+        for i in range(share.num_actors):
+            actors.append(nodes.make_actor(share, agent, i, loop.num_updates, closed=patience.is_over))
         restored = checkpoints.restored_runtime_state
         for version in sorted(restored.get('history', {}), key=int):
             history.append((int(version), restored['history'][version]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import threading
@@ -15,9 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from impala_jax import build, environments, seeds
+from impala_jax import build, environments
 from impala_jax.actor import Actor, run_actor
-from impala_jax.agent import Agent, AgentStep
+from impala_jax.agent import Agent
 from impala_jax.build import Training
 from impala_jax.config import Config, ConfigError
 from impala_jax.environments import EnvironmentFailure, suites
@@ -28,14 +27,14 @@ from impala_jax.parameter_store import ParameterStore
 from impala_jax.rundir.checkpoint import Checkpointer, CheckpointError
 from impala_jax.rundir.files import EVALUATIONS
 from impala_jax.rundir.rows import append_row
+from impala_jax.runtimes.host_share import HostShare, host_share
+from impala_jax.seeds import derived_seed
 from impala_jax.trajectory_queue import Replay, TrajectoryQueue
-from impala_jax.types import Closed, PyTree, TimeStep
+from impala_jax.types import Closed, PyTree
 
 REPLAY = 'replay'  # in the workdir
 
 _logger = logging.getLogger(__name__)
-
-Infer = Callable[[TimeStep, PyTree], AgentStep] | None  # None: each actor by itself.
 
 
 class NodeFailure(RuntimeError):
@@ -58,63 +57,20 @@ def last_words(error: BaseException) -> str:
     return ''.join(traceback.format_exception(error)).rstrip()
 
 
-def host() -> tuple[int, int]:
-    """This host's place among those that train together (`impala_jax.runtimes.pod`), and their number."""
-    # Asked of a process that is not the learner's, JAX would take the accelerator into use there.
-    return (jax.process_index(), jax.process_count()) if jax.distributed.is_initialized() else (0, 1)
-
-
-def share(config: Config) -> Config:
-    """The part of an experiment that this host's actors, queue and replay have; all of it on a single host.
-
-    The learner, and whatever counts updates or frames, takes the whole experiment.
-
-    Raises:
-      ConfigError: a batch that the hosts do not divide.
-    """
-    index, count = host()
-    if count == 1:
-        return config
-    for what, number in (('new', config.num_fresh), ('replayed', config.num_replayed)):
-        if number % count:
-            raise ConfigError(
-                f'learner.batch_size {config.learner.batch_size}: its {number} {what} trajectories do not divide over '
-                f'{count} hosts; choose a multiple'
-            )
-    return dataclasses.replace(
-        config,
-        seed=config.seed if index == 0 else node_seed(config, 3, index),
-        learner=dataclasses.replace(config.learner, batch_size=config.learner.batch_size // count),
-        replay=dataclasses.replace(config.replay, capacity=-(-config.replay.capacity // count)),
-        evaluator=config.evaluator if index == 0 else dataclasses.replace(config.evaluator, episodes=0),
-    )
-
-
-def node_seed(config: Config, *path: int) -> int:
-    """An independent seed in [0, 2**31) for the node at `path` (role, index, ...)."""
-    return seeds.derived_seed(config.seed, *path)
-
-
 def make_actor(
-    config: Config,
-    agent: Agent,
-    index: int,
-    version: int = 0,
-    infer: Infer = None,
-    closed: Callable[[], bool] = lambda: False,
+    share: HostShare, agent: Agent, index: int, version: int = 0, closed: Callable[[], bool] = lambda: False
 ) -> Actor:
     """Actor `index`; `version` is the learner's when the run starts, so that a resumed run sees new episodes."""
-    seed = node_seed(config, 0, index, version)
-    task_ids = suites.assign(config.environment, config.actor.num_actors, config.actor.num_envs)[index]
-    return build_actor(config, agent, seed, task_ids, infer, closed)
+    seed = share.node_seed(0, index, version)
+    task_ids = suites.assign(share.environment, share.num_actors, share.actor.num_envs)[index]
+    return build_actor(share, agent, seed, task_ids, closed)
 
 
 def build_actor(
-    config: Config,
+    share: HostShare,
     agent: Agent,
     seed: int,
     task_ids: np.ndarray,
-    infer: Infer = None,
     closed: Callable[[], bool] = lambda: False,
 ) -> Actor:
     """An actor with environments of the tasks `task_ids`, [num_envs] int32.
@@ -122,30 +78,30 @@ def build_actor(
     Once `closed()`, a wait for an environment ends with `Closed`.
     """
     environment = environments.make(
-        config.environment, config.actor.num_envs, seed, timeout_s=config.timeout_s, task_ids=task_ids, closed=closed
+        share.environment, share.actor.num_envs, seed, timeout_s=share.timeout_s, task_ids=task_ids, closed=closed
     )
     played, known = environment.spec, agent.spec
     if (played.observation, played.num_actions) != (known.observation, known.num_actions):
         environment.close()
         raise ConfigError(
-            f"the environments of {config.environment.name!r} differ: an actor's have {played}, the agent knows {known}"
+            f"the environments of {share.environment.name!r} differ: an actor's have {played}, the agent knows {known}"
         )
-    return Actor(agent, environment, config.learner.unroll_length, seed, task_ids=task_ids, infer=infer)
+    return Actor(agent, environment, share.unroll_length, seed, task_ids=task_ids)
 
 
-def make_replay(config: Config, version: int = 0) -> Replay:
-    """In-process replay; one of no samples where the configuration has none."""
-    return Replay(config.replay.capacity, config.num_replayed, node_seed(config, 2, version))
+def make_replay(share: HostShare, version: int = 0) -> Replay:
+    """In-process replay, from which nothing is sampled if the configuration has none."""
+    return Replay(share.replay_capacity, share.num_replayed, share.node_seed(2, version))
 
 
-def make_training(config: Config, agent: Agent, workdir: Path, store: ParameterStore) -> Training:
+def make_training(config: Config, agent: Agent, workdir: Path, publish: Callable[[int, PyTree], None]) -> Training:
     """The training loop, of a member of a population with what that needs; see `build.make_training`."""
     attach = []
     if config.pbt.member is not None:
         from impala_jax.studies.pbt import Evolution
 
         attach.append(functools.partial(Evolution, config, workdir, agent.spec.tasks))
-    return build.make_training(config, agent, workdir, store, attach=attach)
+    return build.make_training(config, agent, workdir, publish, attach=attach)
 
 
 def restored_replay(config: Config, workdir: Path, training: Training) -> dict[str, Any]:
@@ -185,14 +141,16 @@ def save_replay(config: Config, workdir: Path, num_updates: int, state: dict[str
 
 
 def make_inference(config: Config, agent: Agent) -> InferenceServer | None:
-    """What the actors of this process ask to act; None if each acts by itself."""
-    if config.actor.inference == 'actor' or not config.actor.num_actors:
+    """The server that acts for the actors of this process; None if each acts by itself."""
+    share = host_share(config)
+    if share.actor.inference == 'actor' or not share.num_actors:
         return None
-    return InferenceServer(config, agent, config.actor.num_actors, node_seed(config, 4))
+    devices = jax.local_devices()[: config.learner.num_devices]
+    return InferenceServer(agent, share.num_actors, share.actor, devices, share.node_seed(4), share.timeout_s)
 
 
 def act(
-    config: Config,
+    share: HostShare,
     agent: Agent,
     index: int,
     queue: TrajectoryQueue,
@@ -201,11 +159,10 @@ def act(
     inference: InferenceServer | None = None,
 ) -> None:
     """The life of actor `index`: until queue or store is closed, or `stop` is set."""
-    source = store if inference is None else inference
     with contextlib.suppress(Closed):
-        version, _ = source.latest()
-        actor = make_actor(config, agent, index, version, inference and inference.step, stop.is_set)
-        run_actor(actor, queue, source)
+        version = store.latest()[0] if inference is None else inference.policy().version
+        actor = make_actor(share, agent, index, version, stop.is_set)
+        run_actor(actor, queue, inference.policy if inference else lambda: actor.policy(*store.latest()))
 
 
 def evaluate_beside(config: Config, agent: Agent, store: ParameterStore, workdir: Path, stop: threading.Event) -> None:
@@ -227,7 +184,7 @@ def make_evaluator(config: Config, agent: Agent, stop: threading.Event) -> Evalu
         config.environment,
         episodes=config.evaluator.episodes,
         num_envs=config.evaluator.num_envs,
-        seed=node_seed(config, 1),
+        seed=derived_seed(config.seed, 1),
         greedy=config.evaluator.greedy,
         max_episode_steps=config.evaluator.max_episode_steps,
         timeout_s=config.timeout_s,

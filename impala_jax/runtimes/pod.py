@@ -1,7 +1,7 @@
 """Starting up as one host of several: who is there, whether all are about to run the same, and how one ends.
 
 After `join` the process is one of `jax.process_count()`, and everything else runs as on a single host: the learner's
-mesh spans the devices of all hosts, and `nodes.share` is what this host has of the rest.
+mesh spans the devices of all hosts, and `host_share` is this host's share of the rest.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from impala_jax.config import Config, ConfigError
 from impala_jax.kernels import cpu
 from impala_jax.learner import HostLost
 from impala_jax.rundir.code_version import code_version
-from impala_jax.runtimes import nodes
 from impala_jax.runtimes.channel import Channel, new_token
+from impala_jax.runtimes.host_share import host, host_share
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.runtimes.run import Interrupted
 from impala_jax.runtimes.supervisor import is_local
@@ -116,13 +116,13 @@ def meet(config: Config, channel: Channel, coordinator: str | None) -> list[str]
 def check_agreement(hosts: Sequence[Host]) -> None:
     """Raises ConfigError if a host would run another program, or another experiment, than the first."""
     first = hosts[0]
-    for i, host in enumerate(hosts):
+    for i, other in enumerate(hosts):
         for what, ours, theirs in (
-            ('versions', first.versions, host.versions),
-            ('configurations', first.config, host.config),
+            ('versions', first.versions, other.versions),
+            ('configurations', first.config, other.config),
         ):
             differing = [
-                f'{name} {ours.get(name)} on host 0 ({first.name}), {theirs.get(name)} on host {i} ({host.name})'
+                f'{name} {ours.get(name)} on host 0 ({first.name}), {theirs.get(name)} on host {i} ({other.name})'
                 for name in sorted(ours.keys() | theirs.keys())
                 if ours.get(name) != theirs.get(name)
             ]
@@ -147,20 +147,20 @@ def report(config: Config, hosts: Sequence[Host]) -> list[str]:
             f'learner.batch_size {size} does not divide over the {len(devices)} devices of {len(hosts)} hosts; choose '
             f'a multiple of {len(devices)}, such as {-(-size // len(devices)) * len(devices)}'
         )
-    nodes.share(config)
+    share = host_share(config)
     kind = f'{devices[0].platform} ({devices[0].device_kind})'
     return [
         f'Hosts       {len(hosts)}: {", ".join(host.name for host in hosts)}',
-        f'Devices     {len(devices)} x {kind}, {len(devices) // len(hosts)} a host',
+        f'Devices     {len(devices)} x {kind}, {len(devices) // len(hosts)} per host',
         f'Mesh        batch: {len(devices)}',
-        f'Batch       {size} trajectories, {size // len(hosts)} a host, {size // len(devices)} a device',
-        f'Actors      {config.actor.num_actors} x {config.actor.num_envs} environments a host',
+        f'Batch       {size} trajectories, {size // len(hosts)} per host, {size // len(devices)} per device',
+        f'Actors      {share.num_actors} x {share.actor.num_envs} environments per host',
     ]
 
 
 def workdir_of_host(workdir: Path) -> Path:
     """Where this host keeps its files: the first one, which keeps those of the run, in the workdir itself."""
-    index, _ = nodes.host()
+    index, _ = host()
     return workdir if index == 0 else workdir / 'hosts' / str(index)
 
 

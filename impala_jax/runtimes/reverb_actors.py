@@ -32,6 +32,7 @@ from impala_jax.environments import suites
 from impala_jax.rundir.code_version import code_version
 from impala_jax.runtimes import nodes, seals
 from impala_jax.runtimes.gate import Way, WrongSecret
+from impala_jax.runtimes.host_share import host_share
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.runtimes.reverb_items import ServerLost
 from impala_jax.runtimes.reverb_tables import PARAMETERS, SESSION, TRAJECTORIES
@@ -275,15 +276,13 @@ class _Joined:
     def __init__(self, session: Session, config: Config, agent: Agent, num_actors: int):
         self.lost: str | None = None
         self._session = session
-        self._config = config
+        self._share = share = host_share(config)
         self._agent = agent
         params = jax.eval_shape(agent.init, jax.random.PRNGKey(0))
         self._ends = [  # of each actor
             (
-                ReverbTrajectoryQueue(session.client, session.key, config, agent, session.suffix),
-                ReverbParameterStore(
-                    session.client, session.key, params, config.timeout_s, PARAMETERS + session.suffix
-                ),
+                ReverbTrajectoryQueue(session.client, session.key, share, agent, session.suffix),
+                ReverbParameterStore(session.client, session.key, params, share.timeout_s, PARAMETERS + session.suffix),
             )
             for _ in range(num_actors)
         ]
@@ -292,8 +291,8 @@ class _Joined:
     def act(self, stop: threading.Event) -> None:
         """Acts until the learner is lost or `stop` is set; raises whatever else ended an actor."""
         # Each command takes its turns from another task on, so that all of them together leave none out.
-        first = secrets.randbelow(len(suites.tasks(self._config.environment)))
-        task_ids = suites.take_turns(self._config.environment, len(self._ends), self._config.actor.num_envs, first)
+        first = secrets.randbelow(len(suites.tasks(self._share.environment)))
+        task_ids = suites.take_turns(self._share.environment, len(self._ends), self._share.actor.num_envs, first)
         threads = NodeThreads(on_failure=self._close)
         try:
             threads.start('learner watcher', self._watch)
@@ -311,8 +310,8 @@ class _Joined:
         try:
             with contextlib.suppress(Closed):
                 seed = secrets.randbits(31)
-                actor = nodes.build_actor(self._config, self._agent, seed, task_ids, closed=self._closed.is_set)
-                run_actor(actor, queue, store)
+                actor = nodes.build_actor(self._share, self._agent, seed, task_ids, self._closed.is_set)
+                run_actor(actor, queue, lambda: actor.policy(*store.latest()))
         except ServerLost as error:
             self._lose(str(error))
 

@@ -13,8 +13,8 @@ import numpy as np
 import reverb
 
 from impala_jax.agent import Agent
-from impala_jax.config import Config
 from impala_jax.runtimes import seals
+from impala_jax.runtimes.host_share import HostShare
 from impala_jax.runtimes.reverb_items import (
     SLICE_MS,
     STOP_NOTICE_S,
@@ -41,24 +41,24 @@ class ReverbTrajectoryQueue:
     Args:
       client: of the server with `tables`.
       key: of this start of the run, [32] bytes; what was not written with it is never returned.
-      config: the experiment; a batch has `num_fresh` trajectories of the queue, then `num_replayed` of replay.
+      share: Sizes; a batch has `num_fresh` trajectories of the queue, then `num_replayed` of replay.
       agent: gives the structure of what is read.
       suffix: as that of `tables`.
     """
 
-    def __init__(self, client: reverb.Client, key: bytes, config: Config, agent: Agent, suffix: str = ''):
+    def __init__(self, client: reverb.Client, key: bytes, share: HostShare, agent: Agent, suffix: str = ''):
         self._client = client
         self._key = key
         self._closed = threading.Event()
-        self._timeout_s = config.timeout_s
+        self._timeout_s = share.timeout_s
         self._writer: ItemWriter | None = None
-        self._replay_tables = [REPLAY + suffix, REPLAY_IN_ORDER + suffix] if config.num_replayed else []
+        self._replay_tables = [REPLAY + suffix, REPLAY_IN_ORDER + suffix] if share.num_replayed else []
         self._tables = [TRAJECTORIES + suffix, *self._replay_tables]
-        example = agent.empty_trajectory(config.learner.unroll_length, 1)
+        example = agent.empty_trajectory(share.unroll_length, 1)
         self._structure = jax.tree.structure(example)
         self._fresh = Opener(key, [seals.TRAJECTORY], jax.tree.leaves(example))
         self._replayed = Opener(key, [seals.TRAJECTORY, seals.REPLAYED], jax.tree.leaves(example))
-        tables = [(TRAJECTORIES, self._fresh, config.num_fresh), (REPLAY, self._replayed, config.num_replayed)]
+        tables = [(TRAJECTORIES, self._fresh, share.num_fresh), (REPLAY, self._replayed, share.num_replayed)]
         self._readers = [
             _Reader(
                 client, table + suffix, num, self._structure, opener, self._closed, self._timeout_s, table != REPLAY

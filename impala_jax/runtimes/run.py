@@ -12,7 +12,7 @@ import jax
 
 from impala_jax import environments
 from impala_jax.agent import Agent
-from impala_jax.build import make_agent
+from impala_jax.build import make_agent, make_loss, make_optimizer_factory
 from impala_jax.config import Config, ConfigError, closest
 from impala_jax.environments import suites
 from impala_jax.evaluation.evaluator import Evaluation
@@ -22,6 +22,7 @@ from impala_jax.rundir.files import EVALUATIONS
 from impala_jax.rundir.lock import only_process
 from impala_jax.rundir.rows import read_rows
 from impala_jax.runtimes import lockstep, nodes, threads
+from impala_jax.runtimes.host_share import host, host_share, resolved
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.system import stopping
 from impala_jax.types import Closed
@@ -63,21 +64,29 @@ def default_runtime() -> str:
     return 'launchpad' if installed else 'threads'
 
 
-def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunResult:
+def run(
+    config: Config, workdir: str | Path, runtime: str | None = None, *, configure_process: bool = True
+) -> RunResult:
     """Trains, or resumes, the experiment in `workdir`, and evaluates the result.
 
+    While it trains, SIGTERM, SIGINT and SIGHUP stop the run; afterwards they have their former handlers again.
+
     Args:
-      config: the experiment.
-      workdir: holds all of the run; made when missing.
-      runtime: 'launchpad', 'threads' or 'lockstep'; None: `default_runtime()`.
+      config: The experiment.
+      workdir: Folder that holds the whole run; created if it is missing.
+      runtime: 'launchpad', 'threads' or 'lockstep'; None for `default_runtime()`.
+      configure_process: Whether to change two settings of this process, for good: the C library's allocator no longer
+        returns large blocks to the system, and JAX keeps compiled programs in a cache on disk
+        (`impala_jax.kernels.allocator` and `compilation_cache`). Both save time only.
 
     Raises:
-      ConfigError: something in the configuration cannot work, or another process trains in `workdir`; raised before
-        any long work, and before anything in `workdir` is changed.
-      Interrupted: SIGTERM, SIGINT or SIGHUP; the checkpoint is written.
-      Exception: whatever ended a node of the run.
+      ConfigError: The configuration cannot work, or another process trains in `workdir`; raised before any long work,
+        and before anything in `workdir` is changed.
+      Interrupted: The run was stopped by SIGTERM, SIGINT or SIGHUP; the checkpoint is written.
+      Exception: The exception that ended a node of the run.
     """
-    allocator.keep_memory()
+    if configure_process:
+        allocator.keep_memory()
     runtime = default_runtime() if runtime is None else runtime
     if runtime not in RUNTIMES:
         raise ConfigError(f'unknown runtime {runtime!r}; {closest(runtime, RUNTIMES)}')
@@ -92,17 +101,28 @@ def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunR
             "actor.inference 'accelerator' is for actors that are threads beside the learner's; use --runtime threads, "
             'or --runtime launchpad --launch-type local_mt'
         )
+    if config.vtrace.implementation == 'rlax' and own_processes:
+        raise ConfigError(
+            "vtrace.implementation 'rlax': rlax does not load in the processes of local_mp, which have loaded "
+            "Launchpad's TensorFlow before; use --launch-type local_mt, or another runtime"
+        )
     workdir = Path(workdir).absolute()
     require_utf8(workdir)
-    if config.actor.num_actors:
-        suites.assign(config.environment, config.actor.num_actors, config.actor.num_envs)  # Refused before any work.
-    share = nodes.share(config)
+    config = resolved(config)
+    share = host_share(config)
+    if share.num_actors:
+        suites.assign(share.environment, share.num_actors, share.actor.num_envs)  # Refused before any work.
+    # Imports the user's modules before Launchpad: on Python 3.10 TensorFlow Probability, which rlax imports, refuses
+    # Launchpad's TensorFlow if that is imported first.
+    make_loss(config.loss, config.vtrace)
+    make_optimizer_factory(config.optimizer)
     agent = make_agent(config.network, environments.spec(config.environment, config.timeout_s), config.popart.enabled)
-    if nodes.host()[0] == 0:
+    if host()[0] == 0:
         print(f'the network reads {agent.reads}', flush=True)
     with only_process(workdir):
         check_config(workdir, config)
-        compilation_cache.keep_programs()
+        if configure_process:
+            compilation_cache.keep_programs()
 
         stop = threading.Event()
         with stopping.StopSignals(stop) as signals:
@@ -118,7 +138,7 @@ def run(config: Config, workdir: str | Path, runtime: str | None = None) -> RunR
             if num_updates < config.total_updates:
                 raise Interrupted(signals.received or 0, frames, workdir)
             try:
-                evaluation = _evaluate_last(config, agent, workdir, stop) if share.evaluator.episodes else None
+                evaluation = _evaluate_last(config, agent, workdir, stop) if share.evaluates else None
             except Closed:
                 raise Interrupted(signals.received or 0, frames, workdir) from None
         return RunResult(workdir, frames, num_updates, evaluation)

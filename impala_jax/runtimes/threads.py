@@ -11,9 +11,11 @@ from pathlib import Path
 
 from impala_jax.agent import Agent
 from impala_jax.config import Config
-from impala_jax.parameter_store import LocalParameterStore, ParameterStores
+from impala_jax.parameter_store import LocalParameterStore
 from impala_jax.runtimes import nodes
+from impala_jax.runtimes.host_share import host_share
 from impala_jax.trajectory_queue import LocalTrajectoryQueue
+from impala_jax.types import PyTree
 
 _JOIN_TIMEOUT_S = 3.0
 
@@ -56,17 +58,22 @@ class NodeThreads:
 
 def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> int:
     """Trains until the budget is spent or `stop` is set; returns the updates done in all."""
-    share = nodes.share(config)
+    share = host_share(config)
     queue = LocalTrajectoryQueue(share.num_fresh, share.queue_capacity, config.timeout_s)
     store = LocalParameterStore(config.timeout_s)
-    inference = nodes.make_inference(share, agent)
-    published = store if inference is None else ParameterStores(store, inference)
-    training = nodes.make_training(config, agent, workdir, published)
+    inference = nodes.make_inference(config, agent)
+
+    def publish(version: int, params: PyTree) -> None:
+        store.publish(version, params)
+        if inference is not None:
+            inference.publish(version, params)
+
+    training = nodes.make_training(config, agent, workdir, publish)
     loop = training.loop
     replay = nodes.make_replay(share)
     replay.restore(nodes.restored_replay(config, workdir, training), agent.trajectory_structure())
     loop.begin()
-    if config.num_replayed:
+    if share.num_replayed:
         training.metrics.log_with(lambda: {'replay_size': len(replay)})
     node_stop = threading.Event()
 
@@ -79,13 +86,13 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
 
     threads = NodeThreads(on_failure=stop_all)
     try:
-        for index in range(config.actor.num_actors):
+        for index in range(share.num_actors):
             life = functools.partial(nodes.act, share, agent, index, queue, store, node_stop, inference)
             threads.start(f'actor {index}', life)
         if inference is not None:
             threads.start('inference', inference.run)
             training.metrics.log_with(inference.metrics)
-        if share.evaluator.episodes:
+        if share.evaluates:
             threads.start('evaluator', lambda: nodes.evaluate_beside(config, agent, store, workdir, node_stop))
         loop.run(lambda: replay.mix(queue.get_batch()), stop)
     finally:
@@ -95,7 +102,7 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
         finally:
             loop.close()
             try:
-                if config.num_replayed:
+                if share.num_replayed:
                     nodes.save_replay(config, workdir, loop.num_updates, replay.state())
             finally:
                 threads.join()

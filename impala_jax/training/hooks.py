@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from impala_jax.config import Config
+from impala_jax.config import Config, LoggingConfig
 from impala_jax.learner import LearnerState, Schedule
 from impala_jax.loss import LOG_RHO_EDGES
 from impala_jax.optimizer import Hyperparameters
@@ -116,25 +116,34 @@ class Metrics(Hook):
 
     Args:
       workdir: That of the run.
-      config: The experiment.
+      config: When a row is written.
+      total_frames: Budget of the run, environment frames.
+      num_fresh: Trajectories of a batch that are not replayed.
       tasks: Names of a suite's tasks; () for a single environment.
       checkpoints: Hold the counts.
       keeps: False on hosts other than the first, which count and write nothing.
     """
 
     def __init__(
-        self, workdir: Path, config: Config, tasks: tuple[str, ...], checkpoints: Checkpoints, keeps: bool = True
+        self,
+        workdir: Path,
+        config: LoggingConfig,
+        total_frames: int,
+        num_fresh: int,
+        tasks: tuple[str, ...],
+        checkpoints: Checkpoints,
+        keeps: bool = True,
     ):
         self.stats = LearnerStats(tasks)
-        self._interval_s = config.logging.interval_s
-        self._num_fresh = config.num_fresh
+        self._interval_s = config.interval_s
+        self._num_fresh = num_fresh
         self._sources: list[Source] = []
         self._last, self._last_frames = time.monotonic(), -1
         self._logger = None
         metadata = checkpoints.restored_metadata
         self._restored_wall_time_s = None if metadata is None else metadata['wall_time_s']
         if keeps:
-            self._logger = logger = MetricsLogger(workdir, config)
+            self._logger = logger = MetricsLogger(workdir, total_frames)
             if 'stats' in checkpoints.restored_runtime_state:
                 self.stats.restore(checkpoints.restored_runtime_state['stats'])
             checkpoints.save_with(lambda: {'stats': self.stats.state()}, lambda: {'wall_time_s': logger.wall_time_s})

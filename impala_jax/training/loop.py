@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 
 from impala_jax.learner import HostLost, LearnerState
 from impala_jax.optimizer import Hyperparameters
-from impala_jax.parameter_store import ParameterStore
 from impala_jax.training.hosts import Batch, Hosts, Updated, to_host
 from impala_jax.training.prefetch import Prefetcher
-from impala_jax.types import Array, Closed, Trajectory
+from impala_jax.types import Array, Closed, PyTree, Trajectory
 
 
 class Hook:
@@ -41,7 +40,7 @@ class TrainingLoop:
     Args:
       hosts: Makes the updates.
       state: The learner's, on the mesh.
-      store: Parameters are published to it.
+      publish: Publishes the parameters, numpy, under the number of updates.
       total_updates: The budget.
       frames_per_update: Environment frames that an update consumes.
       hooks: Are called in this order.
@@ -51,13 +50,13 @@ class TrainingLoop:
         self,
         hosts: Hosts,
         state: LearnerState,
-        store: ParameterStore,
+        publish: Callable[[int, PyTree], None],
         total_updates: int,
         frames_per_update: int,
         hooks: Sequence[Hook] = (),
     ):
         self._hosts = hosts
-        self._store = store
+        self._publish = publish
         self._total_updates = total_updates
         self._frames_per_update = frames_per_update
         self._hooks = list(hooks)
@@ -99,7 +98,7 @@ class TrainingLoop:
 
     def publish(self) -> None:
         """Publishes the current parameters."""
-        self._store.publish(self.num_updates, self.params)
+        self._publish(self.num_updates, self.params)
 
     def put(self, trajectories: Trajectory) -> Batch:
         """Puts this host's trajectories [T + 1, B] on the mesh."""

@@ -16,10 +16,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.helpers.programs import ROOT
+
 from . import cases, experiment, results
 from .cases import Case
 from .experiment import FAILED, References, Stopped
-from .processes import ROOT
 from .results import Results
 
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.helpers.programs import ROOT
+
 MARK = 'RUN_MARK'
 _WORKER = 'from impala_jax.environments import worker'
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.helpers.programs import ROOT, STAND_INS
+
 from .cases import Case
-from .processes import ROOT
 
 _BATCH, _UNROLL = 4, 10
 _SMALL = (
@@ -129,7 +130,7 @@ def recipe(case: Case, folder: Path, slack: float, free_port: Callable[[], int])
         command = ['launch/ablate.py', '--grid', str(folder / 'grid.py'), '--output', str(run), '--processes', '2']
         num_updates //= 2
     arguments += ['--total-frames', str(num_updates * frames_per_update)]
-    path = [ROOT, ROOT / 'tests'] + ([ROOT / 'tests' / 'stand_ins'] if case.environment == 'dmlab' else [])
+    path = [ROOT, STAND_INS] if case.environment == 'dmlab' else [ROOT]
     variables = {'PYTHONPATH': ':'.join(map(str, path)), 'CHAOS_SWITCH': str(folder / 'trouble')}
     if case.runtime == 'serve':
         variables['IMPALA_ACTORS_SECRET'] = 'both ends of the harness know it'
@@ -159,7 +160,7 @@ def _environment_arguments(case: Case, folder: Path) -> list[str]:
     if case.environment == 'dmlab':
         levels = str(folder / 'levels')
         return ['--environment.name', 'dmlab/rooms_watermaze', '--environment.level-cache', levels]
-    return ['--environment.name', f'chaos.environments:{case.environment}', '--environment.processes', '1']
+    return ['--environment.name', f'tests.chaos.environments:{case.environment}', '--environment.processes', '1']
 
 
 def _last_ones(arguments: list[str]) -> list[str]:

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import children, marked_processes, wait_for
 
 import impala_jax
 from impala_jax import data, environments
@@ -28,8 +27,8 @@ from impala_jax.environments import EnvironmentFailure, dmlab
 from impala_jax.environments.base import environment_spec
 from impala_jax.system import machine
 from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec
+from tests.helpers.programs import ROOT, STAND_INS, children, marked_processes, wait_for
 
-STAND_INS = Path(__file__).parents[1] / 'stand_ins'
 FORWARD, BACKWARD, FIRE = 0, 1, 8
 PLAIN, LANGUAGE = 'dmlab/rooms_watermaze', 'dmlab/language_select_described_object'
 PSYCHLAB = 'contributed/dmlab30/psychlab_continuous_recognition'
@@ -229,8 +228,7 @@ def test_a_level_of_dmlab30_without_instruction_is_refused(stand_in, monkeypatch
 
 def program_environment():
     """For a program that uses the stand-in as it stands here."""
-    root = Path(__file__).parents[2]
-    return {**os.environ, 'PYTHONPATH': f'{STAND_INS}:{root}', 'TMPDIR': tempfile.gettempdir()}
+    return {**os.environ, 'PYTHONPATH': f'{STAND_INS}:{ROOT}', 'TMPDIR': tempfile.gettempdir()}
 
 
 def refusal(name=PLAIN, **options):
@@ -283,7 +281,7 @@ def test_hardware_rendering_that_fails_is_refused_before_a_run_begins(failure, r
     with pytest.raises(ConfigError) as error:
         environments.spec(EnvironmentConfig(name=PLAIN, level_cache='', renderer='hardware'))
     text = str(error.value)
-    assert reason in text and "'software' draws on the CPU" in text and '\n' not in text
+    assert reason in text and "'software' renders on the CPU" in text and '\n' not in text
     assert not children() and not os.listdir(machine.own_folder())
 
 

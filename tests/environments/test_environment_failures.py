@@ -9,20 +9,20 @@ import sys
 import time
 from pathlib import Path
 
-import factories
 import numpy as np
 import pytest
-from factories import DIE, GO_ON, HANG, RAISE, TERMINATE
-from programs import children, wait_for
 
 from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments import EnvironmentFailure, make
 from impala_jax.environments.processes import ProcessVectorEnvironment
 from impala_jax.environments.serial import SerialVectorEnvironment
 from impala_jax.types import FIRST, LAST, MID
+from tests.helpers import factories
+from tests.helpers.factories import DIE, GO_ON, HANG, RAISE, TERMINATE
+from tests.helpers.programs import ROOT, children, wait_for
 
 N = 4
-CONFIG = EnvironmentConfig('factories:scripted', max_failures=3, processes=2)
+CONFIG = EnvironmentConfig('tests.helpers.factories:scripted', max_failures=3, processes=2)
 
 
 def serial(factory=factories.scripted):
@@ -189,7 +189,7 @@ def test_close_leaves_no_process_and_does_no_harm_twice():
 
 def test_a_failed_start_leaves_no_process():
     with pytest.raises(ConfigError, match='no such level'):
-        make(EnvironmentConfig('factories:raises_when_built', processes=2), N, 0)
+        make(EnvironmentConfig('tests.helpers.factories:raises_when_built', processes=2), N, 0)
     assert not children()
 
 
@@ -210,9 +210,8 @@ if __name__ == '__main__':
 def test_workers_end_with_their_parent(tmp_path, ending):
     script = tmp_path / 'parent.py'
     script.write_text(PARENT)
-    root = Path(__file__).parents[2]
     parent = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, cwd=root, env={**os.environ, 'PYTHONPATH': str(root)}
+        [sys.executable, str(script)], stdout=subprocess.PIPE, cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)}
     )
     assert parent.stdout is not None
     pids = [int(pid) for pid in parent.stdout.readline().split()]
@@ -241,9 +240,8 @@ environment = make(EnvironmentConfig('catch', processes=2), 2, 0)
 environment.reset()
 environment.close()
 """)
-    root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, str(script)], env={**os.environ, 'PYTHONPATH': str(root)}, capture_output=True, timeout=60
+        [sys.executable, str(script)], env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, timeout=60
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b'once\n', b'')
 

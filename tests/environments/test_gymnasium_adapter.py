@@ -103,7 +103,7 @@ def test_a_discrete_observation_of_many_values_is_a_number():
     assert environment_spec(environment, 'rooms').observation == ArraySpec((), np.dtype(np.int32), num_values=100_000)
     for n, shape in ((1024, (1024,)), (1025, ())):
         assert environment_spec(adapted(spaces.Discrete(n), 0), 'rooms').observation.shape == shape
-    with pytest.raises(ConfigError, match=r'observation is Discrete\(3000000000\), of more values than int32'):
+    with pytest.raises(ConfigError, match=r'observation is Discrete\(3000000000\), which has more values than int32'):
         adapted(spaces.Discrete(3_000_000_000), 0)
 
 

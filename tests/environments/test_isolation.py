@@ -9,15 +9,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-import programs
 import pytest
-from programs import children, wait_for
 
 from impala_jax import environments
 from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.types import FIRST, MID
-
-ROOT = Path(__file__).parents[2]
+from tests.helpers import programs
+from tests.helpers.programs import ROOT, children, wait_for
 
 
 def make(name, num_envs=1, **kwargs):
@@ -34,12 +32,15 @@ def alive(pid):
 @pytest.mark.parametrize(
     'name, reason',
     [
-        ('hostile:exits', 'cannot be built: SystemExit: 0'),
-        ('hostile:aborts', r'cannot be built: the worker .* died with exit code -6 \(SIGABRT\)'),
-        ('hostile:vanishes', 'cannot be built: the worker .* died with exit code 0'),
-        ('hostile:interrupts', 'cannot be built: the worker .* died with exit code'),
-        ('hostile:hangs', "cannot be used: waited 4 s for the worker process .* to answer 'spec'; raise timeout_s"),
-        ('exits_when_imported:make', 'cannot be built: SystemExit: 0'),
+        ('tests.helpers.hostile:exits', 'cannot be built: SystemExit: 0'),
+        ('tests.helpers.hostile:aborts', r'cannot be built: the worker .* died with exit code -6 \(SIGABRT\)'),
+        ('tests.helpers.hostile:vanishes', 'cannot be built: the worker .* died with exit code 0'),
+        ('tests.helpers.hostile:interrupts', 'cannot be built: the worker .* died with exit code'),
+        (
+            'tests.helpers.hostile:hangs',
+            "cannot be used: waited 4 s for the worker process .* to answer 'spec'; raise timeout_s",
+        ),
+        ('tests.helpers.exits_when_imported:make', 'cannot be built: SystemExit: 0'),
     ],
 )
 def test_the_first_environment_cannot_end_the_program(name, reason):
@@ -51,20 +52,21 @@ def test_the_first_environment_cannot_end_the_program(name, reason):
 
 def test_a_spec_that_the_first_observation_contradicts_is_refused():
     with pytest.raises(
-        ConfigError, match=r"'factories:wrong_shape' cannot be used: .* but its spec says \(3,\)"
+        ConfigError, match=r"'tests.helpers.factories:wrong_shape' cannot be used: .* but its spec says \(3,\)"
     ) as error:
-        environments.spec(EnvironmentConfig('factories:wrong_shape'))
+        environments.spec(EnvironmentConfig('tests.helpers.factories:wrong_shape'))
     assert '\n' not in str(error.value)
 
 
 def test_one_that_exits_in_a_step_is_rebuilt(caplog):
-    environment = make('hostile:exits_later', max_episode_steps=None)
+    environment = make('tests.helpers.hostile:exits_later', max_episode_steps=None)
     try:
         environment.reset()
         types = [int(environment.step([0])[0].step_type[0]) for _ in range(4)]
         assert types == [MID, MID, FIRST, MID]
         assert (
-            "environment 0 of 'hostile:exits_later' failed at step 3 and is rebuilt: SystemExit: 0" in caplog.messages
+            "environment 0 of 'tests.helpers.hostile:exits_later' failed at step 3 and is rebuilt: SystemExit: 0"
+            in caplog.messages
         )
     finally:
         environment.close()
@@ -72,19 +74,20 @@ def test_one_that_exits_in_a_step_is_rebuilt(caplog):
 
 def test_warnings_of_workers_reach_the_program(caplog):
     with caplog.at_level(logging.WARNING):
-        environment = make('factories:scripted')
+        environment = make('tests.helpers.factories:scripted')
         environment.reset()
         environment.step([3])
         environment.close()
     (record,) = caplog.records
     assert record.name == 'impala_jax.environments.serial' and record.levelno == logging.WARNING
     assert record.getMessage() == (
-        "environment 0 of 'factories:scripted' failed at step 1 and is rebuilt: ZeroDivisionError: as the action said"
+        "environment 0 of 'tests.helpers.factories:scripted' failed at step 1 and is rebuilt: "
+        'ZeroDivisionError: as the action said'
     )
 
 
 def test_an_environment_may_have_children():
-    environment = make('hostile:multiprocesses', num_envs=2)
+    environment = make('tests.helpers.hostile:multiprocesses', num_envs=2)
     environment.reset()
     for _ in range(12):
         timestep, _ = environment.step([1, 1])
@@ -94,7 +97,7 @@ def test_an_environment_may_have_children():
     assert not children()
 
 
-@pytest.mark.parametrize('name', ['hostile:starts', 'hostile:starts_a_session'])
+@pytest.mark.parametrize('name', ['tests.helpers.hostile:starts', 'tests.helpers.hostile:starts_a_session'])
 def test_children_of_an_environment_end_with_it(name):
     environment = make(name)
     pid = int(environment.reset().observation[0, 0, 0])
@@ -103,7 +106,7 @@ def test_children_of_an_environment_end_with_it(name):
     wait_for(lambda: not alive(pid), timeout_s=10)
 
 
-@pytest.mark.parametrize('name', ['hostile:starts', 'hostile:starts_a_session'])
+@pytest.mark.parametrize('name', ['tests.helpers.hostile:starts', 'tests.helpers.hostile:starts_a_session'])
 def test_a_killed_worker_whose_children_hold_its_pipe_is_noticed_at_once(name, caplog):
     environment = make(name)
     try:
@@ -130,7 +133,7 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize('name', ['hostile:starts', 'hostile:starts_a_session'])
+@pytest.mark.parametrize('name', ['tests.helpers.hostile:starts', 'tests.helpers.hostile:starts_a_session'])
 @pytest.mark.parametrize('ending', ['kill', 'terminate', 'raise'])
 def test_nothing_of_an_environment_outlives_the_program(tmp_path, ending, name):
     script = tmp_path / 'parent.py'
@@ -155,7 +158,7 @@ from impala_jax.config import EnvironmentConfig
 from impala_jax.environments import make
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, lambda *_: None)
-environment = make(EnvironmentConfig('factories:scripted', processes=2), 2, 0)
+environment = make(EnvironmentConfig('tests.helpers.factories:scripted', processes=2), 2, 0)
 environment.reset()
 print('ready', flush=True)
 for line in sys.stdin:
@@ -169,7 +172,7 @@ environment.close()
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, 'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}'},
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
     )
     assert parent.stdin is not None and parent.stdout is not None
     assert parent.stdout.readline() == 'ready\n'
@@ -184,7 +187,7 @@ environment.close()
 
 def test_a_message_that_never_ends_is_bounded():
     """A worker that was stopped while it wrote an answer."""
-    environment = make('factories:scripted', timeout_s=60.0)
+    environment = make('tests.helpers.factories:scripted', timeout_s=60.0)
     try:
         environment.reset()
         worker = environment._workers[0]

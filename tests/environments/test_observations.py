@@ -11,7 +11,6 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
-import random_environments
 from dm_env import specs
 from gymnasium import spaces
 from hypothesis import strategies
@@ -25,6 +24,7 @@ from impala_jax.environments.factories import environment_factory
 from impala_jax.environments.gymnasium_adapter import GymnasiumAdapter
 from impala_jax.environments.serial import SerialVectorEnvironment
 from impala_jax.types import FIRST, LAST, MID
+from tests.helpers import random_environments
 
 
 class Shows(dm_env.Environment):
@@ -198,7 +198,7 @@ def test_shapes():
         'observation has shape (4,), but its spec says (3,)'
     )
     assert 'has shape (1,)' in refusal(specs.Array((), np.float32), np.zeros(1, np.float32))
-    assert 'is no array' in refusal(specs.Array((2, 2), np.float32), [[1.0, 2.0], [3.0]])
+    assert 'is not an array' in refusal(specs.Array((2, 2), np.float32), [[1.0, 2.0], [3.0]])
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_an_exception_without_a_text_or_with_too_much():
         return lambda seed: Shows(SPEC, (_ for _ in ()).throw(error) if error else [])
 
     for error, text in (
-        (Silent(), 'Silent: its text cannot be had (ZeroDivisionError)'),
+        (Silent(), 'Silent: its message is unavailable (ZeroDivisionError)'),
         (KeyError(), 'KeyError'),
         (ValueError('x' * 5000), f'ValueError: {"x" * 988} ...'),
     ):
@@ -285,7 +285,7 @@ def test_an_exception_without_a_text_or_with_too_much():
 
 
 def test_a_violation_has_no_traceback_of_ours():
-    environment = make(EnvironmentConfig('factories:rewards_nan', processes=1, max_failures=1), 1, 0)
+    environment = make(EnvironmentConfig('tests.helpers.factories:rewards_nan', processes=1, max_failures=1), 1, 0)
     try:
         environment.reset()
         with pytest.raises(EnvironmentFailure) as failure:
@@ -418,7 +418,7 @@ class TestRandomEnvironments:
 
     def play(self, number, folder, processes, num_steps=60):
         """The rows that come out, or the failure."""
-        config = EnvironmentConfig(f'random_environments:e{number}', processes=1, max_failures=1)
+        config = EnvironmentConfig(f'tests.helpers.random_environments:e{number}', processes=1, max_failures=1)
         os.environ['RECORDS'] = str(folder)
         try:
             if processes:
@@ -498,7 +498,7 @@ def test_a_task_whose_dict_changes_its_order_is_learned(tmp_path):
     """`position` tells the right action; `velocity` is noise. With exchanged leaves the return is 7.2 of 10."""
     config = impala_jax.Config(
         total_frames=32_000,
-        environment=EnvironmentConfig('factories:shuffled', processes=1),
+        environment=EnvironmentConfig('tests.helpers.factories:shuffled', processes=1),
         network=NetworkConfig(torso='mlp'),
         learner=impala_jax.LearnerConfig(batch_size=8, unroll_length=10, num_devices=1),
         optimizer=impala_jax.OptimizerConfig(name='adam', learning_rate=3e-3, epsilon=1e-8),

@@ -122,10 +122,12 @@ def test_a_failure_in_a_part_comes_out_when_all_have_stepped():
 
 def test_tasks_that_differ_are_one_clear_error(monkeypatch):
     monkeypatch.setitem(suites.SUITES, 'mixed', lambda: ('catch', 'minisuite/catch'))
-    monkeypatch.setitem(suites.SUITES, 'actions', lambda: ('factories:scripted', 'factories:different'))
+    monkeypatch.setitem(
+        suites.SUITES, 'actions', lambda: ('tests.helpers.factories:scripted', 'tests.helpers.factories:different')
+    )
     for name, message in (
         ('mixed', "the tasks of 'mixed' cannot share a network: the observations of catch are .* of minisuite/catch"),
-        ('actions', 'factories:scripted has 6 actions, factories:different has [0-9]+$'),
+        ('actions', 'tests.helpers.factories:scripted has 6 actions, tests.helpers.factories:different has [0-9]+$'),
     ):
         config = EnvironmentConfig(name)
         for build in (lambda config=config: environments.spec(config), lambda c=config: environments.make(c, 2, 0)):

@@ -3,7 +3,6 @@
 import importlib.util
 import pickle
 
-import factories
 import jax
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.environments.factories import environment_factory
 from impala_jax.environments.serial import SerialVectorEnvironment
 from impala_jax.types import FIRST, LAST, MID, ArraySpec
+from tests.helpers import factories
 
 N = 3
 CATCH = EnvironmentConfig('catch')
@@ -197,16 +197,16 @@ def test_a_restored_state_remembers_that_an_episode_is_over():
 def test_a_state_of_another_number_of_environments_is_an_error(make):
     for implementation in ('serial', 'processes'):
         state = make(implementation, num_envs=2).get_state()
-        with pytest.raises(ConfigError, match='of 2 environments, but there are 3'):
+        with pytest.raises(ConfigError, match='has 2 environments, but there are 3'):
             make(implementation).set_state(state)
 
 
 @pytest.mark.parametrize('processes', [0, 2])
 def test_what_cannot_be_saved_says_so(processes):
-    environment = make_scripted('factories:unpicklable', processes or 1)
+    environment = make_scripted('tests.helpers.factories:unpicklable', processes or 1)
     try:
         environment.reset()
-        with pytest.raises(NotImplementedError, match="'factories:unpicklable' cannot be saved"):
+        with pytest.raises(NotImplementedError, match="'tests.helpers.factories:unpicklable' cannot be saved"):
             environment.get_state()
         timestep, _ = environment.step(np.zeros(N, np.int32))  # and harms nothing
         assert (timestep.observation['count'] == 1).all()
@@ -214,7 +214,7 @@ def test_what_cannot_be_saved_says_so(processes):
         environment.close()
 
 
-def make_scripted(name='factories:scripted', processes=2, **kwargs):
+def make_scripted(name='tests.helpers.factories:scripted', processes=2, **kwargs):
     return environments.make(EnvironmentConfig(name, processes=processes), N, seed=0, **kwargs)
 
 
@@ -276,17 +276,20 @@ def test_gymnasium_has_pictures_in_an_evaluation():
     'name, message',
     [
         ('cach', "did you mean 'catch'"),
-        ('factories:scriptd', "has no function 'scriptd'; did you mean 'scripted'"),
+        ('tests.helpers.factories:scriptd', "has no function 'scriptd'; did you mean 'scripted'"),
         ('no_such_module:make', "cannot import 'no_such_module'"),
         (':make', 'is not module:function'),
         ('.relative:make', 'is not module:function'),
-        ('factories:', 'is not module:function'),
+        ('tests.helpers.factories:', 'is not module:function'),
         ('gymnasium/CartPol-v1', "did you mean 'gymnasium/CartPole-v1'"),
         ('gymnasium/Pendulum-v1', 'only Discrete ones are supported'),
-        ('factories:raises_when_built', 'cannot be built: OSError: no such level'),
-        ('factories:continuous', 'no plain discrete actions'),
-        ('factories:not_an_environment', 'is a int, neither a dm_env.Environment nor a gymnasium.Env'),
-        ('factories:different', "'factories:different' differ: number 0 has .* number . has"),
+        ('tests.helpers.factories:raises_when_built', 'cannot be built: OSError: no such level'),
+        ('tests.helpers.factories:continuous', 'no plain discrete actions'),
+        ('tests.helpers.factories:not_an_environment', 'is a int, neither a dm_env.Environment nor a gymnasium.Env'),
+        (
+            'tests.helpers.factories:different',
+            "'tests.helpers.factories:different' differ: number 0 has .* number . has",
+        ),
         pytest.param('atari/pongg', "did you mean 'atari/pong'", marks=atari),
         pytest.param('atari/Breakot', "did you mean 'atari/breakout'", marks=atari),
         pytest.param('atari/maze_craze', "unknown Atari game 'maze_craze'", marks=atari),

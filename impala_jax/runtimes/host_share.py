@@ -1,0 +1,76 @@
+"""A host's share of an experiment: its actors, its queue and its replay."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from impala_jax import seeds
+from impala_jax.config import ActorConfig, Config, ConfigError, EnvironmentConfig
+from impala_jax.system.machine import num_cores
+
+
+@dataclasses.dataclass(frozen=True)
+class HostShare:
+    """What actors, queue and replay of one host need. The learner takes the whole experiment."""
+
+    seed: int  # of this host
+    environment: EnvironmentConfig
+    actor: ActorConfig
+    num_actors: int
+    unroll_length: int
+    num_fresh: int  # trajectories of this host's part of a batch that come from the queue; they come first
+    num_replayed: int  # those that come from replay
+    queue_capacity: int  # trajectories that wait at most before actors block
+    replay_capacity: int  # trajectories that are kept
+    evaluates: bool  # the first host evaluates for all
+    timeout_s: float
+
+    def node_seed(self, *path: int) -> int:
+        """An independent seed in [0, 2**31) for the node at `path` (role, index, ...)."""
+        return seeds.derived_seed(self.seed, *path)
+
+
+def host() -> tuple[int, int]:
+    """Index of this host among those that train together (`impala_jax.runtimes.pod`), and their number."""
+    # `process_index` would initialize the accelerator in a process other than the learner's.
+    return (jax.process_index(), jax.process_count()) if jax.distributed.is_initialized() else (0, 1)
+
+
+def resolved(config: Config) -> Config:
+    """The configuration with the values that depend on the machine: `actor.num_actors`, one per core."""
+    if config.actor.num_actors is not None:
+        return config
+    return dataclasses.replace(config, actor=dataclasses.replace(config.actor, num_actors=num_cores()))
+
+
+def host_share(config: Config) -> HostShare:
+    """The share of this host; everything on a single host.
+
+    Raises:
+      ConfigError: The batch does not divide over the hosts.
+    """
+    index, count = host()
+    for what, number in (('new', config.num_fresh), ('replayed', config.num_replayed)):
+        if number % count:
+            raise ConfigError(
+                f'learner.batch_size {config.learner.batch_size}: its {number} {what} trajectories do not divide over '
+                f'{count} hosts; choose a multiple'
+            )
+    num_actors = resolved(config).actor.num_actors
+    assert num_actors is not None
+    num_fresh, num_envs = config.num_fresh // count, num_actors * config.actor.num_envs
+    return HostShare(
+        seed=config.seed if index == 0 else seeds.derived_seed(config.seed, 3, index),
+        environment=config.environment,
+        actor=config.actor,
+        num_actors=num_actors,
+        unroll_length=config.learner.unroll_length,
+        num_fresh=num_fresh,
+        num_replayed=config.num_replayed // count,
+        queue_capacity=config.learner.queue_capacity or max(2 * num_fresh, num_envs),
+        replay_capacity=-(-config.replay.capacity // count),
+        evaluates=index == 0 and config.evaluator.episodes > 0,
+        timeout_s=config.timeout_s,
+    )

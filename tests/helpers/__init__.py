@@ -1,0 +1,1 @@
+"""What tests share: builders, environments, and programs that tests start."""

@@ -1,0 +1,64 @@
+"""Starting the project's programs as a person does, and finding what they left behind."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+STAND_INS = ROOT / 'tests' / 'stand_ins'
+
+
+def start(folder, *command, environment=None, prefix=()):
+    """`prefix ... python command ...` from the project's root; all of its processes are marked with `folder`."""
+    inherited = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}  # One device, as a person.
+    environment = inherited | {'PYTHONPATH': str(ROOT), 'RUN_MARK': str(folder)} | (environment or {})
+    return subprocess.Popen(
+        [*prefix, sys.executable, *command],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish(process, timeout_s=240):
+    """Exit code, stdout and stderr."""
+    stdout, stderr = process.communicate(timeout=timeout_s)
+    return process.returncode, stdout, stderr
+
+
+def marked_processes(folder):
+    """The processes, zombies aside, that descend from the program started for `folder`."""
+    found = []
+    for entry in Path('/proc').glob('[0-9]*'):
+        try:
+            if f'RUN_MARK={folder}'.encode() in (entry / 'environ').read_bytes().split(b'\0'):
+                found.append(entry.name)
+        except OSError:
+            continue
+    return found
+
+
+def wait_for(condition, process=None, timeout_s=200):
+    """Waits for a condition; if `process` is to bring it about, only while that lives."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, 'it never came about'
+        time.sleep(0.02)
+
+
+def children(name='from impala_jax.environments import worker'):
+    """The ids of this process's children, zombies aside, whose command line holds `name`: workers of environments."""
+    found = []
+    for entry in Path('/proc').glob('[0-9]*'):
+        try:
+            state, parent = (entry / 'stat').read_text().rpartition(')')[2].split()[:2]
+            if state != 'Z' and int(parent) == os.getpid() and name in (entry / 'cmdline').read_text():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found

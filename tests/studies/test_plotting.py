@@ -1,0 +1,638 @@
+"""What figures show is what the table holds; nothing is averaged over in silence; bad input gets one line."""
+
+import csv
+import itertools
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.patches import Rectangle
+
+import impala_jax
+from impala_jax.config import ConfigError
+from impala_jax.studies import plotting
+from impala_jax.studies.plotting import figures
+from tests.helpers.programs import ROOT
+
+INF = float('inf')
+
+
+def write(path, fields, cells, metrics=('episode_return', 'episode_return_last_100', 'final_return')):
+    """A sweep's file: `cells` are (values of the fields, rows of frames and metrics)."""
+    with path.open('w', newline='') as file:
+        writer = csv.writer(file)
+        writer.writerow(['cell', *fields, 'frames', *metrics])
+        for number, (values, rows) in enumerate(cells):
+            # Looks like a number, as the hexadecimal name of a cell may.
+            writer.writerows([[f'{number}e10', *values, *row] for row in rows])
+    return path
+
+
+def final(correction, replay, seed, task):
+    """The final return of a cell: any two differ."""
+    base = {'vtrace': 0.9, 'one_step_is': 0.7, 'epsilon_correction': 0.4, 'none': 0.1}[correction]
+    return (base - 0.2 * replay + 0.02 * seed**2) * (1 if task == 'catch' else 100)
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Two tasks x three corrections (in no order) x two replay fractions x three seeds; three rows each."""
+    cells = [
+        (
+            (task, correction, replay, seed),
+            [
+                (1000, '', '', value),
+                (2000, value / 2, value / 4, value),
+                (3000, value, value / 2, value),
+            ],
+        )
+        for task, correction, replay, seed in itertools.product(
+            ['catch', 'gymnasium/Acrobot-v1'], ['none', 'vtrace', 'one_step_is'], [0.0, 0.5], [0, 1, 2]
+        )
+        for value in [final(correction, replay, seed, task)]
+    ]
+    fields = ['environment.name', 'vtrace.correction', 'replay.fraction', 'seed']
+    return write(tmp_path / 'results.csv', fields, cells)
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """rho_bar x c_bar, two seeds; rho_bar = .5 with c_bar = inf was not measured, and (2, 2) only once."""
+    cells = [
+        ((rho_bar, c_bar, seed), [(1000, '', '', rank(rho_bar) + 10 * rank(c_bar) + seed)])
+        for rho_bar, c_bar, seed in itertools.product(['0.5', '2', 'inf'], ['0.5', '2', 'inf'], [0, 1])
+        if (rho_bar, c_bar) != ('0.5', 'inf') and (rho_bar, c_bar, seed) != ('2', '2', 1)
+    ]
+    return write(tmp_path / 'grid.csv', ['vtrace.rho_bar', 'vtrace.c_bar', 'seed'], cells)
+
+
+def rank(value):
+    return ['0.5', '2', 'inf'].index(value)
+
+
+def lines(axes):
+    return {line.get_label(): line for line in axes.get_lines()}
+
+
+def band(collection):
+    """x -> (lowest, highest) of what `fill_between` drew."""
+    vertices = collection.get_paths()[0].vertices
+    return {x: (vertices[vertices[:, 0] == x, 1].min(), vertices[vertices[:, 0] == x, 1].max()) for x in vertices[:, 0]}
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+# The bootstrap.
+
+
+def test_bootstrap_of_two_values():
+    """Resamples' means are 0, 1/2 and 1 with probabilities 1/4, 1/2 and 1/4."""
+    assert plotting.bootstrap_interval([0.0, 1.0], confidence=0.95) == (0.0, 1.0)
+    assert plotting.bootstrap_interval([0.0, 1.0], confidence=0.4) == (0.5, 0.5)
+    low, high = plotting.bootstrap_interval([0.0, 1.0], confidence=0.6)
+    assert (low, high) == (0.0, 1.0)
+
+
+def test_bootstrap_is_the_normal_interval_for_many_values():
+    values = np.random.RandomState(0).exponential(size=500)
+    half = 1.96 * values.std() / np.sqrt(len(values))
+    low, high = plotting.bootstrap_interval(values)
+    assert low == pytest.approx(values.mean() - half, abs=0.05 * half)
+    assert high == pytest.approx(values.mean() + half, abs=0.05 * half)
+
+
+def test_bootstrap_shapes_and_seeds():
+    values = np.random.RandomState(0).randn(5, 4, 3)
+    low, high = plotting.bootstrap_interval(values, num_resamples=500)
+    assert low.shape == high.shape == (4, 3) and (low < high).all()
+    again = plotting.bootstrap_interval(values[:, 1, 2], num_resamples=500)
+    np.testing.assert_allclose(again, (low[1, 2], high[1, 2]))
+    other = plotting.bootstrap_interval(values, num_resamples=500, seed=1)
+    assert not np.array_equal(other[0], low)
+
+
+def test_bootstrap_of_one_value_is_no_interval():
+    assert np.isnan(plotting.bootstrap_interval([3.0])).all()
+    assert np.isnan(plotting.bootstrap_interval([3.0, 1.0, 2.0], strata=['a', 'b', 'b'])).all()
+
+
+def test_bootstrap_draws_within_strata():
+    assert plotting.bootstrap_interval([0.0, 1.0, 0.0, 1.0], strata=list('abab')) == (0.5, 0.5)
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(0, 1, 300), rng.normal(90, 3, 100)])
+    half = 1.96 * np.hypot(0.75 * values[:300].std() / np.sqrt(300), 0.25 * values[300:].std() / np.sqrt(100))
+    low, high = plotting.bootstrap_interval(values, strata=[0] * 300 + [1] * 100)
+    np.testing.assert_allclose([low, high], [values.mean() - half, values.mean() + half], atol=0.05 * half)
+
+
+def test_only_seeds_are_drawn(sweep):
+    """What is averaged over beside them, here two tasks a hundred times apart, is no noise."""
+    table = plotting.select(plotting.read_table(sweep), {'vtrace.correction': 'vtrace', 'replay.fraction': 0.0})
+    finals = [[final('vtrace', 0, seed, task) for seed in range(3)] for task in ('catch', 'other')]
+    expected = plotting.bootstrap_interval(np.concatenate(finals), strata=[0] * 3 + [1] * 3)
+    over = ('seed', 'environment.name')
+    curve = band(plotting.curves(table, over=over).axes[0].collections[0])[3]
+    np.testing.assert_allclose(curve, np.divide(expected, 2))  # A run's last returns there are half of its final one.
+    text = plotting.results_table(table, over=over)
+    assert f'[{expected[0]:.1f}, {expected[1]:.1f}]' in text, text
+    figure = plotting.heatmap(table, x='replay.fraction', y='vtrace.correction', over=over)
+    cell = figure.axes[0].texts[0].get_text()
+    assert f'{(expected[1] - expected[0]) / 2:.1f}' in cell, cell
+    line = band(plotting.sensitivity(table, 'replay.fraction', over=over).axes[0].collections[0])
+    np.testing.assert_allclose(line[0], expected)
+
+
+@pytest.mark.parametrize(
+    'kwargs', [{'values': []}, {'values': 1.0}, {'confidence': 1.0}, {'confidence': 0}, {'num_resamples': 0}]
+)
+def test_bootstrap_refuses(kwargs):
+    with pytest.raises(ValueError, match=next(iter(kwargs))):
+        plotting.bootstrap_interval(**({'values': [1.0, 2.0]} | kwargs))
+
+
+# Tables.
+
+
+def test_read_table(sweep):
+    table = plotting.read_table(sweep)
+    assert table['cell'].dtype.kind == 'U' and table['cell'][3] == '1e10'
+    assert table['vtrace.correction'][0] == 'none' and table['replay.fraction'].dtype == np.float64
+    assert np.isnan(table['episode_return'][0]) and len(table['frames']) == 2 * 3 * 2 * 3 * 3
+
+
+def test_a_field_with_gaps_is_text_and_a_metric_with_gaps_is_not(tmp_path):
+    path = write(tmp_path / 'a.csv', ['network.core'], [(('',), [(1, '', '', '')]), (('2',), [(1, '', 3, '')])])
+    table = plotting.read_table(path)
+    assert table['network.core'].tolist() == ['', '2']
+    assert np.isnan(table['episode_return_last_100'][0]) and table['episode_return_last_100'][1] == 3
+
+
+def test_select(grid):
+    table = plotting.select(plotting.read_table(grid), {'vtrace.rho_bar': 'inf', 'seed': 0})
+    assert set(table['vtrace.rho_bar']) == {INF} and set(table['seed']) == {0}
+    assert len(table['cell']) == 3
+
+
+@pytest.mark.parametrize(
+    'text, word',
+    [
+        ('', 'no column'),
+        ('cell,seed\na,0\n', "'frames'"),
+        ('cell,seed,frames\n', 'no rows'),
+        ('cell,seed,frames\na,0,1\nb,0\n', 'row 3'),
+        ('cell,seed,frames\na,0,many\n', "'frames'"),
+    ],
+)
+def test_files_that_are_no_tables(tmp_path, text, word):
+    (tmp_path / 'a.csv').write_text(text)
+    with pytest.raises(ConfigError, match=word) as error:
+        plotting.read_table(tmp_path / 'a.csv')
+    assert 'a.csv' in str(error.value) and '\n' not in str(error.value)
+
+
+def test_bad_names_and_values(sweep):
+    table = plotting.read_table(sweep)
+    for call, words in (
+        (lambda: plotting.read_table('nowhere.csv'), ['nowhere.csv', 'No such file']),
+        (lambda: plotting.curves(table, hue='loss.corection'), ["'loss.corection'", "'vtrace.correction'"]),
+        (lambda: plotting.curves(table, metric='final_retrun'), ["'final_retrun'", "'final_return'"]),
+        (lambda: plotting.curves(table, metric='vtrace.correction'), ["'vtrace.correction'", 'not only numbers']),
+        (lambda: plotting.curves(table, hue='final_return'), ["'final_return'", 'no field']),
+        (lambda: plotting.sensitivity(table, 'vtrace.correction'), ["'vtrace.correction'", 'not only numbers']),
+        (lambda: plotting.select(table, {'loss.corr': 'vtrace'}), ["'loss.corr'", "'vtrace.correction'"]),
+        (lambda: plotting.select(table, {'vtrace.correction': 'v-trace'}), ['v-trace', 'none, vtrace, one_step_is']),
+        (lambda: plotting.select(table, {'seed': 'x'}), ['seed=x', '0, 1, 2']),
+    ):
+        with pytest.raises(ConfigError) as error:
+            call()
+        assert len(str(error.value).splitlines()) == 1
+        for word in words:
+            assert word in str(error.value)
+
+
+def test_nothing_is_averaged_over_in_silence(sweep):
+    table = plotting.read_table(sweep)
+    for call in (
+        lambda: plotting.curves(table, hue='vtrace.correction', panel='environment.name'),
+        lambda: plotting.heatmap(table, x='seed', y='vtrace.correction', panel='environment.name'),
+        lambda: plotting.results_table(table, panel='environment.name'),
+    ):
+        with pytest.raises(ConfigError, match=r'replay.fraction varies .*\(0, 0.5\).*--where replay.fraction'):
+            call()
+    text = plotting.results_table(table, panel='environment.name', over=('seed', 'replay.fraction'))
+    assert 'mean of 6 runs' in text
+
+
+def test_runs_without_a_value_are_told(sweep):
+    table = plotting.read_table(sweep)
+    assert plotting.left_out(table, 'final_return') == []
+    table['final_return'][table['cell'] == '2e10'] = np.nan
+    assert plotting.left_out(table, 'final_return') == ['2e10']
+    text = plotting.results_table(table, panel='environment.name', split='replay.fraction')
+    assert 'mean of 2 to 3 runs' in text
+
+
+# Figures of a sweep.
+
+
+def test_curves(sweep):
+    table = plotting.select(plotting.read_table(sweep), {'replay.fraction': 0.5})
+    figure = plotting.curves(table, hue='vtrace.correction', panel='environment.name')
+    assert [axes.get_title() for axes in figure.axes] == ['catch', 'gymnasium/Acrobot-v1']
+    assert figure.axes[0].get_xlabel() == 'environment frames (thousand)'
+    assert legend(figure) == ['V-trace', '1-step IS', 'no correction']
+    for axes, task in zip(figure.axes, ['catch', 'gymnasium/Acrobot-v1'], strict=True):
+        finals = np.array([final('one_step_is', 0.5, seed, task) for seed in range(3)])
+        line = lines(axes)['1-step IS']
+        # The first row has no value yet.
+        np.testing.assert_allclose(line.get_xdata(), [2, 3])
+        np.testing.assert_allclose(line.get_ydata(), [finals.mean() / 4, finals.mean() / 2])
+        index = list(lines(axes)).index('1-step IS')
+        np.testing.assert_allclose(band(axes.collections[index])[3], plotting.bootstrap_interval(finals / 2))
+        assert to_hex(axes.collections[index].get_facecolor()[0]) == to_hex(line.get_color())
+    assert [a.get_color() for a in figure.axes[0].get_lines()] == [a.get_color() for a in figure.axes[1].get_lines()]
+
+
+def test_curves_of_runs_with_other_log_points(tmp_path):
+    """Means are where both runs are known, interpolated; never of one run only."""
+    cells = [((0,), [(0, 0, 0, 1), (2, 2, 2, 1), (4, 4, 4, 1)]), ((1,), [(1, 10, 10, 1), (3, 10, 10, 1)])]
+    figure = plotting.curves(plotting.read_table(write(tmp_path / 'a.csv', ['seed'], cells)))
+    (line,) = figure.axes[0].get_lines()
+    np.testing.assert_allclose(line.get_xdata(), [1, 2, 3])
+    np.testing.assert_allclose(line.get_ydata(), [5.5, 6, 6.5])
+    assert figure.axes[0].get_xlabel() == 'environment frames' and not figure.legends
+
+
+def test_a_correction_keeps_its_colour_in_every_figure(sweep):
+    table = plotting.select(plotting.read_table(sweep), {'replay.fraction': 0, 'environment.name': 'catch'})
+    every = lines(plotting.curves(table, hue='vtrace.correction').axes[0])
+    one = lines(plotting.curves(plotting.select(table, {'vtrace.correction': 'none'}), hue='vtrace.correction').axes[0])
+    assert one['no correction'].get_color() == every['no correction'].get_color()
+    assert len({line.get_color() for line in every.values()}) == 3
+
+
+def test_heatmap(grid):
+    figure = plotting.heatmap(plotting.read_table(grid))
+    axes = figure.axes[0]
+    drawn = axes.collections[0].get_array().reshape(3, 3)
+    # Rows are rho_bar = .5, 2, inf; means are over the seeds 0 and 1.
+    np.testing.assert_allclose(drawn.filled(np.nan), [[0.5, 10.5, np.nan], [1.5, 11, 21.5], [2.5, 12.5, 22.5]])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ['0.5', '2', '∞']
+    assert (axes.get_xlabel(), axes.get_ylabel()) == (r'$\bar{c}$', r'$\bar{\rho}$')
+    texts = {text.get_position(): text.get_text() for text in axes.texts}
+    assert texts[1, 0] == '10.5\n±0.5'  # x is c_bar = 2, y is rho_bar = .5
+    assert texts[1, 1] == '11.0'  # One run has no interval.
+    assert len(texts) == 8 and (2, 0) not in texts
+    hatched = {tuple(np.add(patch.get_xy(), 0.5)) for patch in axes.patches if isinstance(patch, Rectangle)}
+    assert hatched == {(1, 0), (2, 1)}
+    assert 'outside the theory' in legend(figure)[0]
+
+
+def test_heatmap_the_other_way_round_hatches_the_same_cells(grid):
+    axes = plotting.heatmap(plotting.read_table(grid), x='vtrace.rho_bar', y='vtrace.c_bar').axes[0]
+    assert {tuple(np.add(patch.get_xy(), 0.5)) for patch in axes.patches} == {(0, 1), (1, 2)}
+
+
+def test_heatmap_beside_the_theory(grid):
+    values = np.array([[1.0, np.nan], [3.0, 4.0]])
+    theory = plotting.Matrix('contraction', [0.5, INF], [0.5, 1], values)
+    figure = plotting.heatmap(plotting.read_table(grid), theory=theory)
+    measured, predicted = figure.axes[:2]
+    assert (measured.get_title(), predicted.get_title()) == ('measured', 'contraction')
+    drawn = predicted.collections[0].get_array().reshape(2, 2)
+    np.testing.assert_array_equal(drawn.filled(np.nan), values)
+    assert {tuple(np.add(patch.get_xy(), 0.5)) for patch in predicted.patches} == {(1, 1)}
+    with pytest.raises(ValueError, match='theory'):
+        plotting.heatmap(plotting.read_table(grid), theory=theory._replace(x=[1.0]))
+
+
+def test_heatmap_of_other_fields(sweep):
+    table = plotting.read_table(sweep)
+    figure = plotting.heatmap(table, x='replay.fraction', y='vtrace.correction', panel='environment.name')
+    # Panels share a scale.
+    assert figure.axes[0].collections[0].get_clim() == figure.axes[1].collections[0].get_clim()
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ['V-trace', '1-step IS', 'no correction']
+    assert not figure.axes[0].patches and not figure.legends
+
+
+def test_ranked(sweep):
+    figure = plotting.ranked(plotting.read_table(sweep), panel='environment.name')
+    line = lines(figure.axes[0])['no correction']
+    sets = [np.mean([final('none', replay, seed, 'catch') for seed in range(3)]) for replay in (0, 0.5)]
+    np.testing.assert_array_equal(line.get_xdata(), [1, 2])
+    np.testing.assert_allclose(line.get_ydata(), sorted(sets, reverse=True))
+    # Without a correction to tell apart, each is one of the sets.
+    (line,) = plotting.ranked(plotting.read_table(sweep), hue=None, panel='environment.name').axes[0].get_lines()
+    assert len(line.get_ydata()) == 6 and (np.diff(line.get_ydata()) <= 0).all()
+
+
+def test_sensitivity(tmp_path):
+    rates = [1e-4, 1e-3, 1e-2]
+    cells = [((rate, seed), [(1, '', '', i + seed)]) for i, rate in enumerate(rates) for seed in (0, 1)]
+    table = plotting.read_table(write(tmp_path / 'a.csv', ['optimizer.learning_rate', 'seed'], cells))
+    axes = plotting.sensitivity(table, 'optimizer.learning_rate').axes[0]
+    assert axes.get_xscale() == 'log' and axes.get_xlabel() == 'learning rate'
+    (line,) = axes.get_lines()
+    np.testing.assert_allclose(line.get_xdata(), rates)
+    np.testing.assert_allclose(line.get_ydata(), [0.5, 1.5, 2.5])
+    assert band(axes.collections[0])[1e-3] == (1, 2)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ['0.0001', '0.001', '0.01']
+
+
+def test_sensitivity_has_a_place_for_infinity(grid):
+    figure = plotting.sensitivity(plotting.read_table(grid), 'vtrace.rho_bar', hue='vtrace.c_bar')
+    assert legend(figure) == ['0.5', '2', '∞'] and figure.axes[0].get_xscale() == 'linear'
+    line = lines(figure.axes[0])['2']
+    np.testing.assert_allclose(line.get_xdata(), [0.5, 2, 3.5])
+    np.testing.assert_allclose(line.get_ydata(), [10.5, 11, 12.5])
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ['0.5', '2', '∞']
+    # c_bar = inf was not measured at rho_bar = .5.
+    np.testing.assert_allclose(lines(figure.axes[0])['∞'].get_xdata(), [2, 3.5])
+
+
+ROWS = [
+    {'rho_bar': rho_bar, 'c_bar': c_bar, 'bias': 1 / float(rho_bar), 'var': float(rho_bar) * c_bar}
+    for rho_bar in (10, 1, 0.1)
+    for c_bar in (1, 2)
+]
+
+
+def test_bias_variance():
+    figure = plotting.bias_variance([*ROWS, {'rho_bar': 'inf', 'c_bar': 1, 'bias': 0, 'var': 99}], variance='var')
+    bias, variance = figure.axes
+    assert (bias.get_ylabel(), variance.get_ylabel()) == (
+        'squared bias of the value targets',
+        'variance of the value targets',
+    )
+    np.testing.assert_allclose(lines(bias)['1'].get_ydata(), [10, 1, 0.1, 0])
+    np.testing.assert_allclose(lines(variance)['2'].get_ydata(), [0.2, 2, 20])
+    np.testing.assert_allclose(lines(variance)['1'].get_xdata(), [0.1, 1, 10, 100])
+    # What is zero has no logarithm.
+    assert (bias.get_yscale(), variance.get_yscale()) == ('linear', 'log')
+
+
+def test_bias_variance_bad_rows():
+    for rows, word in ((ROWS, "'variance'; did you mean 'var'"), ([], 'no rows'), ([{'rho_bar': 'x'}], 'no number')):
+        with pytest.raises(ConfigError, match=word):
+            plotting.bias_variance(rows)
+
+
+# Tables as text.
+
+
+def test_results_table(sweep):
+    table = plotting.select(plotting.read_table(sweep), {'environment.name': 'catch'})
+    low, high = plotting.bootstrap_interval([final('vtrace', 0, seed, 'catch') for seed in range(3)])
+    best = f'0.93 [{low:.2f}, {high:.2f}]'
+    text = plotting.results_table(table, panel=None, split='replay.fraction', markdown=True).splitlines()
+    assert cells_of(text[0])[1:] == ['final_return, replay.fraction=0', 'final_return, replay.fraction=0.5']
+    assert [cells_of(line)[0] for line in text[2:5]] == ['V-trace', '1-step IS', 'no correction']
+    assert cells_of(text[2])[1] == f'**{best}**' and '**' not in text[3] + text[4]
+    assert len({len(line) for line in text[:5]}) == 1
+
+    text = plotting.results_table(table, panel='environment.name', split='replay.fraction').splitlines()
+    assert text[0].split() == ['vtrace.correction', 'catch', 'catch']
+    assert text[1].split() == ['replay.fraction=0', 'replay.fraction=0.5']
+    assert f'{best}*' in text[3] and text[3].count('*') == 2 and '*' not in text[4] + text[5]
+    assert text[0].index('catch') == text[1].index('replay') == text[3].index('0.93')
+    assert text[-1] == 'final_return, mean of 3 runs [95 % bootstrap interval]; *: the best of its column'
+
+
+def cells_of(line):
+    return [text.strip() for text in line.strip('|').split('|')]
+
+
+def test_results_table_with_gaps_and_single_runs(grid):
+    text = plotting.results_table(
+        plotting.select(plotting.read_table(grid), {'seed': 0}), hue='vtrace.c_bar', panel='vtrace.rho_bar'
+    ).splitlines()
+    assert text[0].split() == ['vtrace.c_bar', 'vtrace.rho_bar=0.5', 'vtrace.rho_bar=2', 'vtrace.rho_bar=inf']
+    assert text[4].split() == ['∞', '-', '21.0*', '22.0*']
+    assert text[-1] == 'final_return, mean of 1 run; *: the best of its column'
+
+
+# Runs.
+
+
+def run(path, task='catch', evaluations=True, returns=(-1.0, 0.5)):
+    """A workdir."""
+    path.mkdir(parents=True)
+    (path / 'config.json').write_text(json.dumps({'config': {'environment': {'name': task}}}))
+    rows = [{'frames': 1_000_000}] + [
+        {'frames': (i + 2) * 1_000_000, 'episode_return_last_100': value} for i, value in enumerate(returns)
+    ]
+    (path / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows) + '{"frames": torn')
+    if evaluations:
+        row = {'frames': 3_000_000, 'mean_return': 0.75, 'stderr': 0.125, 'episodes': 20}
+        (path / 'evaluations.jsonl').write_text(json.dumps(row) + '\n')
+    return path
+
+
+def test_learning_curve(tmp_path):
+    figure = plotting.learning_curve([run(tmp_path / 'a')])
+    (axes,) = figure.axes
+    line, dots = axes.get_lines()[:2]
+    np.testing.assert_array_equal(line.get_xydata(), [(2, -1), (3, 0.5)])
+    np.testing.assert_array_equal(dots.get_xydata(), [(3, 0.75)])
+    np.testing.assert_array_equal(axes.collections[0].get_segments()[0], [(3, 0.625), (3, 0.875)])
+    assert axes.get_xlabel() == 'environment frames (million)' and axes.get_title() == 'catch'
+    assert legend(figure) == ['training, mean of the last 100 episodes', 'evaluation, 20 episodes, standard error']
+
+
+def test_learning_curves_of_several_runs(tmp_path):
+    workdirs = [
+        run(tmp_path / 'x' / 'a', evaluations=False),
+        run(tmp_path / 'b', evaluations=False),
+        run(tmp_path / 'c', 'atari/pong', evaluations=False),
+    ]
+    figure = plotting.learning_curve(workdirs)
+    assert [axes.get_title() for axes in figure.axes] == ['catch', 'atari/pong']
+    assert [list(lines(axes)) for axes in figure.axes] == [['a', 'b'], ['c']]
+    assert legend(figure) == ['a', 'b', 'c']
+    # Two runs of one name are told apart by their paths.
+    same = [tmp_path / 'x' / 'a', run(tmp_path / 'y' / 'a', evaluations=False)]
+    assert legend(plotting.learning_curve(same)) == list(map(str, same))
+
+
+def test_learning_curve_of_no_run(tmp_path):
+    with pytest.raises(ConfigError, match='config.json has format 3, and impala_jax .* reads formats 1 to 2'):
+        newer = run(tmp_path / 'newer')
+        (newer / 'config.json').write_text('{"format": 3}')
+        plotting.learning_curve([newer])
+    with pytest.raises(ConfigError, match='config.json; give the --workdir'):
+        plotting.learning_curve([tmp_path])
+    with pytest.raises(ConfigError, match='no episode has ended'):
+        plotting.learning_curve([run(tmp_path / 'a', returns=())])
+
+
+# Files and the command line.
+
+
+@pytest.mark.parametrize('name, start', [('a.png', b'\x89PNG'), ('a.svg', b'<?xml')])
+def test_save(grid, tmp_path, monkeypatch, name, start):
+    monkeypatch.setattr(figures, '_DPI', 40)
+    table = plotting.read_table(grid)
+    plotting.save(plotting.heatmap(table), tmp_path / name)
+    data = (tmp_path / name).read_bytes()
+    assert data.startswith(start)
+    plotting.save(plotting.heatmap(table), tmp_path / name)
+    assert (tmp_path / name).read_bytes() == data
+
+
+def test_png_has_300_dots_an_inch(grid, tmp_path):
+    figure = plotting.heatmap(plotting.read_table(grid))
+    plotting.save(figure, tmp_path / 'a.png')
+    width = int.from_bytes((tmp_path / 'a.png').read_bytes()[16:20], 'big')
+    assert width == int(300 * figure.get_figwidth())
+
+
+def test_without_matplotlib(monkeypatch, grid, tmp_path):
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+    table = plotting.read_table(grid)
+    assert 'final_return' in plotting.results_table(table, hue='vtrace.c_bar', panel='vtrace.rho_bar')
+    for call in (lambda: plotting.heatmap(table), lambda: plotting.check_output(tmp_path / 'a.png')):
+        with pytest.raises(ConfigError, match=r"pip install 'impala_jax\[plot\]'"):
+            call()
+
+
+def plot(*arguments):
+    return subprocess.run(
+        [sys.executable, 'launch/plot.py', *map(str, arguments)],
+        **{'cwd': ROOT, 'env': os.environ | {'PYTHONPATH': str(ROOT)}, 'timeout': 100},
+        **{'capture_output': True, 'text': True},
+    )
+
+
+def test_command_line(sweep, tmp_path):
+    done = plot(
+        *('curves', '--results', sweep, '--hue', 'vtrace.correction', '--panel', 'environment.name'),
+        *('--where', 'replay.fraction=0.5', 'seed=0', '--output', tmp_path / 'a.svg'),
+    )
+    assert (done.returncode, done.stderr) == (0, '')
+    assert (tmp_path / 'a.svg').read_bytes().startswith(b'<?xml')
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs the script in this process; returns its exit status, what it prints and the last line of its errors."""
+    from impala_jax.cli import plot
+
+    monkeypatch.setattr(figures, '_DPI', 40)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['impala plot', *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            plot.main()
+        output, code = capsys.readouterr(), ended.value.code
+        return (1, output.out, code) if isinstance(code, str) else (code, output.out, output.err.strip())
+
+    return call
+
+
+def test_every_figure_from_the_command_line(call, sweep, grid, tmp_path):
+    (tmp_path / 'rows.json').write_text(json.dumps(ROWS))
+    with (tmp_path / 'rows.csv').open('w', newline='') as file:
+        writer = csv.DictWriter(file, ROWS[0])
+        writer.writeheader()
+        writer.writerows(ROWS)
+    workdirs = [run(tmp_path / name) for name in 'ab']
+    for number, arguments in enumerate(
+        [
+            ['curve', '--workdir', *workdirs],
+            ['heatmap', '--results', grid],
+            ['heatmap', '--results', sweep, *'--x seed --y vtrace.correction --panel environment.name'.split()]
+            + ['--where', 'replay.fraction=0'],
+            ['ranked', '--results', sweep, '--panel', 'environment.name'],
+            ['sensitivity', '--results', grid, '--field', 'vtrace.rho_bar', '--hue', 'vtrace.c_bar'],
+            ['bias-variance', '--rows', tmp_path / 'rows.json', '--variance', 'var'],
+            ['bias-variance', '--rows', tmp_path / 'rows.csv', '--variance', 'var', '--x', 'c_bar', '--hue', 'rho_bar'],
+        ]
+    ):
+        output = tmp_path / f'{number}.png'
+        assert call(*arguments, '--output', output) == (0, f'figure: {output}\n', '')
+        assert output.read_bytes().startswith(b'\x89PNG')
+
+
+def test_table_from_the_command_line(call, sweep):
+    rows = [
+        line.rpartition(',')[0] + ',' if line.startswith('0e10') else line for line in sweep.read_text().splitlines()
+    ]
+    sweep.write_text('\n'.join(rows) + '\n')
+    table = ['table', '--results', sweep, '--panel', 'environment.name']
+    status, out, err = call(*table, '--split', 'replay.fraction', '--markdown')
+    assert status == 0 and '| V-trace ' in out and out.count('**') == 2 * 4
+    assert err == 'left out, for want of final_return: 0e10'
+    # Nothing is left to say when the run is not among those asked for.
+    assert call(*table, '--where', 'replay.fraction=0.5')[2] == ''
+
+
+def test_bad_command_lines(call, sweep, tmp_path):
+    curves = ['curves', '--results', sweep, '--output', tmp_path / 'a.png']
+    for arguments, words in (
+        ([], ['FIGURE']),
+        (['curvs'], ["'curvs'", 'curves']),
+        (['curves', '--results', sweep, '--output', 'a.pdf'], ['a.pdf', '.png or .svg']),
+        (['curves', '--results', sweep, '--output', tmp_path / 'no' / 'a.png'], ['no directory']),
+        (['curves', '--results', 'nowhere.csv', '--output', tmp_path / 'a.png'], ['nowhere.csv']),
+        (['curves', '--output', tmp_path / 'a.png'], ['--results']),
+        ([*curves, '--hue', 'correction'], ["'correction'", "'vtrace.correction'"]),
+        ([*curves, '--where', 'seed'], ['FIELD=VALUE']),
+        ([*curves, '--where', 'seed=0', 'seed=1'], ['seed=1', 'once']),
+        ([*curves, '--where', 'seed=9'], ['seed=9', '0, 1, 2']),
+        (['bias-variance', '--rows', sweep, '--output', tmp_path / 'a.png'], ["'rho_bar'"]),
+        (['bias-variance', '--rows', tmp_path / 'no.json', '--output', tmp_path / 'a.png'], ['no.json']),
+        (['curve', '--workdir', tmp_path, '--output', tmp_path / 'a.png'], ['config.json']),
+    ):
+        status, out, reason = call(*arguments)
+        assert status != 0 and out == '' and len(reason.splitlines()) == 1, (arguments, reason)
+        for word in words:
+            assert word in reason
+        assert not (tmp_path / 'a.png').exists()
+
+
+def test_the_package_does_without_matplotlib():
+    assert impala_jax.plotting is plotting
+    code = 'import sys; sys.modules["matplotlib"] = None; import impala_jax; impala_jax.plotting.read_table'
+    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, timeout=100)
+
+
+# A population.
+
+
+def test_pbt_shows_schedules_and_copies(tmp_path):
+    hyperparameters = {'learning_rate': 1e-3, 'entropy_cost': 0.01, 'epsilon': 0.1}
+    first = [{'frames': 0, 'fitness': None, **hyperparameters}]
+    for number, rows in enumerate(
+        [
+            first + [{'frames': 2000, 'fitness': 0.5, 'copied': False, **hyperparameters}],
+            first
+            + [
+                {'frames': 2000, 'fitness': 0.1, 'copied': True, **hyperparameters, 'learning_rate': 1.2e-3},
+                {'frames': 4000, 'fitness': None, 'copied': False, **hyperparameters, 'learning_rate': 1.2e-3},
+            ],
+        ]
+    ):
+        (tmp_path / f'member_0{number}').mkdir()
+        lines = ''.join(json.dumps(row) + '\n' for row in rows)
+        (tmp_path / f'member_0{number}' / 'pbt.jsonl').write_text(lines)
+    (tmp_path / 'member_01' / 'metrics.jsonl').write_text('{"frames": 5000}\n')
+    figure = plotting.pbt(tmp_path)
+    fitness, learning_rate, entropy_cost, epsilon = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ['fitness', 'learning rate', 'entropy cost', 'epsilon']
+    assert all(axes.get_yscale() == 'log' for axes in (learning_rate, entropy_cost, epsilon))
+    drawn = [line.get_xydata().tolist() for line in learning_rate.get_lines()]
+    # To where the member is now; and a dot for the copy.
+    assert [[0, 1e-3], [2, 1e-3], [2, 1e-3]] in drawn
+    assert [[0, 1e-3], [2, 1.2e-3], [4, 1.2e-3], [5, 1.2e-3]] in drawn
+    assert [[2, 1.2e-3]] in drawn
+    assert [[2, 0.5]] in [line.get_xydata().tolist() for line in fitness.get_lines()]
+    assert legend(figure) == ['member 00', 'member 01', 'copies another member']
+    with pytest.raises(ConfigError, match='holds no population'):
+        plotting.pbt(tmp_path / 'member_00')
