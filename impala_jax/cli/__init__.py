@@ -1,1 +1,1 @@
-"""What the commands have in common, and the check of the installation."""
+"""Commands of the program `impala`, and the parsing that they share."""

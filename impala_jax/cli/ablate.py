@@ -10,17 +10,21 @@ from impala_jax.system.machine import num_cores
 
 
 def ablate() -> None:
+    """Parses the command line and runs the sweep."""
     parser = command_line.Parser(
-        description='Runs all cells of a grid, each on one core; the same command again goes on where it was.',
-        epilog='Every field of the configuration that is no axis can be set for all cells, as in --total-frames 20000.',
+        description='Runs all cells of a grid, each on one core; the same command resumes an interrupted sweep.',
+        epilog='Every field of the configuration that is not an axis of the grid can be set for all cells, as in '
+        '--total-frames 20000.',
     )
     parser.add_argument(
         '--grid',
         required=True,
-        help='a Python file with get_grid(), or the name of one that comes with the package, such as table2',
+        help='a Python file that defines get_grid(), or the name of a packaged one, such as table2',
     )
-    parser.add_argument('--output', required=True, type=Path, help='holds all of the sweep')
-    parser.add_argument('--processes', type=int, default=num_cores(), help='cells that run at once')
+    parser.add_argument('--output', required=True, type=Path, help='directory for the files of the sweep')
+    parser.add_argument(
+        '--processes', type=int, default=num_cores(), help='number of cells run in parallel (default: %(default)s)'
+    )
     parser.add_argument('--outside-theory', action='store_true', help='also run the cells with c_bar > rho_bar')
     parser.add_argument('--list', action='store_true', help='list the cells and exit')
     arguments, overrides = parser.parse_known_args()
@@ -35,9 +39,10 @@ def ablate() -> None:
         return
     left_out = 0 if arguments.outside_theory else grid.num_outside_theory()
     if left_out:
-        print(f'{left_out} cells with c_bar > rho_bar, outside the theory, are left out: --outside-theory runs them')
+        print(f'skipped {left_out} cells with c_bar > rho_bar, outside the theory; --outside-theory runs them')
     command_line.run_sweep(cells, arguments.output, arguments.processes)
 
 
 def main() -> NoReturn:
+    """Runs the command and ends the process."""
     command_line.sweep_main(ablate)

@@ -1,4 +1,4 @@
-"""`impala actors`: actors for a learner on another machine."""
+"""`impala actors`: runs actors for a learner on another machine."""
 
 from __future__ import annotations
 
@@ -15,24 +15,27 @@ from impala_jax.system import program, stopping
 
 
 def act() -> None:
+    """Parses the command line and runs actors until the training run ends."""
     parser = command_line.Parser(
-        description='Acts for a learner that was started with --serve-actors; joins it again whenever it was lost.',
-        epilog='What does not change what is learned can be set for this machine, as in --actor.num-envs 32 or '
-        '--environment.processes 4. Code of your own is imported only if it is named here: --environment.name '
-        'my_module:my_function.',
+        description='Runs actors for a learner started with --serve-actors; reconnects when the connection is lost.',
+        epilog='Fields that do not change the result of training can be set for this machine, as in '
+        '--actor.num-envs 32 or --environment.processes 4. User code is imported only if it is named here: '
+        '--environment.name my_module:my_function.',
     )
-    parser.add_argument('--learner', required=True, help='its HOST:PORT')
-    parser.add_argument('--num-actors', required=True, type=int, help='threads, each with its own environments')
+    parser.add_argument('--learner', required=True, help="the learner's HOST:PORT")
+    parser.add_argument(
+        '--num-actors', required=True, type=int, help='number of actor threads, each with its own environments'
+    )
     parser.add_argument(
         '--secret-file',
         type=Path,
-        help=f'holds what the learner and its actors share, which only you may read; or set {gate.SECRET_VARIABLE}',
+        help=f"copy of the run's secret, readable by its owner only; or set {gate.SECRET_VARIABLE}",
     )
     parser.add_argument(
         '--wait-s',
         type=float,
         default=3600.0,
-        help='how long to wait for a learner that is away (default: %(default)g)',
+        help='longest wait for a learner that cannot be reached, in seconds (default: %(default)g)',
     )
     arguments, overrides = parser.parse_known_args()
     host, _, port = arguments.learner.rpartition(':')
@@ -40,10 +43,10 @@ def act() -> None:
         raise ConfigError(f'--learner must be HOST:PORT, got {arguments.learner!r}')
     if arguments.num_actors < 1:
         raise ConfigError(f'--num-actors must be positive, got {arguments.num_actors}')
-    own = command_line.override(Config(), overrides)  # A typo is refused at once, not when a learner is there.
+    own = command_line.override(Config(), overrides)  # Reports a typo at once, not after the learner was reached.
     secret = gate.actors_secret(arguments.secret_file)
     if importlib.util.find_spec('reverb') is None:
-        remedy = f'{program.command("doctor")} tells more (Python 3.10)'
+        remedy = f'{program.command("doctor")} shows how to install it (Python 3.10)'
         raise ConfigError(f'actors join over Reverb, which is not installed: {remedy}')
     from impala_jax.runtimes import reverb_actors
 
@@ -64,4 +67,5 @@ def act() -> None:
 
 
 def main() -> NoReturn:
+    """Runs the command and ends the process."""
     command_line.main(act)

@@ -1,4 +1,4 @@
-"""From the command line to a configuration: a file of `configs/`, overridden field by field."""
+"""Parsing of the command line into a configuration: a file of `configs/` with fields overridden by options."""
 
 from __future__ import annotations
 
@@ -21,32 +21,35 @@ if TYPE_CHECKING:
 
 _T = TypeVar('_T')
 
-# An installed package has the configurations inside; in a checkout they stand beside it.
+# An installed package contains the configurations; in a checkout they are next to the package.
 _INSIDE = Path(__file__).parents[1] / 'configs'
 _CONFIGS = _INSIDE if _INSIDE.is_dir() else Path(__file__).parents[2] / 'configs'
-CONFIG_HELP = 'a Python file with get_config(), or the name of one that comes with the package, such as catch'
+CONFIG_HELP = 'a Python file that defines get_config(), or the name of a packaged one, such as catch'
 
 
 class TrainArguments(NamedTuple):
-    """The options of `impala train`."""
+    """Options of `impala train`."""
 
     config: Config
     workdir: Path
-    runtime: str | None  # None: `launchpad` where it is installed, else `threads`
+    runtime: str | None  # None: `launchpad` if it is installed, else `threads`
 
 
 def train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
     """Parses `--config FILE --workdir DIR [--runtime R] [--field.name value ...]`.
 
+    Args:
+      argv: Arguments of the program; None reads `sys.argv`.
+
     Raises:
-      ConfigError: a file, field or value that cannot work.
+      ConfigError: If a file, field or value is invalid.
     """
     parser = Parser(
-        description='Trains an agent on this machine; the same command again resumes.',
+        description='Trains an agent on this machine; the same command resumes an interrupted run.',
         epilog='Every field of the configuration can be set, as in --learner.batch-size 64; --fields lists them all.',
     )
     parser.add_argument('--config', required=True, help=CONFIG_HELP)
-    parser.add_argument('--workdir', required=True, type=Path, help='holds all of the run')
+    parser.add_argument('--workdir', required=True, type=Path, help='directory for the files of the run')
     parser.add_argument('--runtime', default=None, help='launchpad, threads or lockstep')
     parser.add_argument('--fields', action='store_true', help='list the fields of the configuration and exit')
     arguments, overrides = parser.parse_known_args(argv)
@@ -57,34 +60,37 @@ def train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
 
 
 class PodArguments(NamedTuple):
-    """The options of `impala pod`; a host is given by all of coordinator, number and id, or by none."""
+    """Options of `impala pod`; `coordinator`, `num_hosts` and `host_id` are given together or not at all."""
 
     train: TrainArguments
-    of_training: list[str]  # as they were given
-    coordinator: str | None  # host:port of the first host
+    of_training: list[str]  # The unparsed options of `train`.
+    coordinator: str | None  # host:port of host 0.
     num_hosts: int | None
     host_id: int | None
     simulate_hosts: int | None
     simulate_devices: int
-    supervisor: str | None  # of this process, which is the host's program; None: this process is a supervisor
-    parent: int | None  # the process to end with
+    supervisor: str | None  # Address of the supervisor that started this process; None if this is a supervisor.
+    parent: int | None  # Process id; this process ends when that one ends.
 
 
 def pod_arguments(argv: Sequence[str] | None = None) -> PodArguments:
-    """Parses the options of a host, and all those of `train_arguments`.
+    """Parses the options of a host, and those of `train_arguments`.
+
+    Args:
+      argv: Arguments of the program; None reads `sys.argv`.
 
     Raises:
-      ConfigError: as `train_arguments`, and options that do not go together.
+      ConfigError: As for `train_arguments`, or if options contradict each other.
     """
     parser = Parser(
-        description='Trains an agent on all hosts of a pod, each of which runs this command; the same again resumes.',
-        epilog='All options of `impala train` can be given too: --config, --workdir, --runtime and every field.',
+        description='Trains an agent on all hosts of a pod; run it on every host. The same commands resume the run.',
+        epilog='All options of `impala train` are accepted too: --config, --workdir, --runtime and every field.',
     )
-    parser.add_argument('--coordinator', help='HOST:PORT of host 0, where no TPU tells it')
-    parser.add_argument('--num-hosts', type=int, help='how many hosts there are, where no TPU tells it')
-    parser.add_argument('--host-id', type=int, help='which of them this is, from 0, where no TPU tells it')
-    parser.add_argument('--simulate-hosts', type=int, help='be this many hosts, each a process of this machine')
-    parser.add_argument('--simulate-devices', type=int, default=1, help='CPU devices of each of them')
+    parser.add_argument('--coordinator', help='HOST:PORT of host 0; found automatically on a TPU pod')
+    parser.add_argument('--num-hosts', type=int, help='number of hosts; found automatically on a TPU pod')
+    parser.add_argument('--host-id', type=int, help='index of this host, from 0; found automatically on a TPU pod')
+    parser.add_argument('--simulate-hosts', type=int, help='simulate this many hosts, as processes on this machine')
+    parser.add_argument('--simulate-devices', type=int, default=1, help='number of CPU devices per simulated host')
     parser.add_argument('--supervisor', help=argparse.SUPPRESS)
     parser.add_argument('--parent', type=int, help=argparse.SUPPRESS)
     options, rest = parser.parse_known_args(argv)
@@ -92,13 +98,13 @@ def pod_arguments(argv: Sequence[str] | None = None) -> PodArguments:
     given = [arguments.coordinator, arguments.num_hosts, arguments.host_id]
     if None in given:
         if given != [None, None, None]:
-            raise ConfigError('--coordinator HOST:PORT, --num-hosts N and --host-id I go together; give all, or none')
+            raise ConfigError('--coordinator HOST:PORT, --num-hosts N and --host-id I go together; give all or none')
     else:
         host, _, port = given[0].rpartition(':')
         if not (host and port.isdecimal()):
             raise ConfigError(f'--coordinator {given[0]} is not HOST:PORT; give the address of host 0 and a free port')
         if not 0 <= given[2] < given[1]:
-            raise ConfigError(f'--host-id {given[2]} of --num-hosts {given[1]}: ids go from 0 to the number less one')
+            raise ConfigError(f'--host-id {given[2]} of --num-hosts {given[1]}: ids go from 0 to N - 1')
         if arguments.simulate_hosts is not None:
             raise ConfigError('--simulate-hosts and --coordinator exclude each other: simulated hosts find each other')
     for name, value in (('hosts', arguments.simulate_hosts), ('devices', arguments.simulate_devices)):
@@ -108,32 +114,32 @@ def pod_arguments(argv: Sequence[str] | None = None) -> PodArguments:
         raise ConfigError('--runtime lockstep is a single thread on a single host; use launchpad or threads')
     if arguments.train.config.launch_type == 'local_mp':
         raise ConfigError(
-            '--launch-type local_mp: of several hosts each learner shares its process with the actors; use local_mt '
-            '(environments can have processes of their own: --environment.processes)'
+            '--launch-type local_mp is not supported on several hosts, where learner and actors run in one process; '
+            'use local_mt (--environment.processes moves environments to processes of their own)'
         )
     return arguments
 
 
 def load_config_file(path: str) -> Config:
-    """The `Config` that a file's `get_config()` returns.
+    """Returns the `Config` built by a file's `get_config()`.
 
     Args:
-      path: Path of the file, which ends in `.py`, or the bare name of one that comes with the package, as `catch`.
+      path: Path of the file, which ends in `.py`, or the name of a packaged configuration, such as `catch`.
 
     Raises:
-      ConfigError: there is no such file, it has no such function, or that returns something else.
+      ConfigError: If the file or the function does not exist, or the function returns something else.
     """
     return _load_file(path, 'get_config', Config, _CONFIGS)
 
 
 def load_grid_file(path: str) -> Grid:
-    """The `Grid` that a file's `get_grid()` returns.
+    """Returns the `Grid` built by a file's `get_grid()`.
 
     Args:
-      path: as in `load_config_file`, of a file in `configs/ablations`.
+      path: Path of the file, which ends in `.py`, or the name of a packaged grid of `configs/ablations`.
 
     Raises:
-      ConfigError: as in `load_config_file`.
+      ConfigError: As for `load_config_file`.
     """
     from impala_jax.studies.ablation import Grid
 
@@ -145,7 +151,7 @@ def _load_file(path: str, function: str, cls: type[_T], packaged: Path) -> _T:
     spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(file.parent.absolute()))  # It may import its neighbours, as a script may.
+    sys.path.insert(0, str(file.parent.absolute()))  # The file may import its neighbours, as a script may.
     try:
         spec.loader.exec_module(module)
     finally:
@@ -163,10 +169,10 @@ def _find(path: str, packaged: Path) -> Path:
     if file.name == path and not file.suffix:
         if path not in names:
             near = closest(path, names)
-            raise ConfigError(f'the package has no configuration {path!r}; {near} (the path of a file ends in .py)')
+            raise ConfigError(f'the package has no configuration {path!r}; {near} (the path of a file must end in .py)')
         return packaged / f'{path}.py'
     if file.suffix != '.py':
-        raise ConfigError(f'{path} is not a Python file, whose name ends in .py')
+        raise ConfigError(f'{path} is not a Python file; give a path that ends in .py')
     if not file.is_file():
         known = sorted(str(other) for other in file.parent.glob('*.py'))
         near = closest(path, known) if known else closest(file.stem, names)
@@ -174,15 +180,15 @@ def _find(path: str, packaged: Path) -> Path:
     return file
 
 
-# Code of the user's own by its name, `module:name`.
+# Short options for user code, given as `module:name`.
 _SHORT = {'--network': '--network.module', '--loss': '--loss.function', '--optimizer': '--optimizer.name'}
 
 
 def override(config: Config, arguments: Sequence[str]) -> Config:
-    """`config` with fields set as in `--learner.batch-size 64`, or `--network module:Class`.
+    """Returns `config` with fields set as in `--learner.batch-size 64` or `--network module:Class`.
 
     Raises:
-      ConfigError: a field that does not exist, or a value that cannot work.
+      ConfigError: If a field does not exist or a value is invalid.
     """
     names = [argument.partition('=') for argument in arguments]
     arguments = [_SHORT.get(name, name) + equals + value for name, equals, value in names]
@@ -202,11 +208,13 @@ def override(config: Config, arguments: Sequence[str]) -> Config:
 
 
 def main(body: Callable[[], None], *, stopped: str = '') -> NoReturn:
-    """Runs a script's body; ends with status 0, or non-zero with the reason, in one line or as a traceback, last.
+    """Runs the body of a command and ends the process.
+
+    The exit status is 0 on success. Otherwise the last output is the reason: one line, or a traceback.
 
     Args:
-      body: what the script does.
-      stopped: added to the line of a body that a signal ended.
+      body: Function that does the work.
+      stopped: Suffix of the line that is printed when a signal ends the body.
     """
     allocator.keep_memory()  # Before JAX starts its threads.
     stopping.interruptible()
@@ -215,14 +223,14 @@ def main(body: Callable[[], None], *, stopped: str = '') -> NoReturn:
 
 
 def _outcome(body: Callable[[], None], stopped: str) -> tuple[int, str]:
-    """The exit status, and the text to end with."""
+    """Runs `body`; returns the exit status and the last text to print."""
     try:
         body()
     except SystemExit as end:
         return (1, end.code) if isinstance(end.code, str) else (int(end.code or 0), '')
-    except BaseException as error:  # noqa: BLE001 - said by the caller.
+    except BaseException as error:  # noqa: BLE001 - reported by the caller.
         cause = stopping.cause(error)
-        if cause is not None:  # First: it may have come while the modules below were imported.
+        if cause is not None:  # First, because the signal may arrive during the imports below.
             return 128 + cause.signal_number, f'{cause}{stopped}'
 
         from impala_jax.runtimes import nodes
@@ -236,7 +244,7 @@ def _outcome(body: Callable[[], None], stopped: str) -> tuple[int, str]:
 
 
 def run_sweep(cells: Sequence[Cell], output: Path, processes: int, runtime: str = 'lockstep') -> None:
-    """`ablation.run_sweep` with a progress bar."""
+    """Runs `ablation.run_sweep` with a progress bar."""
     from impala_jax.studies import ablation
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn('cells'), TimeRemainingColumn(), TextColumn('left'))
@@ -248,18 +256,19 @@ def run_sweep(cells: Sequence[Cell], output: Path, processes: int, runtime: str 
 
 
 def sweep_main(body: Callable[[], None]) -> NoReturn:
-    """`main` of a script that runs a sweep."""
-    main(body, stopped='; the same command goes on where it was')
+    """Runs `main` for a command that runs a sweep."""
+    main(body, stopped='; the same command resumes the sweep')
 
 
 class Parser(argparse.ArgumentParser):
-    """Its errors are one line."""
+    """An `ArgumentParser` that reports an error in one line."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f'error: {message} (--help tells more)\n')
+        """Prints one line and exits with status 2."""
+        self.exit(2, f'error: {message} (see --help)\n')
 
 
 def _option_names(fields: dict[str, Any], prefix: str = '--') -> list[str]:

@@ -1,8 +1,8 @@
 """`impala doctor`: shows what works on this machine, and the command that repairs what does not.
 
-Every check runs in a process of its own and does the real thing, so that what crashes or hangs there is a line of the
-table here. The exit code is 0 when the core works, whatever optional parts are missing. This module imports nothing but
-rich, for any other package may be what is broken.
+Each check uses the real library in its own process, so a crash or a hang becomes a line of the table. The exit code is
+0 if the core works, even if optional parts are missing. This module imports no third-party package but rich, because
+any other one may be broken.
 """
 
 from __future__ import annotations
@@ -41,19 +41,21 @@ class Check(NamedTuple):
 
     name: str
     code: str  # Python; prints the details
-    mend: str  # a command, or a sentence where there is none
+    mend: str  # A command, or a sentence if no command can repair it.
     required: bool = False
-    cpu: bool = True  # False: on whatever devices JAX finds
+    cpu: bool = True  # False: run on JAX's default devices.
 
 
 class Result(NamedTuple):
+    """Outcome of one check."""
+
     check: Check
     state: str  # 'works', 'missing' or 'fails'
     detail: str  # one line
 
 
 def _steps(name: str) -> str:
-    """Code that builds and steps one of our own environments."""
+    """Code that builds and steps an environment of this package."""
     return f"""
 import numpy as np
 from impala_jax import environments
@@ -175,14 +177,14 @@ print(version('bsuite') + '; catch/0 steps')
     ),
     Check(
         'DeepMind Lab',
-        # First in this process, whose error tells a module that is missing from one that fails.
+        # In the parent process first: its error distinguishes a missing module from a failing one.
         """
 from impala_jax.config import EnvironmentConfig
 from impala_jax.environments import dmlab
 dmlab.factory(EnvironmentConfig(name='dmlab/rooms_watermaze', level_cache=''))
 """
         + _steps('dmlab/rooms_watermaze'),
-        'no package index has it: docs/dmlab.md says how to get it',
+        'not available from a package index; see docs/dmlab.md',
     ),
     Check(
         'video',
@@ -210,7 +212,7 @@ print('matplotlib', matplotlib.__version__, 'draws')
     ),
 )
 
-# Turns what a check raises into one line on stdout; an exit code of 3 means that a module is not installed.
+# Prints an exception of a check as one line; exit code 3 means that a module is not installed.
 _WRAPPER = """
 import sys, warnings
 warnings.simplefilter('ignore')
@@ -226,8 +228,8 @@ except BaseException as error:
 
 
 def run_check(check: Check, timeout_s: float = _TIMEOUT_S) -> Result:
-    """Runs one check in a process of its own; never raises for what goes wrong there."""
-    folder = own_folder()  # For what a check leaves behind, as Reverb's default checkpointer does.
+    """Runs one check in its own process; a failure there is part of the result, never an exception."""
+    folder = own_folder()  # Collects files that a check leaves behind, such as those of Reverb's checkpointer.
     env = {**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3', 'TMPDIR': folder, PARENT: folder, START: folder}
     if check.cpu:
         env['JAX_PLATFORMS'] = 'cpu'
@@ -240,7 +242,7 @@ def run_check(check: Check, timeout_s: float = _TIMEOUT_S) -> Result:
             errors='replace',
             timeout=timeout_s,
             env=env,
-            start_new_session=True,  # Ctrl-C reaches this process alone.
+            start_new_session=True,  # Ctrl-C reaches the parent process only.
         )
     except subprocess.TimeoutExpired:
         return Result(check, 'fails', f'no answer within {timeout_s:g} s')
@@ -255,21 +257,21 @@ def run_check(check: Check, timeout_s: float = _TIMEOUT_S) -> Result:
 
 
 def diagnose(checks: tuple[Check, ...] = CHECKS) -> list[Result]:
-    """Runs all checks, as many at a time as there are cores; ends those that run when it is interrupted."""
+    """Runs all checks, one per core at a time; an interrupt ends the running ones."""
     with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         futures = [pool.submit(run_check, check) for check in checks]
         try:
             return [future.result() for future in futures]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            while not all(future.done() for future in futures):  # One may be about to start its process.
+            while not all(future.done() for future in futures):  # A check may be about to start its process.
                 kill_marked(f'{START}={own_folder()}')
                 time.sleep(0.1)
             raise
 
 
 def report(results: list[Result], console: Console) -> bool:
-    """Prints the table, and below it each problem in one line with its remedy; returns whether the core works."""
+    """Prints the table and, below it, each problem with its remedy; returns whether the core works."""
     table = Table(title='impala_jax on this machine', title_justify='left')
     table.add_column('what', no_wrap=True)
     table.add_column('state', no_wrap=True)
@@ -283,7 +285,7 @@ def report(results: list[Result], console: Console) -> bool:
         table.add_row(escape(result.check.name), f'[{color}]{result.state}[/]', escape(detail))
     console.print(table)
     for name, state, detail, mend in ((r.check.name, r.state, r.detail, r.check.mend) for r in problems):
-        # Never wrapped, so that a command can be copied.
+        # Not wrapped, so that the command can be copied.
         console.print(f'{name} {state}: {detail}\n    {mend}', markup=False, highlight=False, soft_wrap=True)
     works = not any(result.check.required for result in problems)
     console.print('The core works.' if works else 'The core does not work; see above.', highlight=False)
@@ -291,6 +293,7 @@ def report(results: list[Result], console: Console) -> bool:
 
 
 def main() -> NoReturn:
+    """Runs the command and ends the process."""
     argparse.ArgumentParser(description='Shows what works on this machine, and how to repair the rest.').parse_args()
     stopping.interruptible()
     try:

@@ -1,4 +1,4 @@
-"""`impala experts`: trains experts, and one agent for all of their tasks."""
+"""`impala experts`: trains one expert per task of a suite, and one agent for all tasks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,23 @@ from impala_jax.system.machine import num_cores
 
 
 def train() -> None:
+    """Parses the command line and trains the agents."""
     parser = command_line.Parser(
-        description="Trains an expert for each task of a suite on its share of the configuration's frames, and one "
-        'agent for all tasks on all of them; the same command again goes on where it was.',
+        description='Trains one expert per task of a suite and one agent for all tasks. The frames of the '
+        'configuration are the budget of the agent; each expert gets an equal part of them. The same command resumes.',
         epilog='Every field of the configuration can be set, as in --total-frames 2000000.',
     )
     parser.add_argument('--suite', required=True, help='atari57, dmlab30 or minisuite')
     parser.add_argument('--config', required=True, help=command_line.CONFIG_HELP)
-    parser.add_argument('--output', required=True, type=Path, help='holds all runs and their table')
-    parser.add_argument('--seeds', type=int, default=1, help='runs of each, from seed 0 (default: %(default)s)')
-    parser.add_argument('--experts-only', action='store_true', help='train no agent on all tasks')
-    parser.add_argument('--processes', type=int, default=num_cores(), help='runs at once')
-    parser.add_argument('--runtime', default='lockstep', help='of each run (default: lockstep, on one core)')
+    parser.add_argument('--output', required=True, type=Path, help='directory for the runs and their table')
+    parser.add_argument('--seeds', type=int, default=1, help='runs per agent, from seed 0 (default: %(default)s)')
+    parser.add_argument('--experts-only', action='store_true', help='do not train the agent for all tasks')
+    parser.add_argument(
+        '--processes', type=int, default=num_cores(), help='number of runs in parallel (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--runtime', default='lockstep', help='launchpad, threads or lockstep (default: lockstep, on one core)'
+    )
     arguments, overrides = parser.parse_known_args()
     for name in ('seeds', 'processes'):
         if getattr(arguments, name) < 1:
@@ -37,4 +42,5 @@ def train() -> None:
 
 
 def main() -> NoReturn:
+    """Runs the command and ends the process."""
     command_line.sweep_main(train)

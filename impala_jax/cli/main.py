@@ -1,6 +1,6 @@
-"""The command `impala`: one program with a command for each script of `launch/`.
+"""The program `impala`, with one command per script of `launch/`.
 
-Nothing that takes time is imported before a command is known.
+Modules that are slow to import are loaded only after the command is known.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from impala_jax.system import program
 
 
 class Command(NamedTuple):
-    """A module of this package whose `main()` runs a command."""
+    """A command, which `main()` of the module of the same name runs."""
 
     help: str
-    quiet: bool = True  # Silences other libraries; not where what runs first needs none of them.
-    environment: tuple[tuple[str, str], ...] = ()  # Variables and their values where they are not set.
+    quiet: bool = True  # Silences other libraries; False if the command does so later, or imports none of them.
+    environment: tuple[tuple[str, str], ...] = ()  # Defaults of environment variables.
 
 
 COMMANDS = {
     'train': Command('train an agent on this machine, or resume a run'),
-    'evaluate': Command('play whole games with the newest checkpoint of a run'),
+    'evaluate': Command('play full episodes with the newest checkpoint of a run'),
     'plot': Command('draw figures, or print tables, of runs and sweeps'),
     'pbt': Command('train a population of agents that copy and mutate hyperparameters'),
     'ablate': Command('run a grid of experiments'),
     'experts': Command('train one expert per task of a suite, and one agent for all tasks'),
     'pod': Command('train on all hosts of a TPU pod or cluster', quiet=False),
-    # Actors act on the CPU; an accelerator there may be somebody else's.
-    'actors': Command('act for a learner on another machine', environment=(('JAX_PLATFORMS', 'cpu'),)),
+    # Actors compute on the CPU; another program may be using an accelerator of this machine.
+    'actors': Command('run actors for a learner on another machine', environment=(('JAX_PLATFORMS', 'cpu'),)),
     'doctor': Command('show what works on this machine, and how to repair the rest', quiet=False),
 }
 
 
 def start(name: str) -> None:
-    """Runs a command on the options in `sys.argv`, and ends the program. `stopping.begin` was called before."""
+    """Runs a command with the options in `sys.argv` and ends the process; call `stopping.begin` first."""
     command = COMMANDS[name]
     for variable, value in command.environment:
         os.environ.setdefault(variable, value)
@@ -51,7 +51,7 @@ def start(name: str) -> None:
 
 
 def main() -> None:
-    """`impala COMMAND ...`: runs the command, with its name in `sys.argv[0]` as the programs of `launch/` have it."""
+    """Runs `impala COMMAND ...`; the command sees its own name in `sys.argv[0]`, as the scripts of `launch/` do."""
     name = program.MODULE if Path(sys.argv[0]).name == '__main__.py' else 'impala'
     width = max(map(len, COMMANDS))
     parser = argparse.ArgumentParser(

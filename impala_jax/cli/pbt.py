@@ -27,15 +27,18 @@ _STOP_TIMEOUT_S = 60.0  # How long members may take to write a checkpoint after 
 
 
 def train() -> None:
+    """Parses the command line and trains the population, or one of its members."""
     parser = command_line.Parser(
-        description='Trains a population, each member a process; the same command again goes on where it was.',
+        description='Trains a population, one process per member; the same command resumes it.',
         epilog='Every field of the configuration can be set, as in --pbt.interval-frames 1000000; '
         f'{program.command("train")} --fields lists them.',
     )
     parser.add_argument('--config', required=True, help=command_line.CONFIG_HELP)
-    parser.add_argument('--workdir', required=True, type=Path, help='holds all of the population; may be shared')
-    parser.add_argument('--members', type=int, default=4, help='train the first this many (default: %(default)s)')
-    parser.add_argument('--member', type=int, help='train this one only, beside those on other machines')
+    parser.add_argument(
+        '--workdir', required=True, type=Path, help='directory of the population; machines may share it'
+    )
+    parser.add_argument('--members', type=int, default=4, help='number of members to train (default: %(default)s)')
+    parser.add_argument('--member', type=int, help='index of the only member to train; others run on other machines')
     parser.add_argument('--runtime', default=None, help='launchpad, threads or lockstep')
     parser.add_argument('--parent', type=int, help=argparse.SUPPRESS)
     arguments, overrides = parser.parse_known_args()
@@ -56,7 +59,7 @@ def train() -> None:
 
 
 def train_members(config: Config, population: Path, count: int) -> None:
-    """Trains members as processes of this machine. One that fails ends alone; the others go on."""
+    """Trains members as processes on this machine; if one fails, the others continue."""
     folders = [pbt.member_folder(population, index) for index in range(count)]
     processes: list[subprocess.Popen] = []
     stop = threading.Event()
@@ -69,7 +72,7 @@ def train_members(config: Config, population: Path, count: int) -> None:
                 folder.mkdir(exist_ok=True)
                 command = [*program.itself(), *sys.argv[1:], '--member', str(index), '--parent', str(os.getpid())]
                 with open(folder / 'log.txt', 'ab') as log, stopping.deferred():
-                    # Ctrl-C reaches this process alone, which hands it on.
+                    # Ctrl-C reaches this process only, which passes it on.
                     processes.append(
                         subprocess.Popen(
                             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -88,13 +91,13 @@ def train_members(config: Config, population: Path, count: int) -> None:
     print(pbt.summary(population))
     failed = [index for index, process in enumerate(processes) if process.returncode]
     if failed:
-        lines = (folders[failed[0]] / 'log.txt').read_text(errors='replace').strip().splitlines() or ['without a word']
+        lines = (folders[failed[0]] / 'log.txt').read_text(errors='replace').strip().splitlines() or ['no output']
         others = f', and {len(failed) - 1} more' if len(failed) > 1 else ''
-        sys.exit(f'member {failed[0]}{others} failed: {lines[-1]} (the same command tries again)')
+        sys.exit(f'member {failed[0]}{others} failed: {lines[-1]} (the same command resumes)')
 
 
 def end(processes: list[subprocess.Popen]) -> None:
-    """Asks the processes that still run to end, and ends them after a while."""
+    """Terminates the processes; those that run after `_STOP_TIMEOUT_S` are killed."""
     try:
         for process in processes:
             process.terminate()
@@ -110,11 +113,12 @@ def end(processes: list[subprocess.Popen]) -> None:
 
 
 def progress_of(folders: list[Path]) -> tuple[int, str]:
-    """The frames of all members together, and the best of their returns."""
+    """The sum of all members' frames, and the best return as a phrase."""
     rows = [row for folder in folders for row in read_rows(folder / METRICS, last_bytes=100_000)[-1:]]
     returns = [row['episode_return_last_100'] for row in rows if 'episode_return_last_100' in row]
     return sum(row['frames'] for row in rows), f'best return {max(returns):.2f}' if returns else ''
 
 
 def main() -> NoReturn:
+    """Runs the command and ends the process."""
     command_line.main(train)

@@ -1,4 +1,4 @@
-"""`impala plot`: draws runs and sweeps."""
+"""`impala plot`: draws figures, or prints tables, of runs and sweeps."""
 
 from __future__ import annotations
 
@@ -15,80 +15,91 @@ from impala_jax.studies import plotting
 
 
 def parse() -> argparse.Namespace:
+    """Parses the command line."""
     parser = command_line.Parser(description='Draws a figure, or prints a table, of runs or of a sweep.')
     kinds = parser.add_subparsers(dest='kind', metavar='FIGURE', required=True)
-
-    def figure(name: str, text: str) -> argparse.ArgumentParser:
-        kind = kinds.add_parser(name, help=text, description=text[0].upper() + text[1:] + '.')
-        kind.add_argument('--output', required=True, type=Path, help=f'the file: {" or ".join(plotting.FORMATS)}')
-        return kind
-
-    def sweep(kind: argparse.ArgumentParser, metric: str) -> None:
-        kind.add_argument('--results', required=True, type=Path, help="the sweep's results.csv")
-        kind.add_argument('--metric', default=metric, help='a column (default: %(default)s)')
-        kind.add_argument('--panel', help='a panel (of a table: a column) for each value of this field')
-        kind.add_argument(
-            '--where', nargs='+', default=[], metavar='FIELD=VALUE', help='only the runs with these values'
-        )
-        kind.add_argument(
-            '--over', nargs='+', default=['seed'], metavar='FIELD', help='average over these fields (default: seed)'
-        )
-
-    curve = figure('curve', 'learning curves of runs')
-    curve.add_argument('--workdir', required=True, nargs='+', type=Path, help='of the runs')
-
-    pbt = figure('pbt', 'fitness and hyperparameters of a population over frames')
-    pbt.add_argument('--workdir', required=True, type=Path, help='of the population')
-
-    curves = figure('curves', 'a metric of a sweep over frames')
-    sweep(curves, 'episode_return_last_100')
-    curves.add_argument('--hue', help='a line for each value of this field')
-
-    heatmap = figure('heatmap', 'a metric of a sweep on the grid of two fields')
-    sweep(heatmap, 'final_return')
-    heatmap.add_argument('--x', default='vtrace.c_bar', help='a field (default: %(default)s)')
-    heatmap.add_argument('--y', default='vtrace.rho_bar', help='a field (default: %(default)s)')
-
-    ranked = figure('ranked', 'all sets of hyperparameters of a sweep, best first')
-    sweep(ranked, 'final_return')
-    ranked.add_argument(
-        '--hue', default='vtrace.correction', help='a line for each value of this field (default: %(default)s)'
-    )
-
-    sensitivity = figure('sensitivity', 'a metric of a sweep against a field')
-    sweep(sensitivity, 'final_return')
-    sensitivity.add_argument('--field', required=True, help='a numeric field')
-    sensitivity.add_argument('--hue', help='a line for each value of this field')
-
-    bias = figure('bias-variance', 'squared bias and variance of value targets against a knob')
-    bias.add_argument(
-        '--rows', required=True, type=Path, help='a JSON file, a list of objects with the keys below, or a CSV file'
-    )
-    bias.add_argument('--x', default='rho_bar', help='key of the knob (default: %(default)s)')
-    bias.add_argument('--hue', default='c_bar', help='key that tells the lines apart (default: %(default)s)')
-    bias.add_argument('--bias', default='bias', help='key of the squared bias (default: %(default)s)')
-    bias.add_argument('--variance', default='variance', help='key of the variance (default: %(default)s)')
-
-    suite = figure('suite', "a suite's human-normalised scores beside the paper's")
-    suite.add_argument('--scores', required=True, type=Path, help='what launch/evaluate.py --suite ... --json wrote')
-
-    experts = figure('experts', 'experts against the agent that was trained on all tasks')
-    experts.add_argument('--results', required=True, type=Path, help='the results.csv of launch/experts.py')
-    experts.add_argument('--workdir', type=Path, help='of a multi-task run, in place of that of launch/experts.py')
-
-    text = 'print the means of a sweep with their intervals'
-    table = kinds.add_parser('table', help=text, description=text[0].upper() + text[1:] + '.')
-    sweep(table, 'final_return')
-    table.add_argument(
-        '--hue', default='vtrace.correction', help='a row for each value of this field (default: %(default)s)'
-    )
-    table.add_argument('--split', help='a column for each value of this field too, within those of --panel')
-    table.add_argument('--markdown', action='store_true', help='as a table of Markdown')
+    _add_figures_of_runs(kinds)
+    _add_figures_of_sweeps(kinds)
     return parser.parse_args()
 
 
+def _add_figure(kinds: Any, name: str, text: str) -> argparse.ArgumentParser:
+    kind = kinds.add_parser(name, help=text, description=text[0].upper() + text[1:] + '.')
+    kind.add_argument('--output', required=True, type=Path, help=f'file to write: {" or ".join(plotting.FORMATS)}')
+    return kind
+
+
+def _add_figures_of_runs(kinds: Any) -> None:
+    curve = _add_figure(kinds, 'curve', 'learning curves of runs')
+    curve.add_argument('--workdir', required=True, nargs='+', type=Path, help='directories of the runs')
+
+    pbt = _add_figure(kinds, 'pbt', 'fitness and hyperparameters of a population over frames')
+    pbt.add_argument('--workdir', required=True, type=Path, help='directory of the population')
+
+    bias = _add_figure(kinds, 'bias-variance', 'squared bias and variance of value targets against a parameter')
+    bias.add_argument(
+        '--rows', required=True, type=Path, help='JSON file with a list of objects with the keys below, or a CSV file'
+    )
+    bias.add_argument('--x', default='rho_bar', help='key of the parameter (default: %(default)s)')
+    bias.add_argument('--hue', default='c_bar', help='key whose values get one line each (default: %(default)s)')
+    bias.add_argument('--bias', default='bias', help='key of the squared bias (default: %(default)s)')
+    bias.add_argument('--variance', default='variance', help='key of the variance (default: %(default)s)')
+
+    suite = _add_figure(kinds, 'suite', "a suite's human-normalised scores next to the paper's")
+    suite.add_argument('--scores', required=True, type=Path, help='file written by impala evaluate --suite ... --json')
+
+    experts = _add_figure(kinds, 'experts', 'experts against the agent trained on all tasks')
+    experts.add_argument('--results', required=True, type=Path, help='results.csv of impala experts')
+    experts.add_argument(
+        '--workdir', type=Path, help='directory of a multi-task run that replaces the one of impala experts'
+    )
+
+
+def _add_sweep_options(kind: argparse.ArgumentParser, metric: str) -> None:
+    kind.add_argument('--results', required=True, type=Path, help="the sweep's results.csv")
+    kind.add_argument('--metric', default=metric, help='column to show (default: %(default)s)')
+    kind.add_argument('--panel', help='draw one panel (in a table: one column) per value of this field')
+    kind.add_argument(
+        '--where', nargs='+', default=[], metavar='FIELD=VALUE', help='use only the runs with these values'
+    )
+    kind.add_argument(
+        '--over', nargs='+', default=['seed'], metavar='FIELD', help='average over these fields (default: seed)'
+    )
+
+
+def _add_figures_of_sweeps(kinds: Any) -> None:
+    curves = _add_figure(kinds, 'curves', 'a metric of a sweep over frames')
+    _add_sweep_options(curves, 'episode_return_last_100')
+    curves.add_argument('--hue', help='draw one line per value of this field')
+
+    heatmap = _add_figure(kinds, 'heatmap', 'a metric of a sweep on the grid of two fields')
+    _add_sweep_options(heatmap, 'final_return')
+    heatmap.add_argument('--x', default='vtrace.c_bar', help='field on the x axis (default: %(default)s)')
+    heatmap.add_argument('--y', default='vtrace.rho_bar', help='field on the y axis (default: %(default)s)')
+
+    ranked = _add_figure(kinds, 'ranked', 'all sets of hyperparameters of a sweep, best first')
+    _add_sweep_options(ranked, 'final_return')
+    ranked.add_argument(
+        '--hue', default='vtrace.correction', help='draw one line per value of this field (default: %(default)s)'
+    )
+
+    sensitivity = _add_figure(kinds, 'sensitivity', 'a metric of a sweep against a field')
+    _add_sweep_options(sensitivity, 'final_return')
+    sensitivity.add_argument('--field', required=True, help='numeric field on the x axis')
+    sensitivity.add_argument('--hue', help='draw one line per value of this field')
+
+    text = 'print the means of a sweep with their intervals'
+    table = kinds.add_parser('table', help=text, description=text[0].upper() + text[1:] + '.')
+    _add_sweep_options(table, 'final_return')
+    table.add_argument(
+        '--hue', default='vtrace.correction', help='print one row per value of this field (default: %(default)s)'
+    )
+    table.add_argument('--split', help='split each column of --panel into one column per value of this field')
+    table.add_argument('--markdown', action='store_true', help='print a Markdown table')
+
+
 def read(option: str, path: Path) -> Any:
-    """What a JSON or CSV file holds."""
+    """Returns the content of a JSON or CSV file; `option` is its name on the command line."""
     try:
         text = path.read_text(encoding='utf-8')
         return list(csv.DictReader(text.splitlines())) if path.suffix == '.csv' else json.loads(text)
@@ -97,13 +108,15 @@ def read(option: str, path: Path) -> Any:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Returns the objects of a JSON or CSV file."""
     rows = read('--rows', path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ConfigError(f'--rows {path} holds no list of objects')
+        raise ConfigError(f'--rows {path} does not hold a list of objects')
     return rows
 
 
 def plot() -> None:
+    """Parses the command line, and draws the figure or prints the table."""
     arguments = vars(parse())
     kind, output = arguments.pop('kind'), arguments.pop('output', None)
     if output is not None:
@@ -124,12 +137,12 @@ def plot() -> None:
         for condition in arguments.pop('where'):
             field, equals, value = condition.partition('=')
             if not equals or field in where:
-                raise ConfigError(f'--where {condition}: write FIELD=VALUE, as in seed=0, once a field')
+                raise ConfigError(f'--where {condition}: write FIELD=VALUE, as in seed=0, once per field')
             where[field] = value
         table = plotting.select(plotting.read_table(arguments.pop('results')), where)
         missing = plotting.left_out(table, arguments['metric'])
         if missing:
-            note = f'left out, for want of {arguments["metric"]}: {", ".join(missing)}'
+            note = f'left out because they lack {arguments["metric"]}: {", ".join(missing)}'
         if kind == 'table':
             print(plotting.results_table(table, **arguments), end='')
             figure = None
@@ -143,4 +156,5 @@ def plot() -> None:
 
 
 def main() -> NoReturn:
+    """Runs the command and ends the process."""
     command_line.main(plot)

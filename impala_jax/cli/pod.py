@@ -1,4 +1,4 @@
-"""`impala pod`: trains on all hosts of a pod, each of which runs it."""
+"""`impala pod`: trains on all hosts of a pod; every host runs this command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from impala_jax.system import program
 
 
 def main() -> None:
-    """What a person starts: one host, or several simulated ones; or, started by its supervisor, a host's program."""
+    """Runs the supervisor of one host, or of several simulated ones; a supervisor starts the training process."""
     try:
         arguments = command_line.pod_arguments()
     except ConfigError as error:
@@ -33,6 +33,7 @@ def main() -> None:
 
 
 def train(arguments: PodArguments, channel: Channel) -> None:
+    """Trains on this host, as the process that its supervisor started."""
     from impala_jax.rundir.summary import print_summary
     from impala_jax.runtimes import pod
     from impala_jax.runtimes.run import default_runtime, run

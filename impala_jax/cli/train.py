@@ -14,6 +14,7 @@ from impala_jax.system import program
 
 
 def train() -> None:
+    """Parses the command line and trains, with hints on runtime and remote actors."""
     config, workdir, runtime = command_line.train_arguments()
     if runtime is None:
         runtime = default_runtime()
@@ -22,10 +23,10 @@ def train() -> None:
     if config.serve_actors is not None:
         join = f'{program.command("actors")} --learner {socket.gethostname()}:{config.serve_actors} --num-actors 8'
         if SECRET_VARIABLE in os.environ:
-            print(f'actors of other machines join, with the same {SECRET_VARIABLE}, by: {join}', flush=True)
+            print(f'actors on other machines join, with the same {SECRET_VARIABLE}, by: {join}', flush=True)
         else:
             print(
-                f'actors of other machines join, with a copy of {workdir / SECRET_FILE}, by: {join} --secret-file '
+                f'actors on other machines join, with a copy of {workdir / SECRET_FILE}, by: {join} --secret-file '
                 f'{SECRET_FILE}',
                 flush=True,
             )
@@ -34,4 +35,5 @@ def train() -> None:
 
 
 def main() -> NoReturn:
+    """Runs the command and ends the process."""
     command_line.main(train)

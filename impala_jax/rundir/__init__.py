@@ -1,1 +1,1 @@
-"""A run's folder: configuration, metrics, checkpoints, and the lock that keeps other processes out."""
+"""The folder of a run: configuration, metrics, checkpoints, and a lock against other processes."""

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: written under another name, verified, and in place by one atomic rename.
+"""Checkpoints of a run, written to a temporary directory that one atomic rename puts in place.
 
-A kill at any moment leaves only a hidden temporary directory behind. Of several hosts the first one saves, for all, and
-hands on what it restores (`impala_jax.learner`).
+A kill at any moment leaves at most a hidden temporary directory. On several hosts, host 0 saves the checkpoint of all
+hosts and broadcasts what it restores (`impala_jax.training.hosts`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from impala_jax.rundir.checkpoint_format import CheckpointError, CheckpointMisma
 from impala_jax.system import stopping
 from impala_jax.types import PyTree
 
-DIRECTORY = 'checkpoints'  # in the workdir
+DIRECTORY = 'checkpoints'  # Folder in the workdir.
 _TEMPORARY = '.temporary-'
 _logger = logging.getLogger(__name__)
 _T = TypeVar('_T')
@@ -37,28 +37,37 @@ class Checkpoint(NamedTuple):
     """A restored checkpoint."""
 
     step: int
-    state: PyTree  # of numpy arrays
+    state: PyTree  # Leaves are NumPy arrays.
     metadata: dict[str, Any]
     config: Config
 
 
 class _Saved(NamedTuple):
-    """A verified checkpoint as it lies on the disk."""
+    """A verified checkpoint in its stored form."""
 
     step: int
     path: Path
     manifest: dict[str, Any]
-    arrays: dict[str, np.ndarray]  # by the leaf's path in the state
+    arrays: dict[str, np.ndarray]  # Keyed by the leaf's path in the state.
 
 
 class Checkpointer:
-    """Writes and restores the checkpoints of one run."""
+    """Writes and restores the checkpoints of one run.
+
+    Args:
+      directory: Folder of the checkpoints; made when the first one is saved.
+      config: Configuration of the run, stored in each checkpoint.
+      keep: Number of checkpoints kept; older ones are removed.
+
+    Raises:
+      CheckpointError: If the folder cannot be written.
+    """
 
     def __init__(self, directory: Path, config: Config, keep: int):
         self._directory = Path(directory).absolute()
         self._config = config
         self._keep = keep
-        self._damaged: set[int] = set()  # steps found to be damaged, which do not count as kept
+        self._damaged: set[int] = set()  # Steps of damaged checkpoints, which do not count towards `keep`.
         with _one_line_errors(f'cannot write checkpoints to {self._directory}'):
             existing = next(path for path in (self._directory, *self._directory.parents) if path.exists())
             if not existing.is_dir():
@@ -67,34 +76,39 @@ class Checkpointer:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     def save(self, step: int, state: PyTree, metadata: dict[str, Any]) -> None:
-        """Writes a checkpoint; returns when it is on the disk. A step that is there already is left alone.
+        """Writes a checkpoint; returns when it is on the disk. An intact checkpoint of the same step is left unchanged.
 
         Args:
-          step: grows over the run; the highest is the newest.
-          state: numpy or fully addressable JAX arrays, numbers, None and empty containers.
-          metadata: JSON values.
+          step: Number that grows over the run; the highest is the newest.
+          state: PyTree of NumPy or fully addressable JAX arrays, numbers, None and empty containers.
+          metadata: JSON-serialisable values.
+
         Raises:
-          CheckpointError: it could not be written; the former ones are intact.
+          CheckpointError: If it cannot be written; the earlier checkpoints are intact.
         """
         arrays = state_arrays.flatten(state)
         header = {'step': step, 'config': config_lib.to_dict(self._config), 'metadata': metadata}
-        json.dumps(header)  # What is no JSON is a mistake of the caller's, and fails before anything is written.
+        json.dumps(header)  # Metadata that is not JSON is a bug of the caller; it fails before anything is written.
         what = f'cannot write checkpoint {self._path(step)}'
         size = sum(array.nbytes for array in arrays.values())
         space = (self._directory, size)
-        with stopping.unhurried(), _one_line_errors(what, 'the former checkpoints are intact', space=space):
+        with stopping.unhurried(), _one_line_errors(what, 'the earlier checkpoints are intact', space=space):
             _bounded(what, self._config.timeout_s, lambda: self._save(step, arrays, header))
 
     def restore_latest(self, template: PyTree) -> Checkpoint | None:
-        """The newest good checkpoint, or None where there is none at all; damaged ones are reported and passed over.
+        """Restores the newest intact checkpoint; logs and skips damaged ones.
 
         Args:
-          template: the structure, shapes and dtypes expected: arrays or `jax.ShapeDtypeStruct`s. Leaves below the key
-            `runtime` are not compared. None stands for whatever was saved there: an array, nested dicts of arrays (by
-            key, field or index), or None.
+          template: PyTree of arrays or `jax.ShapeDtypeStruct`s with the expected structure, shapes and dtypes. Leaves
+            below the key `runtime` are not compared. None matches any saved value: an array, nested dicts of arrays
+            (by key, field or index), or None.
+
+        Returns:
+          The checkpoint, or None if the folder holds no checkpoint.
+
         Raises:
-          CheckpointMismatch: it was written by another configuration, or the state has another structure.
-          CheckpointError: there are checkpoints, but none is good.
+          CheckpointMismatch: If it was written with another configuration, or its state has another structure.
+          CheckpointError: If there are checkpoints, but all are damaged.
         """
         saved, damaged = _newest(
             self._directory,
@@ -117,7 +131,7 @@ class Checkpointer:
                 checkpoint_format.verify(final)
                 return
             except Damaged as error:
-                _logger.warning('checkpoint %s is damaged (%s); it is written anew', final, error)
+                _logger.warning('checkpoint %s is damaged (%s); it is written again', final, error)
         self._directory.mkdir(parents=True, exist_ok=True)
         self._remove_temporaries()
         temporary = self._directory / f'{_TEMPORARY}{final.name}-{os.getpid()}'
@@ -141,7 +155,7 @@ class Checkpointer:
         self._damaged.clear()
 
     def _remove(self, path: Path) -> None:
-        """Takes the checkpoint away at once, so that none is ever seen half removed."""
+        """Renames the checkpoint before deleting it, so no reader sees it half removed."""
         hidden = self._directory / f'{_TEMPORARY}{path.name}-removed-{os.getpid()}'
         path.rename(hidden)
         shutil.rmtree(hidden, ignore_errors=True)
@@ -152,7 +166,7 @@ class Checkpointer:
 
 
 def steps(directory: Path) -> list[int]:
-    """The steps of the checkpoints in `directory`, good or not, ascending."""
+    """The steps of the checkpoints in `directory`, damaged ones included, in ascending order."""
     try:
         return sorted(int(path.name) for path in Path(directory).iterdir() if path.name.isdecimal())
     except FileNotFoundError:
@@ -162,10 +176,10 @@ def steps(directory: Path) -> list[int]:
 
 
 def check_config(workdir: Path, config: Config) -> None:
-    """Compares `config` with the newest checkpoint that has a manifest, if any; reads nothing else.
+    """Compares `config` with the newest checkpoint that has a readable manifest, if any; reads manifests only.
 
     Raises:
-      CheckpointMismatch: it was written by another configuration.
+      CheckpointMismatch: If the checkpoint was written with another configuration.
     """
     directory = Path(workdir).absolute() / DIRECTORY
     for step in reversed(steps(directory)):
@@ -178,16 +192,20 @@ def check_config(workdir: Path, config: Config) -> None:
 
 
 def holds(workdir: Path, part: str) -> bool:
-    """Whether the newest good checkpoint of a run has leaves below `part`, a path in its state.
+    """Whether the newest intact checkpoint of a run has leaves below `part`, a path in its state.
 
     Raises:
-      CheckpointError: there is no good checkpoint.
+      CheckpointError: If there is no intact checkpoint.
     """
     return any(name.startswith(f'{part}/') for name in _newest_of(workdir, arrays=False).manifest['leaves'])
 
 
 def require_utf8(workdir: Path) -> None:
-    """Raises ConfigError if TensorStore, which writes checkpoints, would write to another folder than Python."""
+    """Checks that TensorStore, which writes checkpoints, encodes the folder's name as Python does.
+
+    Raises:
+      ConfigError: If the name needs UTF-8 and the locale uses another encoding.
+    """
     try:
         same = str(workdir).encode() == os.fsencode(workdir)
     except UnicodeEncodeError:  # Bytes that the locale cannot decode.
@@ -195,26 +213,30 @@ def require_utf8(workdir: Path) -> None:
     if not same:
         raise ConfigError(
             f'--workdir {str(workdir)!a}: this name needs UTF-8, but the locale is {sys.getfilesystemencoding()}; set '
-            'LC_ALL=C.UTF-8 or PYTHONUTF8=1, or give a name in ASCII'
+            'LC_ALL=C.UTF-8 or PYTHONUTF8=1, or give an ASCII name'
         )
 
 
 def load_config(workdir: Path) -> Config:
-    """The configuration of the newest good checkpoint of a run.
+    """The configuration of the newest intact checkpoint of a run.
 
     Raises:
-      CheckpointError: there is no good checkpoint.
+      CheckpointError: If there is no intact checkpoint.
     """
     saved = _newest_of(workdir, arrays=False)
     return _config_of(saved.path, saved.manifest)
 
 
 def restore(workdir: Path, template: PyTree) -> Checkpoint:
-    """The newest good checkpoint of a run, to read only: whatever of its state `template` does not name is left out.
+    """Reads the parts of the newest intact checkpoint of a run that `template` names.
+
+    Args:
+      workdir: Folder of the run.
+      template: PyTree as in `Checkpointer.restore_latest`; leaves that it lacks are not restored.
 
     Raises:
-      CheckpointMismatch: the template's leaves are not in it, or of another shape or dtype.
-      CheckpointError: there is no good checkpoint.
+      CheckpointMismatch: If a leaf of the template is missing, or has another shape or dtype.
+      CheckpointError: If there is no intact checkpoint.
     """
     saved = _newest_of(workdir)
     state = _fit(template, saved, strict=False)
@@ -226,7 +248,7 @@ def _newest_of(workdir: Path, arrays: bool = True) -> _Saved:
     directory = Path(workdir).absolute() / DIRECTORY
     saved, _ = _newest(directory, Config().timeout_s, arrays=arrays)
     if saved is None:
-        raise CheckpointError(f'no checkpoint in {directory}; give the --workdir of a run that has saved one')
+        raise CheckpointError(f'no checkpoint in {directory}; give the --workdir of a run that has saved a checkpoint')
     return saved
 
 
@@ -236,8 +258,8 @@ def _newest(
     check: Callable[[Path, dict[str, Any]], None] = lambda path, manifest: None,
     arrays: bool = True,
 ) -> tuple[_Saved | None, set[int]]:
-    """The newest good checkpoint, and the damaged steps above it."""
-    for _ in range(3):  # The run that owns the directory may remove old ones while we read.
+    """The newest intact checkpoint, and the steps of newer, damaged ones."""
+    for _ in range(3):  # The run that owns the directory may remove old checkpoints during the read.
         damaged: dict[int, str] = {}
         removed = False
         for step in reversed(steps(directory)):
@@ -256,14 +278,14 @@ def _newest(
                     removed = True
                     continue
                 damaged[step] = str(error)
-                _logger.warning('checkpoint %s is damaged (%s); trying the one before', path, error)
+                _logger.warning('checkpoint %s is damaged (%s); trying the previous one', path, error)
         if not damaged and not removed:
             return None, set()
         if damaged:
             break
     causes = '; '.join(f'{step}: {cause}' for step, cause in damaged.items())
     raise CheckpointError(
-        f'no checkpoint in {directory} is good ({causes}); put a good copy there, or start anew with another --workdir'
+        f'no checkpoint in {directory} is good ({causes}); put a good copy there, or start again with another --workdir'
     )
 
 
@@ -284,7 +306,7 @@ def _config_of(path: Path, manifest: dict[str, Any], resumed_by: Config | None =
 
 
 def _fit(template: PyTree, saved: _Saved, strict: bool) -> PyTree:
-    """The saved state in the template's structure; raises CheckpointMismatch where it does not fit."""
+    """The saved state in the template's structure; raises CheckpointMismatch if it does not fit."""
     state, problems = state_arrays.fit(template, saved.arrays, strict)
     if problems:
         more = f'; and {len(problems) - 3} more' if len(problems) > 3 else ''
@@ -296,7 +318,7 @@ def _fit(template: PyTree, saved: _Saved, strict: bool) -> PyTree:
 
 
 def _bounded(what: str, timeout_s: float, fn: Callable[[], _T]) -> _T:
-    """Calls `fn` in a thread, for a file system may hang; Orbax cannot run in a notebook's own thread either."""
+    """Calls `fn` in a thread, because a file system may hang and Orbax cannot run in a notebook's main thread."""
     result: list[_T] = []
     errors: list[BaseException] = []
 
@@ -322,17 +344,17 @@ def _one_line_errors(what: str, remedy: str = '', space: tuple[Path, int] | None
         yield
     except CheckpointError:
         raise
-    except Exception as error:  # Orbax and TensorStore raise many kinds.
+    except Exception as error:  # Orbax and TensorStore raise errors of many types.
         cause = first_line(error)
         if space and space[0].exists():
             free = shutil.disk_usage(space[0]).free
             if free < space[1]:
-                cause = f'the disk is full: {_size_text(free)} are free, it takes up to {_size_text(space[1])}'
+                cause = f'the disk is full: {_size_text(free)} are free, up to {_size_text(space[1])} are needed'
         raise CheckpointError('; '.join(filter(None, [f'{what}: {cause}', remedy]))) from error
 
 
 def _size_text(size: int) -> str:
-    """A number of bytes, as in 4.2 MB."""
+    """Formats a number of bytes, as in 4.2 MB."""
     for unit, unit_size in (('GB', 1e9), ('MB', 1e6), ('kB', 1e3)):
         if size >= unit_size:
             return f'{size / unit_size:.1f} {unit}'

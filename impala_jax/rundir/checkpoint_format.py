@@ -1,6 +1,6 @@
 """Format of a checkpoint: the directory `<step>/` with `arrays/` (Orbax) and the manifest `checkpoint.json`.
 
-The manifest holds the configuration, the caller's metadata, and a SHA-256 of every file. It is written last.
+The manifest holds the configuration, the caller's metadata, and a SHA-256 hash per file. It is written last.
 """
 
 from __future__ import annotations
@@ -23,21 +23,27 @@ _MANIFEST = 'checkpoint.json'
 
 
 class CheckpointError(Exception):
-    """A checkpoint that could not be written or read: one line with the path, the cause and the remedy."""
+    """A checkpoint that cannot be written or read; the message is one line with path, cause and remedy."""
 
 
 class CheckpointMismatch(CheckpointError, ConfigError):
-    """A good checkpoint, but of another configuration."""
+    """An intact checkpoint with another configuration, structure or format."""
 
 
 class Damaged(Exception):
-    """A checkpoint that is not as it was written; the message is the cause."""
+    """A checkpoint whose files differ from what was written; the message is the cause."""
 
 
 def write(folder: Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
-    """Makes `folder` and writes a checkpoint there; returns when all of it is on the disk."""
+    """Makes `folder` and writes a checkpoint there; returns when it is on the disk.
+
+    Args:
+      folder: Folder that does not exist yet.
+      arrays: Arrays, keyed by their paths in the state.
+      header: Further entries of the manifest, JSON-serialisable.
+    """
     folder.mkdir()
-    # Orbax refuses arrays without elements; their shape and dtype in the manifest say everything.
+    # Orbax refuses arrays without elements; the manifest determines them by shape and dtype.
     orbax_arrays.save(folder / _ARRAYS, {name: array for name, array in arrays.items() if array.size})
     manifest = {
         'format': FORMAT,
@@ -56,10 +62,11 @@ def write(folder: Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """The manifest, after every file was compared with it.
+    """Compares every file with the manifest, and returns the manifest.
 
     Raises:
-      Damaged: with the cause.
+      Damaged: If a file is missing or differs.
+      CheckpointMismatch: If the checkpoint has a newer format.
     """
     manifest = read_manifest(path)
     for name, (size, sha256) in manifest['files'].items():
@@ -75,11 +82,11 @@ def verify(path: Path) -> dict[str, Any]:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest, compared with its own checksum only.
+    """Reads the manifest and compares it with its own checksum only.
 
     Raises:
-      Damaged: with the cause.
-      CheckpointMismatch: it has a newer format.
+      Damaged: If the manifest is missing or differs.
+      CheckpointMismatch: If the checkpoint has a newer format.
     """
     try:
         manifest = json.loads((path / _MANIFEST).read_bytes())
@@ -87,36 +94,36 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise Damaged(f'{_MANIFEST}: {error.strerror}') from error
     except (ValueError, AttributeError, KeyError) as error:
-        raise Damaged(f'{_MANIFEST} is no manifest') from error
+        raise Damaged(f'{_MANIFEST} is not a manifest') from error
     if digest != _digest(manifest):
         raise Damaged(f'{_MANIFEST} has another checksum')
-    unreadable = problem(manifest['format'])  # Not damaged, and so neither passed over nor removed.
+    unreadable = problem(manifest['format'])  # Not `Damaged`, so it is neither skipped nor removed.
     if unreadable:
         raise CheckpointMismatch(f'checkpoint {path} {unreadable}, or another --workdir')
     return manifest
 
 
 def load(path: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint by their paths in the state.
+    """Reads the arrays of a checkpoint, keyed by their paths in the state.
 
     Raises:
-      Damaged: with the cause.
+      Damaged: If an array cannot be read, or its shape or dtype differs from the manifest.
     """
     leaves = {name: (_dtype(dtype), tuple(shape)) for name, (dtype, shape) in manifest['leaves'].items()}
     stored = [name for name, (_, shape) in leaves.items() if 0 not in shape]
     arrays = {name: np.zeros(shape, dtype) for name, (dtype, shape) in leaves.items() if 0 in shape}
     try:
         arrays |= {name: np.array(array) for name, array in orbax_arrays.restore(path / _ARRAYS, stored).items()}
-    except Exception as error:  # Orbax and TensorStore raise many kinds.
+    except Exception as error:  # Orbax and TensorStore raise errors of many types.
         raise Damaged(f'Orbax cannot read it: {first_line(error)}') from error
     for name, (dtype, shape) in leaves.items():
         if name not in arrays or arrays[name].dtype != dtype or arrays[name].shape != shape:
-            raise Damaged(f'{name} is not as it was saved')
+            raise Damaged(f'{name} has another shape or dtype than it was saved with')
     return arrays
 
 
 def first_line(error: BaseException) -> str:
-    """Cause of an error in one line."""
+    """The cause of an error in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).strip().splitlines()
@@ -124,7 +131,7 @@ def first_line(error: BaseException) -> str:
 
 
 def sync_folder(path: Path) -> None:
-    """Returns when the names in a folder are on the disk."""
+    """Waits until the entries of a folder are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -143,5 +150,5 @@ def _sync_and_hash(path: Path) -> str:
 
 
 def _dtype(name: str) -> np.dtype:
-    # np.dtype('bfloat16') is another type than JAX's once an old TensorFlow is imported.
+    # np.dtype('bfloat16') differs from JAX's type after an old TensorFlow was imported.
     return np.dtype(getattr(ml_dtypes, name, name))

@@ -1,4 +1,4 @@
-"""Which code a program runs: programs that work on one run together must all run the same."""
+"""Version of the code that a process runs; all processes of a run must have the same."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from pathlib import Path
 import impala_jax
 
 SUFFIXES = ('.cc', '.csv', '.py')
-"""Of the files that decide what is computed. Which instructions the kernels were compiled to does not matter: machines
-with different processors work together."""
+"""Suffixes of the files that determine results.
+
+Compiled kernels are not among them, so machines with different processors can take part in one run.
+"""
 
 
 @functools.cache
 def code_version() -> str:
-    """The version and a hash of the package's source and data files, as in `0.2.0+3f2a9c1b5d7e`.
+    """The package's version and a hash of its source and data files, as in `0.2.0+3f2a9c1b5d7e`.
 
-    `kernels.cc` stands for the compiled kernels: those of another source are not loaded.
+    `kernels.cc` represents the compiled kernels, which are not loaded if they were built from another source.
     """
     package = Path(impala_jax.__file__).parent
     digest = hashlib.sha256()
-    # Installed packages have configurations inside, checkouts do not; the one of a run is compared by itself.
+    # Only an installed package contains the configurations; a run's own configuration is compared elsewhere.
     configs = package / 'configs'
     paths = (path for path in package.rglob('*') if path.suffix in SUFFIXES and configs not in path.parents)
     for path in sorted(paths, key=lambda path: path.relative_to(package).as_posix()):

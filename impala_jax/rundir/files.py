@@ -1,4 +1,4 @@
-"""Names of the files in a run's folder, and the atomic write of one of them."""
+"""Names of the files in a run's folder, and atomic writes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TENSORBOARD = 'tensorboard'
 
 @contextlib.contextmanager
 def errors_name(path: Path) -> Iterator[None]:
-    """Within, an OSError without a file name, as that of a write, is raised again with `path`."""
+    """Adds `path` to an `OSError` without a file name, such as that of a write, in the body of the `with`."""
     try:
         yield
     except OSError as error:
@@ -27,10 +27,10 @@ def errors_name(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: str) -> None:
-    """Writes a file whose readers see all of it or what was there before.
+    """Writes a file; readers see the old content or all of the new.
 
     Raises:
-      OSError: it cannot be written; names a file.
+      OSError: If the file cannot be written; the error names a file.
     """
     temporary = path.with_name(f'.{re.sub(r"[^a-z.]", "", path.name)}-{os.getpid()}')
     try:

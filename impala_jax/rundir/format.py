@@ -1,20 +1,21 @@
-"""The number of the format of what a run writes: `config.json`, and the manifest of each checkpoint."""
+"""Format number of the files that a run writes: `config.json`, and the manifest of each checkpoint."""
 
 from __future__ import annotations
 
 import impala_jax
 
 FORMAT = 2
-"""Grows when an older version could not read, or would misread, what is written.
+"""Current format; increased when an older version of the package cannot read the files, or would misread them.
 
-1: version 0.1, whose `config.json` has no number. 2: version 0.2."""
+1: version 0.1, whose `config.json` has no format number. 2: version 0.2.
+"""
 
 
 def problem(number: object) -> str:
-    """Why files of this format cannot be read, in half a sentence; '' if they can.
+    """The reason why files of this format cannot be read, as half a sentence; '' if they can.
 
     Args:
-      number: as it stands in the file.
+      number: Format number found in the file, of any type.
     """
     if isinstance(number, int) and 1 <= number <= FORMAT:
         return ''

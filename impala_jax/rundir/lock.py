@@ -1,8 +1,8 @@
 """A lock on a folder, so that two processes never write the same run.
 
-The lock is an flock on `.lock`, which the kernel releases when the process ends, however it ends. The file names the
-process that holds it, and goes away with a process that ends by itself. File systems shared by machines do not always
-pass flocks on, so the holder also touches the file every few seconds.
+The lock is an flock on the file `.lock`, which the kernel releases whenever and however the process ends. The file
+names the process that holds the lock; a process that is not killed removes it. Network file systems do not always
+support flocks between machines, so the holder also touches the file every few seconds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from impala_jax.system.machine import start_of
 
 LOCK = '.lock'
 _HEARTBEAT_S = 5.0
-_SILENCE_S = 20.0  # A holder on another machine whose file has not changed for this long has ended.
+_SILENCE_S = 20.0  # A holder on another machine has ended if it has not touched the file for this long.
 _UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 _logger = logging.getLogger(__name__)
@@ -49,16 +49,17 @@ class _Holder(NamedTuple):
 
 @contextlib.contextmanager
 def only_process(folder: Path, option: str = '--workdir') -> Iterator[None]:
-    """Makes `folder` where it is missing, and holds its lock.
+    """Holds the lock of `folder` in the body of the `with`; makes the folder if it does not exist.
 
-    A lock left by a process that was killed is taken over: at once on the machine where that process ran, elsewhere
-    after 20 s without a sign of life.
+    The lock of a killed process is taken over: at once on the machine where that process ran, on other machines if the
+    lock file has not been touched for 20 s.
 
     Args:
-      folder: What is locked.
-      option: Its name on the command line, for messages.
+      folder: Folder to lock.
+      option: Name of the folder on the command line, for messages.
+
     Raises:
-      ConfigError: another process holds the lock, or the folder cannot be written.
+      ConfigError: If another process holds the lock, or the folder cannot be written.
     """
     path = Path(folder) / LOCK
     is_new = not path.parent.exists()
@@ -86,19 +87,19 @@ def only_process(folder: Path, option: str = '--workdir') -> Iterator[None]:
             heartbeat.join(_HEARTBEAT_S)  # A file system may hang.
             try:
                 if _is_at(path, descriptor):
-                    path.unlink()  # While it is locked: a process that has opened it before finds another file there.
-            except OSError as error:  # Whatever has happened to the folder, what is said of it matters more.
-                _logger.warning('the lock %s stays: %s', path, error.strerror)
+                    path.unlink()  # While locked: a process that has opened the file then notices that it was removed.
+            except OSError as error:  # Not raised, so that it does not hide an error of the body.
+                _logger.warning('cannot remove the lock %s: %s', path, error.strerror)
             if is_new:
                 with contextlib.suppress(OSError):
-                    path.parent.rmdir()  # Empty after a start that was refused.
+                    path.parent.rmdir()  # Succeeds only if it is empty, after a failed start.
 
 
 def _open(path: Path) -> tuple[int, bool]:
-    """The lock file's descriptor, and whether the file system has flocks.
+    """Opens and locks the file; returns its descriptor and whether the file system supports flocks.
 
     Raises:
-      ConfigError: another process has the flock.
+      ConfigError: If another process holds the flock.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -106,7 +107,7 @@ def _open(path: Path) -> tuple[int, bool]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(path, descriptor):
                 return descriptor, True
-            os.close(descriptor)  # The holder has removed it since.
+            os.close(descriptor)  # The previous holder has removed the file in the meantime.
         except BlockingIOError:
             os.close(descriptor)
             raise _refusal(path) from None
@@ -125,7 +126,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _require_free(path: Path, has_flock: bool) -> None:
-    """Raises ConfigError if the process that the file names is alive, though nobody has the flock."""
+    """Raises ConfigError if the process named in the file is alive, although the flock is free."""
     holder = _read(path)
     if holder is None or (holder.host == socket.gethostname() and (has_flock or start_of(holder.pid) is None)):
         return
@@ -150,7 +151,7 @@ def _refusal(path: Path) -> ConfigError:
 
 
 def _read(path: Path) -> _Holder | None:
-    """None: the file is empty or gone, or was torn by a kill."""
+    """Reads the holder; None if the file is empty, missing or incomplete."""
     try:
         return _Holder(**json.loads(path.read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):
@@ -158,7 +159,7 @@ def _read(path: Path) -> _Holder | None:
 
 
 def _last_touched(path: Path) -> int:
-    """Of a file just opened: network file systems answer `stat` from memory."""
+    """Time of the last touch; opens the file, because network file systems answer `stat` from a cache."""
     with path.open('rb') as file:
         return os.fstat(file.fileno()).st_mtime_ns
 
@@ -168,4 +169,4 @@ def _touch(descriptor: int, released: threading.Event) -> None:
         try:
             os.utime(descriptor)
         except OSError as error:
-            _logger.warning('cannot touch the lock, which other machines may take for abandoned: %s', error)
+            _logger.warning('cannot touch the lock; other machines may take it for abandoned: %s', error)

@@ -1,4 +1,4 @@
-"""Metrics of a run: each row goes to `metrics.jsonl`, to TensorBoard and to the progress display."""
+"""Metrics of a run, written to `metrics.jsonl`, to TensorBoard and to the progress display."""
 
 from __future__ import annotations
 
@@ -18,10 +18,15 @@ from impala_jax.rundir.tensorboard import TensorBoardWriter
 
 
 class MetricsLogger:
-    """Writes rows to `metrics.jsonl` and TensorBoard, and shows a person how far the run is.
+    """Writes rows to `metrics.jsonl` and TensorBoard, and displays the progress of the run.
 
-    A terminal sees one progress line, with log messages above it; anything else a plain line every ten seconds. Use it
-    as a context manager, so that the terminal is itself again whatever happens.
+    A terminal shows one progress line below the log messages; any other output gets a plain line every ten seconds. Use
+    the logger as a context manager, so the terminal is restored after an error.
+
+    Args:
+      workdir: Folder of the run.
+      config: Configuration of the run, which determines its total number of frames.
+      console: Output of the progress display; None creates one for standard output.
     """
 
     def __init__(self, workdir: Path, total_frames: int, *, console: Console | None = None):
@@ -46,13 +51,13 @@ class MetricsLogger:
         self.close()
 
     def resume(self, frames: int, wall_time_s: float | None = None) -> None:
-        """Goes on after `frames`; call it on every start, before the first row, with 0 for a fresh one.
+        """Continues after `frames`; call it on every start, before the first row, with 0 for a new run.
 
-        Rows beyond `frames`, which the run will write again, are dropped, and so is a line that a kill has torn.
+        Drops rows beyond `frames`, which the run will write again, and a line left incomplete by a kill.
 
         Args:
-          frames: the checkpoint's.
-          wall_time_s: the checkpoint's; None takes it from the last row that is kept.
+          frames: Frames of the checkpoint.
+          wall_time_s: Wall time of the checkpoint, in seconds; None takes it from the last row that is kept.
         """
         kept = drop_rows(self._workdir / METRICS, frames)
         drop_rows(self._workdir / EVALUATIONS, frames)
@@ -63,13 +68,14 @@ class MetricsLogger:
 
     @property
     def wall_time_s(self) -> float:
-        """Time the run has taken so far, over all its starts; for a checkpoint's metadata."""
+        """Time that the run has taken over all its starts, in seconds, for the metadata of a checkpoint."""
         return time.monotonic() - self._start
 
     def write(self, row: dict[str, Number | Histogram]) -> None:
-        """Writes a row, which must hold `frames`, an int; a number that is not finite is left out.
+        """Writes a row, with `wall_time_s` and `frames_per_second` (since the last row) added.
 
-        `wall_time_s` and `frames_per_second` (since the last row) are added.
+        Args:
+          row: Values keyed by metric; `frames`, an int, is required. Non-finite numbers are omitted.
         """
         now = time.monotonic()
         frames = int(row['frames'])  # pyright: ignore[reportArgumentType]
@@ -87,7 +93,7 @@ class MetricsLogger:
         self._view.update(frames, self._total_frames, self._smooth_rate, finite)
 
     def close(self) -> None:
-        """Restores the terminal and flushes everything; may be called again."""
+        """Restores the terminal and flushes all outputs; further calls do nothing."""
         if self._closed:
             return
         self._closed = True
@@ -100,7 +106,7 @@ class MetricsLogger:
     def _open_view(self) -> None:
         if not self._view_open:
             self._view_open = True
-            atexit.register(self.close)  # if the caller forgets: a terminal without its cursor is a nuisance
+            atexit.register(self.close)  # Restores the cursor of the terminal if the caller does not close the logger.
             self._view.open(self._last_frames, self._total_frames)
 
 

@@ -1,4 +1,4 @@
-"""NumPy arrays written and read by Orbax, in this process alone and without its log messages."""
+"""NumPy arrays written and read by Orbax, in a single process and without its log messages."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from orbax.checkpoint._src.multihost import multihost as orbax_processes
 
 
 def save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays, none of them empty, into the new folder `path`."""
+    """Writes non-empty arrays into the new folder `path`."""
     if arrays:
         with _quiet_orbax(), _quiet_tensorstore(), _checkpointer() as checkpointer:
             checkpointer.save(path, args=ocp.args.PyTreeSave(arrays))
 
 
 def restore(path: Path, names: list[str]) -> dict[str, np.ndarray]:
-    """Reads the arrays of these names from the folder `path`."""
+    """Reads the arrays with the given names from the folder `path`."""
     if not names:
         return {}
     restore_args = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
@@ -32,9 +32,9 @@ def restore(path: Path, names: list[str]) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def _checkpointer() -> Iterator[ocp.Checkpointer]:
-    """A checkpointer of this process alone; synchronous, it leaves no thread behind."""
-    # One active process means no barrier between hosts. NumPy arrays are written in process 0 only, whatever the
-    # options say, so each host that saves is that one to Orbax.
+    """A checkpointer for a single process; it is synchronous, so no thread outlives it."""
+    # With one active process Orbax waits for no other host. It writes NumPy arrays in process 0 only, whatever the
+    # options are, so a host that saves must appear as process 0.
     options = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
     process_index = orbax_processes.process_index
     orbax_processes.process_index = lambda: 0
@@ -48,7 +48,7 @@ def _checkpointer() -> Iterator[ocp.Checkpointer]:
 
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
-    """Orbax reports every stage through absl, as warnings too."""
+    """Silences Orbax, which logs every stage through absl, even as warnings."""
     logger = logging.getLogger('absl')
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -60,7 +60,7 @@ def _quiet_orbax() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_tensorstore() -> Iterator[None]:
-    """After a write that failed, TensorStore prints a traceback for each other one: nobody waits for them any more."""
+    """Silences the tracebacks that TensorStore prints for pending writes after one of them failed."""
     previous = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -70,4 +70,4 @@ def _quiet_tensorstore() -> Iterator[None]:
 
     sys.unraisablehook = hook
     yield
-    sys.unraisablehook = previous  # Not after an error: they still come.
+    sys.unraisablehook = previous  # Not after an error: the tracebacks follow later.

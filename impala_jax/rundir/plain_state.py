@@ -1,8 +1,8 @@
-"""States as bytes, without pickle: JSON for their structure, raw bytes for arrays. Reading one runs no code.
+"""Serialisation of states without pickle, as JSON for the structure and raw bytes for arrays. Reading runs no code.
 
-Plain values are None, booleans, numbers, strings, bytes, lists, tuples, dicts, sets and deques of such, numpy arrays
-and scalars, and the random generators of numpy and Python. An object, such as an environment, is written as its
-attributes, and read into one that was built in the same way: no object is made of what is read.
+Plain values are None, booleans, numbers, strings, bytes, lists, tuples, dicts, sets and deques of plain values, NumPy
+arrays and scalars, and the random generators of NumPy and Python. An object, such as an environment, is written as its
+attributes and read into an object that was built in the same way, so reading never constructs an object.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 _MAGIC = b'impala_jax state 1\n'
 _LENGTH_BYTES = 8
 _BIT_GENERATORS = ('MT19937', 'PCG64', 'PCG64DXSM', 'Philox', 'SFC64')
-# Containers by their tags: what makes one of a list.
+# Constructors of containers from a list, keyed by tag.
 _SEQUENCES: dict[str, Callable[[list[Any]], Any]] = {
     'list': list,
     'tuple': tuple,
@@ -31,20 +31,21 @@ _SEQUENCES: dict[str, Callable[[list[Any]], Any]] = {
     'timestep': lambda items: dm_env.TimeStep(*items),
 }
 _TAGS = {list: 'list', tuple: 'tuple', set: 'set', frozenset: 'frozenset', dm_env.TimeStep: 'timestep'}
-# What an object that was built in the same way has as well.
+# Types of values that are not written, because an object that was built in the same way has them too.
 _CONSTANTS = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, np.ufunc, dm_env.specs.Array)
 
 
 def encode(value: Any, blueprint: dict[str, str] | None = None) -> bytes:
-    """A plain value, or an object, as bytes.
+    """Serialises a plain value or an object.
 
     Args:
-      value: What to write.
-      blueprint: Of an object as `decode_into` will have it (see `blueprint_of`); None if `value` is plain.
+      value: Value to write.
+      blueprint: Result of `blueprint_of` for an object like the one that `decode_into` will receive; None if `value` is
+        plain.
 
     Raises:
-      TypeError: There is something in it that is neither plain nor an object of Python's own kind, or an object that is
-        not in the blueprint; says what.
+      TypeError: If `value` contains an object whose state is not in Python attributes, or that the blueprint lacks; the
+        message names it.
     """
     writer = _Writer(blueprint or {})
     structure = writer.node(value, '')
@@ -54,26 +55,26 @@ def encode(value: Any, blueprint: dict[str, str] | None = None) -> bytes:
 
 
 def decode(state: bytes) -> Any:
-    """The plain value that `encode` wrote.
+    """Returns the plain value that `encode` wrote.
 
     Raises:
-      ValueError: It is something else, as a pickle of an earlier version.
+      ValueError: If the bytes are something else, such as a pickle of an earlier version.
     """
     return decode_into(None, state)
 
 
 def decode_into(built: Any, state: bytes) -> Any:
-    """Gives an object, and those that it holds, the attributes that were written; returns it.
+    """Restores the written attributes of an object and of the objects that it contains; returns the object.
 
     Args:
-      built: An object that was built like the one that was written, and used by nobody else yet.
-      state: Of `encode`.
+      built: Object that was built like the written one, and that has no other user yet.
+      state: Bytes from `encode`.
 
     Raises:
-      ValueError: It does not fit, or is not of `encode`.
+      ValueError: If the bytes are not from `encode`, or do not fit the object.
     """
     if not state.startswith(_MAGIC):
-        raise ValueError('it is not written by this version')
+        raise ValueError('it was not written by this version')
     try:
         start = len(_MAGIC) + _LENGTH_BYTES
         end = start + int.from_bytes(state[len(_MAGIC) : start], 'little')
@@ -89,7 +90,7 @@ def decode_into(built: Any, state: bytes) -> Any:
 
 
 def blueprint_of(built: Any) -> dict[str, str]:
-    """Which objects are in an object, by their places; see `encode`."""
+    """The types of the objects inside an object, keyed by their paths; see `encode`."""
     writer = _Writer(None)
     writer.node(built, '')
     return writer.objects
@@ -109,7 +110,7 @@ class _Writer:
         self.objects: dict[str, str] = {}
         self._blueprint = blueprint
         self._seen: dict[int, int] = {}
-        self._kept: list[Any] = []  # so that no id is given twice
+        self._kept: list[Any] = []  # References that prevent the reuse of an id.
 
     def node(self, value: Any, path: str) -> Any:
         kind = type(value)
@@ -130,7 +131,7 @@ class _Writer:
                 raise TypeError(f'cannot save the closure {_constant_name(value)!r} at {path or "its top"}')
             self._check_blueprint(_constant_name(value), path)
             return ['constant', _constant_name(value)]
-        # Whatever may change is the same thing wherever it was the same thing.
+        # A mutable value that is referenced twice is restored as one value.
         if id(value) in self._seen:
             return ['same', self._seen[id(value)]]
         self._seen[id(value)] = len(self._seen)
@@ -166,7 +167,7 @@ class _Writer:
         if isinstance(value, tuple) and hasattr(value, '_fields'):
             self._check_blueprint(name, path)
             return ['named', name, [self.node(item, f'{path}[{i}]') for i, item in enumerate(value)]]
-        # What pickle would call, too: raises TypeError for an object whose state is not Python's.
+        # As in pickle; raises TypeError for an object whose state is not in Python attributes.
         reduced = value.__reduce_ex__(2)
         own = getattr(type(value), '__getstate__', None) is not getattr(object, '__getstate__', None)
         plain = reduced[0] is copyreg.__newobj__ and reduced[1] == (type(value),) and not any(reduced[3:])  # pyright: ignore
@@ -189,7 +190,7 @@ class _Reader:
         self._seen: list[Any] = []
 
     def value(self, node: Any, built: Any) -> Any:
-        """What `node` stands for; `built` is what is in its place in the object that is read into."""
+        """Decodes `node`; `built` is the value at its path in the object that is being restored."""
         if not isinstance(node, list):
             return node
         tag, *rest = node
@@ -205,7 +206,7 @@ class _Reader:
             return getattr(self.value(rest[0], getattr(built, '__self__', None)), rest[1])
         if tag == 'constant':
             if not isinstance(built, _CONSTANTS) or _constant_name(built) != rest[0]:
-                raise ValueError(f'{rest[0]} is not in the place where it was')
+                raise ValueError(f'{rest[0]} is not at the path where it was saved')
             return built
         if tag == 'same':
             return self._seen[rest[0]]

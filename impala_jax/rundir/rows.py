@@ -1,4 +1,4 @@
-"""Files of JSON lines: a row is appended by one write, and a line torn by a kill does not count."""
+"""Files of JSON lines: each row is appended by a single write, and an incomplete line is ignored."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from impala_jax.rundir.files import write_atomically
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Appends one JSON object as one line, written at once.
+    """Appends a JSON object as one line, in a single write.
 
     Raises:
-      OSError: the file cannot be written.
+      OSError: If the file cannot be written.
     """
     line = json.dumps(row, allow_nan=False) + '\n'
     with path.open('ab', buffering=0) as file:
@@ -26,7 +26,12 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def read_rows(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines, or of its end; lines that are none (torn by a kill) are left out."""
+    """Reads the rows of a file of JSON lines; skips lines that a kill left incomplete.
+
+    Args:
+      path: Path of the file; a missing file has no rows.
+      last_bytes: Number of bytes at the end of the file to read; None reads the whole file.
+    """
     rows = []
     try:
         with path.open('rb') as file:
@@ -44,7 +49,7 @@ def read_rows(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]]
 
 
 def drop_rows(path: Path, frames: int) -> list[dict[str, Any]]:
-    """Rewrites `path` without the rows beyond `frames` and without torn lines, atomically; returns what is left."""
+    """Atomically removes the rows beyond `frames`, and incomplete lines; returns the remaining rows."""
     rows = [row for row in read_rows(path) if row.get('frames', 0) <= frames]
     content = ''.join(json.dumps(row) + '\n' for row in rows)
     if path.exists() and path.read_bytes() != content.encode():

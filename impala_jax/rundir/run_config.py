@@ -1,4 +1,4 @@
-"""`config.json`: the configuration of a run, with the versions that it ran with."""
+"""`config.json`: the configuration of a run, and the versions of its packages."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _VERSIONS_OF = (
 
 
 def write_run_config(workdir: Path, config: Config) -> None:
-    """Makes the workdir and writes `config.json`: the configuration as run, and the versions it ran with.
+    """Makes the workdir and writes `config.json`: the resolved configuration, and the versions of packages.
 
     Raises:
-      ConfigError: the workdir cannot be written.
+      ConfigError: If the workdir cannot be written.
     """
     versions = {'python': platform.python_version()}
     for name in _VERSIONS_OF:

@@ -1,4 +1,4 @@
-"""A state, which is a pytree, as arrays by their paths, and back."""
+"""Conversion between a state, which is a pytree, and a dict of arrays keyed by path."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 
 from impala_jax.types import PyTree
 
-_RUNTIME = 'runtime'  # the part of a state whose leaves may change their shape between save and restore
+_RUNTIME = 'runtime'  # Key of the leaves whose shapes may change between save and restore.
 
 
 def flatten(state: PyTree) -> dict[str, np.ndarray]:
-    """The state's leaves by their paths.
+    """The state's leaves, keyed by path.
 
     Raises:
-      TypeError: a leaf that is not numeric.
-      ValueError: two leaves of one path.
+      TypeError: If a leaf is not numeric.
+      ValueError: If two leaves have the same path.
     """
     arrays = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
@@ -31,12 +31,15 @@ def flatten(state: PyTree) -> dict[str, np.ndarray]:
 
 
 def fit(template: PyTree, arrays: dict[str, np.ndarray], strict: bool) -> tuple[PyTree, list[str]]:
-    """The arrays in the template's structure, and a phrase for each one that does not fit there.
+    """Arranges arrays in the structure of a template.
 
     Args:
-      template: as `checkpoint.Checkpointer.restore_latest` takes it.
-      arrays: by their paths, as `flatten` gives them.
-      strict: allows no array that the template lacks.
+      template: PyTree as in `checkpoint.Checkpointer.restore_latest`.
+      arrays: Arrays keyed by path, as returned by `flatten`.
+      strict: Whether an array that the template lacks is a problem.
+
+    Returns:
+      The arrays in the template's structure, and a phrase for each array that does not fit.
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(template, is_leaf=lambda leaf: leaf is None)
     values, used, problems = [], set(), []
@@ -51,18 +54,18 @@ def fit(template: PyTree, arrays: dict[str, np.ndarray], strict: bool) -> tuple[
         values.append(array)
         used.add(name)
         if array is None:
-            problems.append(f'{name} is not in it')
+            problems.append(f'{name} is missing')
         elif not _is_runtime(name):
             expected = leaf if hasattr(leaf, 'dtype') else np.asarray(leaf)
             if array.shape != tuple(expected.shape) or array.dtype != expected.dtype:
                 problems.append(f'{name} is {_describe(array)} there, {_describe(expected)} now')
     if strict:
-        problems += [f'{name} is not known now' for name in arrays if name not in used and not _is_runtime(name)]
+        problems += [f'{name} is not expected' for name in arrays if name not in used and not _is_runtime(name)]
     return jax.tree_util.tree_unflatten(treedef, values), problems
 
 
 def _nest(arrays: dict[str, np.ndarray]) -> Any:
-    """Nested dicts from paths; the bare array of the empty path; None of nothing."""
+    """Nested dicts from paths; the array itself if the path is empty; None if there are no arrays."""
     if not arrays or '' in arrays:
         return arrays.get('')
     nested: dict[str, Any] = {}

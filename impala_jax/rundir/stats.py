@@ -1,4 +1,4 @@
-"""Statistics of the trajectories that a learner consumes: returns, policy lag, restarts, waiting time."""
+"""Statistics of the trajectories that a learner consumes: returns, policy lag, restarts and waiting time."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ RECENT_EPISODES = 100
 
 
 class Histogram(NamedTuple):
-    """Counts between edges; an object of lists in `metrics.jsonl`."""
+    """A histogram; in `metrics.jsonl` an object of two lists."""
 
-    edges: Sequence[float]  # N + 1
-    counts: list[int]  # N
+    edges: Sequence[float]  # [N + 1] edges of the bins.
+    counts: list[int]  # [N] counts per bin.
 
 
 class LearnerStats:
-    """Counts what batches tell beside the loss; `row` returns it and starts over.
+    """Statistics of batches other than the loss; `row` returns those since the last row.
 
     Args:
-      tasks: the names of a suite's tasks, which are counted apart as well; () for a single environment.
+      tasks: Names of a suite's tasks, for statistics per task; () for a single environment.
     """
 
     def __init__(self, tasks: Sequence[str] = ()):
-        self.episodes = 0  # of the whole run
+        self.episodes = 0  # Since the start of the run.
         self._recent: deque[float] = deque(maxlen=RECENT_EPISODES)
-        self._restarts = 0  # of the whole run
+        self._restarts = 0  # Since the start of the run.
         self._first_version = 0
         self._row_returns: list[float] = []
         self._tasks = tasks
@@ -51,14 +51,15 @@ class LearnerStats:
         task: np.ndarray | None = None,
         game_version: np.ndarray | None = None,
     ) -> None:
-        """Counts a batch.
+        """Adds a batch to the statistics.
 
         Args:
-          info: [T, B].
-          lag: [B] updates between the parameters that acted and those that learn.
-          num_fresh: the first this many of the batch are new, the others are replayed: they were counted before.
-          task: [B] int32, the tasks' ids; needed where there are tasks.
-          game_version: [T, B] int32, as in `Trajectory`; None: all returns count.
+          info: `StepInfo` of the batch, [T, B].
+          lag: Policy lag, [B]: number of updates between the parameters of the actor and those of the learner.
+          num_fresh: Number of new trajectories, which come first in the batch; the replayed ones were counted before.
+          task: Task ids, [B] int32; required if there are tasks.
+          game_version: Version of the parameters at the start of the game, [T, B] int32, as in `Trajectory`; None
+            counts all returns.
         """
         returns = np.asarray(info.episode_return, np.float64)[:, :num_fresh]
         did_end = np.asarray(info.episode_ended)[:, :num_fresh]
@@ -79,30 +80,30 @@ class LearnerStats:
             self._row_replay_lags.append(np.asarray(lag[num_fresh:]))
 
     def add_wait(self, wait_s: float) -> None:
-        """Counts time in which the learner waited for a batch."""
+        """Adds time that the learner waited for a batch, in seconds."""
         self._row_wait_s += wait_s
 
     @property
     def mean_returns(self) -> list[float] | None:
-        """The mean return of the last 100 episodes of each task, of a single one too; None while one has fewer."""
+        """The mean return of the last 100 episodes per task; None while a task has fewer episodes."""
         windows = self._task_recent or [self._recent]
         full = all(len(recent) == RECENT_EPISODES for recent in windows)
         return [float(np.mean(recent)) for recent in windows] if full else None
 
     def forget_returns(self, version: int = 0) -> None:
-        """Drops all returns, and those to come of games that began with parameters older than `version`.
+        """Drops all returns, and ignores later ones of games that began with parameters older than `version`.
 
-        Such games are still under way, or wait in the queue.
+        Such games are still being played, or wait in the queue.
         """
         self._first_version = version
         for returns in (self._recent, self._row_returns, *self._task_recent, *self._task_row_returns):
             returns.clear()
 
     def row(self) -> dict[str, Number | Histogram]:
-        """The counts since the last row, those of the whole run, and `learner_wait_fraction`.
+        """The statistics since the last row, the totals of the run, and `learner_wait_fraction`.
 
-        `policy_lag_mean`, `_min` and `_max` are those of new trajectories, `policy_lag_histogram` that of all. Of a
-        suite there are also `episode_return/<task>`, `episode_return_last_100/<task>`, and, once each task has ended an
+        `policy_lag_mean`, `_min` and `_max` cover new trajectories, `policy_lag_histogram` covers replayed ones too. A
+        suite adds `episode_return/<task>` and `episode_return_last_100/<task>`, and, when every task has finished an
         episode, `suite_return_last_100`, the mean of the latter over the tasks.
         """
         now = time.monotonic()
@@ -136,7 +137,7 @@ class LearnerStats:
         return row
 
     def state(self) -> dict[str, Any]:
-        """Arrays for a checkpoint, of varying length."""
+        """The statistics as arrays of varying length, for a checkpoint."""
         tasks = {
             str(i): {'recent': np.array(recent, np.float64), 'row_returns': np.array(returns, np.float64)}
             for i, (recent, returns) in enumerate(zip(self._task_recent, self._task_row_returns, strict=True))
@@ -152,7 +153,7 @@ class LearnerStats:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from `state`."""
+        """Continues from `state`, a result of the method `state`."""
         for i in range(len(self._tasks)):
             self._task_recent[i] = deque(state['tasks'][str(i)]['recent'].tolist(), maxlen=RECENT_EPISODES)
             self._task_row_returns[i] = state['tasks'][str(i)]['row_returns'].tolist()
@@ -165,7 +166,7 @@ class LearnerStats:
 
 
 def _lag_histogram(lags: np.ndarray) -> Histogram:
-    """Bins 0, 1, 2-3, 4-7, 8-15 and so on, as many as there is something in."""
+    """Histogram with the bins 0, 1, 2-3, 4-7, 8-15 and so on, up to the largest lag."""
     edges = [0, 1]
     while edges[-1] <= lags.max():
         edges.append(2 * edges[-1])

@@ -16,7 +16,7 @@ from impala_jax.system import program
 
 
 def summary(workdir: Path) -> str:
-    """What a run came to, in a few lines, from its files."""
+    """A summary of a run's results in a few lines, from its files."""
     workdir = Path(workdir)
     lines = []
     rows = read_rows(workdir / METRICS)
@@ -48,5 +48,5 @@ def summary(workdir: Path) -> str:
 
 
 def print_summary(workdir: Path, console: Console | None = None) -> None:
-    """Prints `summary`, unwrapped, so that its last line can be copied."""
+    """Prints `summary` without wrapping, so that its last line can be copied."""
     print(summary(workdir), file=console.file if console else sys.stdout, flush=True)

@@ -16,27 +16,32 @@ _logger = logging.getLogger(__name__)
 
 
 class TensorBoardWriter:
-    """Scalars and histograms in TensorBoard's event file; the x axis counts frames.
+    """Writes scalars and histograms to a TensorBoard event file; the x axis counts frames.
 
-    tensorboardX's own SummaryWriter has a thread that a full disk kills, after which its callers wait for ever.
+    The SummaryWriter of tensorboardX is not used: a full disk kills its thread, and then its callers block forever.
+
+    Args:
+      folder: Folder of the event files.
+      purge_step: Frames of the checkpoint that the run resumes from, beyond which TensorBoard drops earlier events.
     """
 
     def __init__(self, folder: Path, purge_step: int | None):
-        # Only here, for what reads a run needs none of it.
+        # Imported here, because programs that only read a run do not need it.
         from tensorboardX import event_file_writer
         from tensorboardX.proto import event_pb2, summary_pb2
 
-        self._proto: Any = event_pb2  # Generated code, which type checkers cannot see into.
+        self._proto: Any = event_pb2  # Generated code, which type checkers cannot analyse.
         self._summary_proto: Any = summary_pb2
         self._writer: event_file_writer.EventsWriter | None = None
         with self._reported():
             folder.mkdir(parents=True, exist_ok=True)
             self._writer = event_file_writer.EventsWriter(str(folder / 'events'), f'.{os.getpid()}')
-            if purge_step is not None:  # TensorBoard itself forgets what earlier files hold from there on.
+            if purge_step is not None:  # TensorBoard drops the events of earlier files from this step on.
                 start = self._proto.SessionLog(status=self._proto.SessionLog.START)
                 self._write(purge_step + 1, session_log=start)
 
     def write(self, row: dict[str, float | int], histograms: dict[str, Histogram]) -> None:
+        """Writes scalars and histograms at step `row['frames']`."""
         with self._reported():
             if self._writer is not None:
                 proto = self._summary_proto
@@ -50,6 +55,7 @@ class TensorBoardWriter:
                 self._writer.flush()
 
     def close(self) -> None:
+        """Flushes and closes the file."""
         with self._reported():
             if self._writer is not None:
                 self._writer.close()
@@ -60,9 +66,9 @@ class TensorBoardWriter:
 
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:
-        """A run does not end for want of a plot: the rows are in `metrics.jsonl` as well."""
+        """Logs a failure to write instead of raising it, because `metrics.jsonl` holds the same rows."""
         try:
             yield
         except OSError as error:
             self._writer = None
-            _logger.warning('cannot write TensorBoard events any more: %s', error)
+            _logger.warning('TensorBoard events are no longer written: %s', error)

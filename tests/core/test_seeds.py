@@ -7,7 +7,7 @@ import pytest
 
 from impala_jax import seeds
 from impala_jax.config import Config
-from impala_jax.runtimes.nodes import node_seed
+from impala_jax.runtimes.host_share import host_share
 from impala_jax.seeds import derived_seed
 from impala_jax.studies import pbt
 
@@ -30,6 +30,6 @@ def test_seeds_are_integers_of_31_bits():
 
 def test_nodes_members_and_hosts_have_seeds_of_their_own():
     config = Config(seed=5)
-    nodes = [node_seed(config, *path) for path in [(), (0,), (0, 0), (0, 0, 0), (1,), (3, 1), (3, 2), (4,)]]
+    nodes = [host_share(config).node_seed(*path) for path in [(), (0,), (0, 0), (0, 0, 0), (1,), (3, 1), (3, 2), (4,)]]
     members = [pbt.member_config(config, index).seed for index in range(4)]
     assert len({*nodes, *members}) == len(nodes) + len(members)

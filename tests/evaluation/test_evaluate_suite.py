@@ -268,6 +268,6 @@ def test_a_figure_of_a_single_task_is_refused_before_any_game(catch, tmp_path):
     pytest.importorskip('matplotlib')
     done = script('--workdir', catch, '--plot', tmp_path / 'a.png')
     assert done.returncode == 1 and done.stdout == ''
-    assert "--plot draws the scores of a suite, and 'minisuite/catch' is none; add --suite" in done.stderr
+    assert "--plot draws the scores of a suite, and 'minisuite/catch' is not a suite; add --suite" in done.stderr
     done = script('--workdir', catch, '--suite', 'minisuite', '--plot', tmp_path / 'a.pdf')
     assert done.returncode == 1 and '--plot' in done.stderr and '.png or .svg' in done.stderr

@@ -100,7 +100,7 @@ def test_a_stopped_sweep_goes_on_and_gives_the_same_table(unbroken, grid_file, t
     code, _, stderr = finish(process)
     if number != signal.SIGKILL:
         assert code == 128 + number, stderr
-        assert stderr.splitlines() == [f'stopped by signal {number:d}; the same command goes on where it was']
+        assert stderr.splitlines() == [f'stopped by signal {number:d}; the same command resumes the sweep']
     wait_for(lambda: not marked_processes(output))
     before = finished(output)
     assert 2 <= before < NUM_CELLS, 'it was over before the signal came'

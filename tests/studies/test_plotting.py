@@ -568,7 +568,7 @@ def test_table_from_the_command_line(call, sweep):
     table = ['table', '--results', sweep, '--panel', 'environment.name']
     status, out, err = call(*table, '--split', 'replay.fraction', '--markdown')
     assert status == 0 and '| V-trace ' in out and out.count('**') == 2 * 4
-    assert err == 'left out, for want of final_return: 0e10'
+    assert err == 'left out because they lack final_return: 0e10'
     # Nothing is left to say when the run is not among those asked for.
     assert call(*table, '--where', 'replay.fraction=0.5')[2] == ''
 

@@ -188,7 +188,7 @@ def test_in_a_sweep(moment, number, tmp_path):
     else:
         wait_for(lambda: list(tmp_path.glob('x/cells/*/metrics.jsonl')), process)
     line = stops(process, tmp_path, number)
-    assert line == f'stopped by signal {number:d}; the same command goes on where it was'
+    assert line == f'stopped by signal {number:d}; the same command resumes the sweep'
 
 
 @pytest.mark.parametrize('number, group', [(signal.SIGINT, True), (signal.SIGTERM, False)])
