@@ -14,9 +14,9 @@ SMALL = '--runtime lockstep --total-frames 1600 --evaluator.episodes 0 --actor.n
 @pytest.mark.parametrize(
     'option, reason',
     [
-        ('--network', "network.module 'nowhere:Thing' cannot be imported: No module named 'nowhere'"),
-        ('--loss', "loss.function 'nowhere:Thing' cannot be imported: No module named 'nowhere'"),
-        ('--optimizer', "optimizer.name 'nowhere:Thing' cannot be imported: No module named 'nowhere'"),
+        ('--network', "network.module 'nowhere:Thing': cannot import 'nowhere' (No module named 'nowhere')"),
+        ('--loss', "loss.function 'nowhere:Thing': cannot import 'nowhere' (No module named 'nowhere')"),
+        ('--optimizer', "optimizer.name 'nowhere:Thing': cannot import 'nowhere' (No module named 'nowhere')"),
     ],
 )
 def test_what_is_not_there_is_refused(option, reason, tmp_path):

@@ -265,8 +265,8 @@ def test_a_torso_of_ones_own():
 @pytest.mark.parametrize(
     'torso, message',
     [
-        ('no_such_module:Torso', "'no_such_module:Torso' cannot be imported"),
-        (f'{__name__}:NoSuchTorso', 'cannot be imported.*NoSuchTorso'),
+        ('no_such_module:Torso', "'no_such_module:Torso': cannot import"),
+        (f'{__name__}:NoSuchTorso', 'has no function or class .NoSuchTorso.'),
         (f'{__name__}:row', 'not a flax.linen.Module'),
     ],
 )

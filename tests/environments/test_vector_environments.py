@@ -276,7 +276,7 @@ def test_gymnasium_has_pictures_in_an_evaluation():
     'name, message',
     [
         ('cach', "did you mean 'catch'"),
-        ('tests.helpers.factories:scriptd', "has no function 'scriptd'; did you mean 'scripted'"),
+        ('tests.helpers.factories:scriptd', "has no function or class 'scriptd'; did you mean 'scripted'"),
         ('no_such_module:make', "cannot import 'no_such_module'"),
         (':make', 'is not module:function'),
         ('.relative:make', 'is not module:function'),
