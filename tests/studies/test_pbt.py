@@ -18,15 +18,7 @@ import pytest
 import impala_jax
 from impala_jax import config as config_lib
 from impala_jax.config import (
-    ActorConfig,
-    Config,
     ConfigError,
-    EnvironmentConfig,
-    EvaluatorConfig,
-    LearnerConfig,
-    LoggingConfig,
-    NetworkConfig,
-    OptimizerConfig,
     PBTConfig,
 )
 from impala_jax.rundir import checkpoint
@@ -37,21 +29,10 @@ from impala_jax.studies import pbt
 from impala_jax.studies.pbt import Hyperparameters, Member
 from impala_jax.training import hooks
 from impala_jax.types import StepInfo
+from tests.helpers.populations import SMALL, TEMPLATE
 from tests.helpers.programs import ROOT
 
-BURN_IN, INTERVAL = 2000, 1000
 GOOD = 0.03  # A learning rate with which SMALL learns.
-SMALL = Config(
-    total_frames=6000,
-    environment=EnvironmentConfig(name='catch'),
-    network=NetworkConfig(torso='mlp', mlp_sizes=(8,)),
-    learner=LearnerConfig(batch_size=4, unroll_length=10, num_devices=1),
-    actor=ActorConfig(num_actors=1, num_envs=4),
-    evaluator=EvaluatorConfig(episodes=0),
-    logging=LoggingConfig(interval_updates=10),
-    optimizer=OptimizerConfig(name='adam'),
-    pbt=PBTConfig(burn_in_frames=BURN_IN, interval_frames=INTERVAL, epsilon=(1e-8,)),
-)
 
 
 def with_pbt(config, **values):
@@ -141,8 +122,6 @@ def test_fitness_waits_for_the_episodes_of_each_task():
 
 
 # The rule, on checkpoints of another's.
-
-TEMPLATE = {'learner': {'weights': np.zeros(3, np.float32)}}
 
 
 def member(population, index=0, config=SMALL):
@@ -369,7 +348,7 @@ from impala_jax.rundir import checkpoint
 from impala_jax.studies import pbt
 from impala_jax.rundir.checkpoint import Checkpointer
 from impala_jax.rundir.lock import only_process
-from tests.studies.test_pbt import SMALL, TEMPLATE
+from tests.helpers.populations import SMALL, TEMPLATE
 
 EVENTS = {'open', 'os.mkdir', 'os.rename', 'os.remove', 'os.rmdir', 'os.listdir', 'os.scandir', 'shutil.rmtree'}
 population = Path(sys.argv[1])
@@ -457,9 +436,17 @@ def test_another_configuration_cannot_join(tmp_path):
     pbt.join(tmp_path, dataclasses.replace(SMALL, total_frames=7000))  # As any run can be prolonged.
     with pytest.raises(ConfigError, match='cannot join the population in .* differs in seed: 0 there, 3 now'):
         pbt.join(tmp_path, dataclasses.replace(SMALL, seed=3))
-    (tmp_path / 'population.json').write_text('{')
-    with pytest.raises(ConfigError, match='is damaged; delete it'):
+    path = tmp_path / 'population.json'
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content['config']))  # As version 0.1 wrote it.
+    pbt.join(tmp_path, SMALL)
+    path.write_text(json.dumps(content | {'format': 99}))
+    with pytest.raises(ConfigError, match='population.json has format 99, and impala_jax .* reads formats 1 to'):
         pbt.join(tmp_path, SMALL)
+    for damaged in ('{', '[]'):
+        path.write_text(damaged)
+        with pytest.raises(ConfigError, match='is damaged; delete it'):
+            pbt.join(tmp_path, SMALL)
 
 
 def test_a_summary_names_the_best_member_and_those_without_a_return(tmp_path):
@@ -479,7 +466,7 @@ def test_a_summary_names_the_best_member_and_those_without_a_return(tmp_path):
 CONFIG = """
 import sys
 sys.path.insert(0, {root!r})
-from tests.studies.test_pbt import SMALL
+from tests.helpers.populations import SMALL
 
 
 def get_config():
