@@ -13,7 +13,7 @@ import numpy as np
 from impala_jax import vtrace
 from impala_jax.config import VTraceConfig
 from impala_jax.networks import NetworkOutput
-from impala_jax.types import FIRST, Array, Experience
+from impala_jax.types import FIRST, Array, Experience, TimeStep
 
 LOG_RHO_EDGES = np.array([-4, -2, -1, -0.5, -0.2, -0.1, -0.05, -0.01, 0.01, 0.05, 0.1, 0.2, 0.5, 1, 2, 4], np.float32)
 """Edges of the metric `log_rho_histogram`. The outer bins are unbounded; on-policy ratios are in the middle bin."""
@@ -95,26 +95,13 @@ class ImpalaLoss:
 
         # The arrival at the first step of an episode is not a transition of the task: the action before it is ignored.
         mask = timesteps.step_type[1:] != FIRST
-        rewards = clip_rewards(timesteps.reward[1:], self.reward_clip)
 
         log_policy = jax.nn.log_softmax(output.logits[:-1])
         log_behaviour = jax.nn.log_softmax(experience.behaviour_logits)
         log_pi = jnp.take_along_axis(log_policy, actions[..., None], axis=-1)[..., 0]
         log_mu = jnp.take_along_axis(log_behaviour, actions[..., None], axis=-1)[..., 0]
         log_rhos = jnp.where(mask, jax.lax.stop_gradient(log_pi) - log_mu, -jnp.inf)
-        targets = vtrace.corrected_returns(
-            self.vtrace.correction,
-            log_rhos=log_rhos,
-            discounts=self.discount * timesteps.discount[1:],
-            rewards=rewards,
-            values=jax.lax.stop_gradient(output.values[:-1]),
-            bootstrap_value=jax.lax.stop_gradient(output.values[-1]),
-            clip_rho_threshold=self.vtrace.rho_bar,
-            clip_c_threshold=self.vtrace.c_bar,
-            clip_pg_rho_threshold=self.vtrace.pg_rho_bar,
-            lambda_=self.vtrace.lambda_,
-            implementation=self.vtrace.implementation,
-        )
+        targets = self._targets(log_rhos, timesteps, jax.lax.stop_gradient(output.values))
 
         entropies = -jnp.sum(jnp.exp(log_policy) * log_policy, axis=-1)
         if self.vtrace.correction == 'epsilon_correction':
@@ -133,6 +120,22 @@ class ImpalaLoss:
             **off_policyness(log_rhos, log_policy, log_behaviour, mask, self.vtrace),
         }
         return loss, LossDetails(logs, targets.vs, mask)
+
+    def _targets(self, log_rhos: Array, timesteps: TimeStep, values: Array) -> vtrace.VTraceReturns:
+        """Value targets and advantages [T, B], from log pi/mu [T, B], timesteps and values [T + 1, B]."""
+        return vtrace.corrected_returns(
+            self.vtrace.correction,
+            log_rhos=log_rhos,
+            discounts=self.discount * timesteps.discount[1:],
+            rewards=clip_rewards(timesteps.reward[1:], self.reward_clip),
+            values=values[:-1],
+            bootstrap_value=values[-1],
+            clip_rho_threshold=self.vtrace.rho_bar,
+            clip_c_threshold=self.vtrace.c_bar,
+            clip_pg_rho_threshold=self.vtrace.pg_rho_bar,
+            lambda_=self.vtrace.lambda_,
+            implementation=self.vtrace.implementation,
+        )
 
 
 def clip_rewards(rewards: Array, mode: Literal['unit', 'asymmetric', 'asymmetric_paper', 'none']) -> Array:

@@ -191,7 +191,7 @@ def _launch(program: lp.Program, setup: _Setup, control: Control, stop: threadin
         while first.is_alive() and not (stop.is_set() or control.stop.is_set()):
             first.join(0.1)
     finally:
-        with stopping.unhurried():
+        with stopping.critical_section():
             _end(_in_thread(lambda: manager.wait(raise_error=False)), setup, control)
 
 
@@ -489,8 +489,8 @@ def _live(setup: _Setup, name: str, body: Callable[[Control], None]) -> None:
     try:
         quiet_libraries()
         absl.logging.set_verbosity(absl.logging.ERROR)  # Launchpad has changed it.
-        allocator.keep_memory()
-        compilation_cache.keep_programs()
+        allocator.configure_allocator()
+        compilation_cache.enable_cache()
         with _native_messages_to(setup.workdir / _NATIVE_LOG):
             body(link)
     except Closed:

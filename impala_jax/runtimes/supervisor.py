@@ -423,7 +423,7 @@ def _signals_to(send: Callable[[int], Any]) -> Iterator[None]:
 
     previous = {number: signal.signal(number, handle) for number in stopping.SIGNALS}
     try:
-        with stopping.unhurried():
+        with stopping.critical_section():
             yield
     finally:
         for number, handler in previous.items():

@@ -260,3 +260,19 @@ def test_at_most_three_names_are_suggested():
 def test_a_configuration_is_never_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().seed = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_frames_count_what_is_fresh_only():
+    config = Config(
+        total_frames=960, learner=LearnerConfig(batch_size=8, unroll_length=10), replay=ReplayConfig(fraction=0.25)
+    )
+    assert (config.num_fresh, config.num_replayed, config.frames_per_update, config.total_updates) == (6, 2, 60, 16)
+
+
+@pytest.mark.parametrize(
+    'fraction, message',
+    [(1.0, r'must lie in \[0, 1\), got 1.0'), (0.3, '0.3 of learner.batch_size 6 is no whole number')],
+)
+def test_a_fraction_that_cannot_be(fraction, message):
+    with pytest.raises(ConfigError, match=message):
+        Config(learner=LearnerConfig(batch_size=6), replay=ReplayConfig(fraction=fraction))

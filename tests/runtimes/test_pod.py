@@ -22,8 +22,8 @@ from impala_jax.kernels import cpu
 from impala_jax.rundir import checkpoint
 from impala_jax.runtimes import pod, supervisor
 from impala_jax.runtimes.host_share import host_share, resolved
-from tests.core.test_learner import NETWORK, SPEC, make_batch
 from tests.helpers import programs
+from tests.helpers.batches import NETWORK, SPEC, make_batch
 from tests.helpers.pod_learner import CONFIG, NUM_UPDATES
 from tests.helpers.programs import ROOT, finish, marked_processes, wait_for
 
