@@ -25,44 +25,19 @@ from impala_jax.environments.gymnasium_adapter import GymnasiumAdapter
 from impala_jax.environments.serial import SerialVectorEnvironment
 from impala_jax.types import FIRST, LAST, MID
 from tests.helpers import random_environments
-
-
-class Shows(dm_env.Environment):
-    """Returns the timesteps of a list, one after the other."""
-
-    def __init__(self, spec, timesteps):
-        self.spec = spec
-        self.timesteps = iter(timesteps)
-
-    def observation_spec(self):
-        return self.spec
-
-    def action_spec(self):
-        return specs.DiscreteArray(2)
-
-    def reset(self):
-        return next(self.timesteps)
-
-    def step(self, action):
-        return next(self.timesteps)
-
-
-def vector(spec, *timesteps, max_failures=1, **kwargs):
-    return SerialVectorEnvironment(
-        lambda seed: Shows(spec, timesteps), 1, 0, name='shows', max_failures=max_failures, **kwargs
-    )
+from tests.helpers.shows import Shows, shown
 
 
 def seen(spec, observation):
     """What an agent sees of an observation."""
-    timestep = vector(spec, dm_env.restart(observation)).reset()
+    timestep = shown(spec, dm_env.restart(observation)).reset()
     return jax.tree.map(lambda x: x[0], timestep.observation)
 
 
 def refusal(spec, observation):
     """The reason why an observation is a failure; it names the environment."""
     with pytest.raises(EnvironmentFailure, match="environment 0 of 'shows' failed .* in reset: ") as e:
-        vector(spec, dm_env.restart(observation)).reset()
+        shown(spec, dm_env.restart(observation)).reset()
     assert '\n' not in str(e.value)
     return str(e.value).partition(' in reset: ')[2]
 
@@ -216,7 +191,7 @@ def test_shapes():
 )
 def test_specs_that_no_network_can_read(spec, message):
     with pytest.raises(ConfigError, match=f"environment 'shows': .*{message}") as error:
-        vector(spec)
+        shown(spec)
     assert '\n' not in str(error.value)
 
 
@@ -224,7 +199,7 @@ SPEC, ZERO = specs.Array((), np.float32), np.float32(0)
 
 
 def steps(*timesteps, **kwargs):
-    environment = vector(SPEC, dm_env.restart(ZERO), *timesteps, **kwargs)
+    environment = shown(SPEC, dm_env.restart(ZERO), *timesteps, **kwargs)
     environment.reset()
     return [environment.step([0]) for _ in timesteps]
 
@@ -318,7 +293,7 @@ def test_the_interface_of_the_older_gym_is_named():
 
 def test_a_reset_that_is_not_first():
     with pytest.raises(EnvironmentFailure, match='it must be FIRST'):
-        vector(SPEC, dm_env.transition(0.0, ZERO)).reset()
+        shown(SPEC, dm_env.transition(0.0, ZERO)).reset()
 
 
 @pytest.mark.parametrize('reward', [2, np.float32(2), np.array([2.0]), np.array(2), True + 1])

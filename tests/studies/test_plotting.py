@@ -1,6 +1,7 @@
 """What figures show is what the table holds; nothing is averaged over in silence; bad input gets one line."""
 
 import csv
+import functools
 import itertools
 import json
 import os
@@ -520,23 +521,13 @@ def test_command_line(sweep, tmp_path):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Runs the script in this process; returns its exit status, what it prints and the last line of its errors."""
-    from impala_jax.cli import plot
-
+def plot_here(call, monkeypatch):
+    """Function that runs `impala plot` in this process, with few dots."""
     monkeypatch.setattr(figures, '_DPI', 40)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['impala plot', *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            plot.main()
-        output, code = capsys.readouterr(), ended.value.code
-        return (1, output.out, code) if isinstance(code, str) else (code, output.out, output.err.strip())
-
-    return call
+    return functools.partial(call, 'plot')
 
 
-def test_every_figure_from_the_command_line(call, sweep, grid, tmp_path):
+def test_every_figure_from_the_command_line(plot_here, sweep, grid, tmp_path):
     (tmp_path / 'rows.json').write_text(json.dumps(ROWS))
     with (tmp_path / 'rows.csv').open('w', newline='') as file:
         writer = csv.DictWriter(file, ROWS[0])
@@ -556,24 +547,24 @@ def test_every_figure_from_the_command_line(call, sweep, grid, tmp_path):
         ]
     ):
         output = tmp_path / f'{number}.png'
-        assert call(*arguments, '--output', output) == (0, f'figure: {output}\n', '')
+        assert plot_here(*arguments, '--output', output) == (0, f'figure: {output}\n', '')
         assert output.read_bytes().startswith(b'\x89PNG')
 
 
-def test_table_from_the_command_line(call, sweep):
+def test_table_from_the_command_line(plot_here, sweep):
     rows = [
         line.rpartition(',')[0] + ',' if line.startswith('0e10') else line for line in sweep.read_text().splitlines()
     ]
     sweep.write_text('\n'.join(rows) + '\n')
     table = ['table', '--results', sweep, '--panel', 'environment.name']
-    status, out, err = call(*table, '--split', 'replay.fraction', '--markdown')
+    status, out, err = plot_here(*table, '--split', 'replay.fraction', '--markdown')
     assert status == 0 and '| V-trace ' in out and out.count('**') == 2 * 4
     assert err == 'left out because they lack final_return: 0e10'
     # Nothing is left to say when the run is not among those asked for.
-    assert call(*table, '--where', 'replay.fraction=0.5')[2] == ''
+    assert plot_here(*table, '--where', 'replay.fraction=0.5')[2] == ''
 
 
-def test_bad_command_lines(call, sweep, tmp_path):
+def test_bad_command_lines(plot_here, sweep, tmp_path):
     curves = ['curves', '--results', sweep, '--output', tmp_path / 'a.png']
     for arguments, words in (
         ([], ['FIGURE']),
@@ -590,7 +581,7 @@ def test_bad_command_lines(call, sweep, tmp_path):
         (['bias-variance', '--rows', tmp_path / 'no.json', '--output', tmp_path / 'a.png'], ['no.json']),
         (['curve', '--workdir', tmp_path, '--output', tmp_path / 'a.png'], ['config.json']),
     ):
-        status, out, reason = call(*arguments)
+        status, out, reason = plot_here(*arguments)
         assert status != 0 and out == '' and len(reason.splitlines()) == 1, (arguments, reason)
         for word in words:
             assert word in reason
