@@ -164,7 +164,11 @@ INVALID = [
         'learner.queue_capacity 7 is below the 8 trajectories of a batch that come from the queue',
     ),
     (Config, {'total_frames': 0}, 'total_frames must be positive, got 0'),
-    (Config, {'actor': ActorConfig(num_actors=0)}, 'actor.num_actors is 0, and nobody else acts: give it some, or let'),
+    (
+        Config,
+        {'actor': ActorConfig(num_actors=0)},
+        'actor.num_actors is 0, and no other actors can join: raise it, or let',
+    ),
     (Config, {'serve_actors': 0}, 'serve_actors must be a port from 1 to 65535, got 0'),
     (Config, {'serve_actors': 65536}, 'serve_actors must be a port from 1 to 65535, got 65536'),
     (Config, {'timeout_s': 0}, 'timeout_s must be positive, got 0'),

@@ -37,8 +37,8 @@ def test_a_game_without_an_end_is_truncated_at_the_limit_and_counts_as_it_stands
     assert len(evaluation.returns) == evaluation.num_truncated == 3
     assert all(-5 <= value <= 5 and value == int(value) for value in evaluation.returns)  # One game in nine steps.
     assert caplog.messages == [
-        '3 of 3 games of tests.helpers.hostile:endless were cut after 45 steps '
-        '(evaluator.max_episode_steps), and count as they stood'
+        '3 of 3 games of tests.helpers.hostile:endless were truncated after 45 steps (evaluator.max_episode_steps); '
+        'their returns count'
     ]
 
 

@@ -6,7 +6,7 @@ FAULTS = """
 import resource, sys
 from impala_jax.kernels import allocator
 if 'keep' in sys.argv:
-    assert allocator.keep_memory()
+    assert allocator.configure_allocator()
 import jax, jax.numpy as jnp
 double = jax.jit(lambda x: x + x)
 x = jnp.ones([20_000_000])  # 80 MB: more than an arena of a thread can hold.

@@ -265,7 +265,7 @@ def test_a_cell_whose_environments_cannot_be_saved_starts_again(tmp_path):
     # As one that was stopped, with nothing of the environments in its checkpoint.
     run(dataclasses.replace(cell.config, total_frames=200), workdir, 'threads')
     assert ablation.run_sweep([cell], tmp_path, 1).read_text() == unbroken
-    assert 'the cell starts again' in (workdir / 'log.txt').read_text()
+    assert 'the cell restarts' in (workdir / 'log.txt').read_text()
 
 
 # Schedules.

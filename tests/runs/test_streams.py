@@ -1,4 +1,4 @@
-"""Containers, shells and networks that lack something, or have something in the way."""
+"""Runs whose standard streams are closed, or whose locale has no UTF-8."""
 
 import os
 import shutil
@@ -22,18 +22,6 @@ class Broken(Catch):
     def step(self, action):
         raise ValueError('schön: ' + __file__)
 """
-
-
-# Without a home directory.
-
-
-# Cores.
-
-
-# A proxy.
-
-
-# Streams.
 
 
 def shell(tmp_path, redirections, *arguments, environment=None):

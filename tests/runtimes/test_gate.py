@@ -13,7 +13,7 @@ import pytest
 
 from impala_jax.config import ConfigError
 from impala_jax.runtimes import gate
-from impala_jax.runtimes.gate import SECRET_FILE, Gate, Way, secret_in
+from impala_jax.runtimes.gate import SECRET_FILE, Gate, Tunnel, secret_in
 from impala_jax.runtimes.supervisor import free_port
 from tests.helpers import programs
 from tests.helpers.programs import finish, listening_ports, wait_for
@@ -26,7 +26,7 @@ def recorded_handshake(port, secret):
     """What an actor sends to a gate before it is let through, as somebody in the network reads it."""
     sent = b''
     with socket.create_server(('localhost', 0)) as listener, socket.create_connection(('localhost', port)) as gate:
-        actor = threading.Thread(target=Way, args=('localhost', listener.getsockname()[1], secret))
+        actor = threading.Thread(target=Tunnel, args=('localhost', listener.getsockname()[1], secret))
         actor.start()
         near, _ = listener.accept()
         with near:
@@ -126,11 +126,11 @@ def test_the_gate_lets_strangers_neither_through_nor_hold_it_up(caplog):
             while mirror.recv(1000):
                 pass
     started = time.monotonic()
-    way = Way('localhost', port, SECRET)
+    tunnel = Tunnel('localhost', port, SECRET)
     assert time.monotonic() - started < 2
     wait_for(lambda: echo.num_connections == 1)
     with socket.socket(socket.AF_UNIX) as actor:
-        actor.connect(way.address.removeprefix('unix:'))
+        actor.connect(tunnel.address.removeprefix('unix:'))
         data = bytes(range(256)) * 4000
         threading.Thread(target=actor.sendall, args=(data,), daemon=True).start()
         received = b''
@@ -143,7 +143,7 @@ def test_the_gate_lets_strangers_neither_through_nor_hold_it_up(caplog):
     assert 'did not get through: it is not the gate' in caplog.text
     for stranger in silent:
         stranger.close()
-    way.close()
+    tunnel.close()
     echo.listener.close()
 
 
@@ -160,6 +160,6 @@ def test_a_gate_without_files_to_open_goes_on_when_it_has_some(caplog):
             wait_for(lambda: 'Too many open files' in caplog.text, timeout_s=10)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    Way('localhost', port, SECRET).close()
+    Tunnel('localhost', port, SECRET).close()
     open_gate.close()
     echo.listener.close()

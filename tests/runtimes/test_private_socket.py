@@ -87,7 +87,7 @@ def test_a_run_whose_port_stays_open_says_so_and_goes_on(tmp_path):
         said = process.stdout.readline()
         assert said, process.communicate()
     (port,) = listening_ports(tmp_path)
-    assert f"Reverb's port {port} cannot be closed" in said and 'nothing that they write is learned from' in said
+    assert f"Reverb's port {port} cannot be closed" in said and 'nothing that they write is used' in said
 
     def rows():
         return rows_of(tmp_path / 'run')

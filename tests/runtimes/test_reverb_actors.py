@@ -19,7 +19,7 @@ from impala_jax.config import ConfigError
 from impala_jax.environments import suites
 from impala_jax.rundir import checkpoint
 from impala_jax.runtimes import gate
-from impala_jax.runtimes.gate import Way
+from impala_jax.runtimes.gate import Tunnel
 from impala_jax.runtimes.host_share import host_share
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.runtimes.supervisor import free_port
@@ -44,7 +44,7 @@ def test_a_connection_that_damages_a_proof_is_not_the_end():
     known = iter([b'quite another secret', b'quite another secret', SECRET])
     with server() as address:
         announce(address)
-        with pytest.raises(ConfigError, match='set at the learner alone'):
+        with pytest.raises(ConfigError, match='set at the learner only'):
             reverb_actors.run(
                 address,
                 1,
@@ -59,14 +59,16 @@ def test_what_does_not_fit_is_refused(monkeypatch):
     """Another code, another experiment, another environment; each in one line that names both."""
     with server() as address:
         announce(address)
-        with pytest.raises(ConfigError, match='set at the learner alone: seed: 0 at the learner, 7 now$'):
+        with pytest.raises(ConfigError, match='set at the learner only: seed: 0 at the learner, 7 now$'):
             join(address, adapt=lambda config: dataclasses.replace(config, seed=7))
         monkeypatch.setattr('impala_jax.runtimes.reverb_actors.code_version', lambda: '0.0.1+abc')
         with pytest.raises(ConfigError, match=r'runs impala_jax \d.*\+\w{12}, and this machine 0\.0\.1\+abc; install'):
             join(address)
         monkeypatch.undo()
         announce(address, spec=SPEC._replace(num_actions=18))
-        with pytest.raises(ConfigError, match="'catch' is not the one of the learner .*num_actions=18.*num_actions=3"):
+        with pytest.raises(
+            ConfigError, match="'catch' differs from that of the learner .*num_actions=18.*num_actions=3"
+        ):
             join(address)
 
 
@@ -143,12 +145,12 @@ def test_an_actor_that_waits_for_a_killed_learner_is_told(tmp_path, monkeypatch)
     learner, stop = programs.start(tmp_path, '-c', STUCK_LEARNER), threading.Event()
     address = learner.stdout.readline().strip()
     thread, errors = in_thread(lambda: join(address, stop=stop))
-    way = Way('localhost', int(address.partition(':')[2]), SECRET)
-    client = reverb.Client(way.address)
+    tunnel = Tunnel('localhost', int(address.partition(':')[2]), SECRET)
+    client = reverb.Client(tunnel.address)
     wait_for(lambda: client.server_info(timeout=5)['trajectories-test'].current_size == 8, learner)
     learner.kill()
     finish(learner)
-    way.close()
+    tunnel.close()
     thread.join(CONFIG.timeout_s - 5)
     stop.set()
     assert not thread.is_alive() and 'no learner at localhost' in str(errors[0])
@@ -222,7 +224,7 @@ def test_actors_and_learner_outlive_each_other(tmp_path):
     doomed.kill()
     wait_for_steps(workdir, learner)
     again = start_actors(tmp_path / 'again', address, '--actor.num-envs', '8', secret_of=workdir)
-    assert '1 actors of 8 environments' in wait_until_joined(again)
+    assert '1 actors with 8 environments' in wait_until_joined(again)
     other.kill()
     wait_for_steps(workdir, learner)  # From the one that came back, and from no other.
 
@@ -341,7 +343,7 @@ def test_what_is_announced_comes_back_as_it_was():
     with server() as address:
         announce(address, config)
         session = reverb_actors._ask(address, lambda: SECRET)
-        session.way.close()
+        session.tunnel.close()
         assert (session.config, session.spec, session.suffix) == (config, str(SPEC), '-test')
         assert session.key == reverb_actors.items_key(SECRET, '-test') != reverb_actors.items_key(SECRET, '-other')
 
@@ -354,7 +356,7 @@ def test_only_who_knows_the_secret_is_believed():
 
     with server() as address:
         announce(address)
-        with pytest.raises(ConfigError, match='it knows another secret; give the secret of its start$'):
+        with pytest.raises(ConfigError, match='it has another secret; give the secret it was started with$'):
             join(address, secret=b'quite another secret')
         other = dataclasses.replace(CONFIG, seed=7)
         client = reverb.Client(BEHIND[address])
@@ -384,7 +386,7 @@ def test_actors_try_again_where_a_handshake_was_cut_or_a_learner_was_replaced_by
 
     with socket.create_server(('localhost', 0)) as listener:
         port = listener.getsockname()[1]
-        thread, errors = in_thread(lambda: Way('localhost', port, SECRET))
+        thread, errors = in_thread(lambda: Tunnel('localhost', port, SECRET))
         near, _ = listener.accept()
         near.sendall(near.recv(1000)[:-33] + b'l' + bytes(32))
         assert len(near.recv(32, socket.MSG_WAITALL)) == 32

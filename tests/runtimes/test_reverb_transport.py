@@ -94,7 +94,7 @@ def test_only_the_learners_parameters_are_acted_with_and_never_older_ones(server
     """Altered ones, malformed ones, genuine ones of an earlier update; and they come back where they were removed."""
     import reverb
 
-    monkeypatch.setattr('impala_jax.runtimes.reverb_transport._KEEP_S', 0.1)
+    monkeypatch.setattr('impala_jax.runtimes.reverb_transport._CHECK_S', 0.1)
     learner, actor = reverb_store(server), reverb_store(server)
     client = reverb.Client(f'localhost:{server.port}')
     learner.publish(3, numbered(3))

@@ -47,7 +47,7 @@ def test_a_host_that_is_gone_is_named(gone, tmp_path):
         code, _, stderr = finish(host, 30)
         assert code
         if i != gone:
-            assert f'host {gone} (machine{gone}): it is gone' in stderr.splitlines()[-1]
+            assert f'host {gone} (machine{gone}): it has ended' in stderr.splitlines()[-1]
     wait_for(lambda: not marked_processes(tmp_path), timeout_s=10)
 
 

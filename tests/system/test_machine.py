@@ -31,7 +31,7 @@ def test_without_a_home_nothing_is_cached(no_home, monkeypatch):
     monkeypatch.setattr(compilation_cache.jax.config, 'update', lambda *_: pytest.fail('a cache is set'))
     try:
         compilation_cache.jax.config._value_holders['jax_compilation_cache_dir']._set(None)
-        assert compilation_cache.keep_programs() is None
+        assert compilation_cache.enable_cache() is None
     finally:
         compilation_cache.jax.config._value_holders['jax_compilation_cache_dir']._set(folder)
 
