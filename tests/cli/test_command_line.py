@@ -38,7 +38,7 @@ def test_bad_values_get_one_line(call, tmp_path, arguments, words):
     assert not (tmp_path / 'run' / 'metrics.jsonl').exists()
 
 
-def test_bad_configuration_files(call, tmp_path):
+def test_bad_configuration_files_get_one_line(call, tmp_path):
     for config, word in (
         ('configs/cach.py', "'configs/catch.py'"),
         ('cach', "'catch'"),

@@ -13,7 +13,7 @@ COUNT_FRAMES = 'import imageio.v2, sys; print(sum(1 for _ in imageio.v2.get_read
 
 
 @pytest.mark.parametrize('video', ['a.mp4', 'a.gif'])
-def test_evaluate(finished, video):
+def test_a_run_is_evaluated_with_scores_and_a_video(finished, video):
     pytest.importorskip('imageio_ffmpeg')
 
     def python(*arguments):
@@ -37,7 +37,7 @@ def test_evaluate(finished, video):
     assert scores['min_return'] <= scores['mean_return'] <= scores['max_return'] and not scores['greedy']
 
 
-def test_evaluate_bad_input(call, finished, tmp_path):
+def test_bad_input_gets_one_line(call, finished, tmp_path):
     for arguments, word in (
         (['--workdir', tmp_path / 'nothing'], 'no checkpoint'),
         (['--workdir', finished, '--episodes', 0], '--episodes'),

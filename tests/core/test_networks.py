@@ -27,7 +27,7 @@ def num_params(config, spec):
 
 @pytest.mark.parametrize('core', ['feedforward', 'lstm'])
 @pytest.mark.parametrize('torso', ['shallow', 'shallow_atari', 'deep', 'mlp'])
-def test_shapes(torso, core):
+def test_outputs_have_a_row_per_timestep(torso, core):
     spec = DMLAB if core == 'lstm' else ATARI
     agent = make_agent(NetworkConfig(torso, core=core), spec)
 
@@ -41,7 +41,7 @@ def test_shapes(torso, core):
     assert [x.shape for x in jax.tree.leaves(state)] == ([(2, 256)] * 2 if core == 'lstm' else [])
 
 
-def test_numbers_of_parameters():
+def test_numbers_of_parameters_are_as_counted_by_hand():
     """As counted by hand; without the instructions' encoder."""
     lstm = 4 * 256 * ((256 + 9 + 1) + 256 + 1)  # torso, action, reward; its own output; bias
     heads = 256 * (9 + 1) + (9 + 1)
@@ -97,7 +97,7 @@ class Twice(nn.Module):
         return 2 * x.reshape(x.shape[0], -1)
 
 
-def test_a_torso_of_ones_own():
+def test_a_torso_of_ones_own_is_used():
     agent = make_agent(NetworkConfig(f'{__name__}:Twice'), VECTOR)
     params = agent.init(jax.random.PRNGKey(0))
     timesteps = random_timesteps(VECTOR)
@@ -114,17 +114,17 @@ def test_a_torso_of_ones_own():
         (f'{__name__}:row', 'not a flax.linen.Module'),
     ],
 )
-def test_a_torso_that_cannot_be_used(torso, message):
+def test_a_torso_that_cannot_be_used_is_refused(torso, message):
     with pytest.raises(ConfigError, match=message):
         make_agent(NetworkConfig(torso), VECTOR)
 
 
-def test_a_torso_that_does_not_exist():
+def test_a_torso_that_does_not_exist_is_refused():
     with pytest.raises(ConfigError, match="'shalow'.*'shallow'"):
         NetworkConfig('shalow')
 
 
-def test_an_image_too_small_for_the_torso():
+def test_an_image_too_small_for_the_torso_is_refused():
     spec = EnvironmentSpec(ArraySpec((84, 19, 3), np.dtype(np.uint8)), A)
     with pytest.raises(ConfigError, match='at least 20 pixels.*mlp'):
         make_agent(NetworkConfig('shallow'), spec)
@@ -281,7 +281,7 @@ WORDS = EnvironmentSpec(
 )
 
 
-def test_numbers_of_parameters_with_instructions():
+def test_numbers_of_parameters_with_instructions_are_the_papers():
     """The paper's figure 3 says 1.2M (shallow) and 1.6M (deep)."""
     encoder = 1001 * 20 + 4 * 64 * (20 + 64 + 1)  # embedding; words, its own output, bias
     joined = 4 * 256 * 64  # the core's further inputs

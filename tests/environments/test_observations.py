@@ -88,7 +88,7 @@ class TestKeys:
             (0, r'observation is a int, but its spec is a dict'),
         ],
     )
-    def test_a_gymnasium_environment(self, observation, message):
+    def test_what_gymnasium_returns_is_checked(self, observation, message):
         class Returns(gymnasium.Env):
             two = spaces.Discrete(2)
             observation_space = spaces.Dict({'x': two, 'y': spaces.Tuple([two, two])})
@@ -134,7 +134,7 @@ F32_ABOVE = 2**24 + 1  # The first integer that float32 lacks.
         (np.int64, ((1, 2), (3, 4)), np.array([[1, 2], [3, 4]], np.int32)),
     ],
 )
-def test_values_that_survive(declared, value, expected):
+def test_values_that_survive_are_taken(declared, value, expected):
     found = seen(specs.Array(np.shape(value), declared), value)
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found, expected)
@@ -168,7 +168,7 @@ def test_values_that_would_change_are_refused(declared, value, text):
     assert re.search(text, refusal(specs.Array(np.shape(value), declared), value))
 
 
-def test_shapes():
+def test_shapes_that_differ_are_refused():
     assert refusal(specs.Array((3,), np.float32), np.zeros(4, np.float32)) == (
         'observation has shape (4,), but its spec says (3,)'
     )
@@ -189,7 +189,7 @@ def test_shapes():
         ({'a': specs.Array((), int), 1: specs.Array((), int)}, 'keys of several types'),
     ],
 )
-def test_specs_that_no_network_can_read(spec, message):
+def test_specs_that_no_network_can_read_are_refused(spec, message):
     with pytest.raises(ConfigError, match=f"environment 'shows': .*{message}") as error:
         shown(spec)
     assert '\n' not in str(error.value)
@@ -229,7 +229,7 @@ def test_what_cannot_be_learned_from_is_a_failure(timestep, message):
         steps(dm_env.transition(1.0, ZERO), timestep)
 
 
-def test_bounds_that_the_network_relies_on():
+def test_bounds_that_the_network_relies_on_are_checked():
     """Bytes are divided by their greatest value, and a category has a row for each."""
     byte = specs.BoundedArray((2,), np.uint8, 0, 10)
     np.testing.assert_array_equal(seen(byte, np.array([0, 10], np.uint8)), [0, 10])
@@ -241,7 +241,7 @@ def test_bounds_that_the_network_relies_on():
     assert seen(specs.BoundedArray((), np.float32, 0, 1), np.float32(7)) == 7  # Nothing depends on these.
 
 
-def test_an_exception_without_a_text_or_with_too_much():
+def test_an_exception_without_a_text_or_with_too_much_is_still_one_line():
     class Silent(Exception):
         def __str__(self):
             raise ZeroDivisionError
@@ -291,13 +291,13 @@ def test_the_interface_of_the_older_gym_is_named():
                 environment.step([0])
 
 
-def test_a_reset_that_is_not_first():
+def test_a_reset_that_is_not_first_is_a_failure():
     with pytest.raises(EnvironmentFailure, match='it must be FIRST'):
         shown(SPEC, dm_env.transition(0.0, ZERO)).reset()
 
 
 @pytest.mark.parametrize('reward', [2, np.float32(2), np.array([2.0]), np.array(2), True + 1])
-def test_rewards_of_other_types(reward):
+def test_rewards_of_other_types_are_taken(reward):
     ((timestep, _),) = steps(dm_env.transition(reward, ZERO))
     assert timestep.reward == [2.0]
 
@@ -457,11 +457,11 @@ class TestRandomEnvironments:
 
     @hypothesis.settings(max_examples=150, deadline=None, derandomize=True, database=None)
     @hypothesis.given(number=strategies.integers(0, 2**31 - 1))
-    def test_in_this_process(self, tmp_path_factory, number):
+    def test_in_this_process_they_are_refused_or_unchanged(self, tmp_path_factory, number):
         self.check(number, tmp_path_factory.mktemp('records'), processes=False)
 
     @pytest.mark.parametrize('number', [1, 2, 3, 4, 5, 6])
-    def test_in_a_worker(self, tmp_path, number):
+    def test_in_a_worker_they_are_refused_or_unchanged(self, tmp_path, number):
         self.check(number, tmp_path, processes=True)
 
 

@@ -111,7 +111,7 @@ def test_evaluation_samples_by_default(monkeypatch):
     assert not EvaluatorConfig().greedy
 
 
-def test_standard_error():
+def test_the_standard_error_is_that_of_the_mean():
     scores = evaluation.Evaluation([1.0, 2.0, 4.0])
     assert scores.stderr == pytest.approx(np.std([1, 2, 4], ddof=1) / np.sqrt(3))
     assert evaluation.Evaluation([3.0]).stderr == 0

@@ -161,7 +161,7 @@ def test_members_of_a_population_side_by_side():
 
 
 @needs_kernels
-def test_beside_an_accelerator(monkeypatch):
+def test_with_an_accelerator_only_forward_passes_run_kernels(monkeypatch):
     """Gradients are XLA's there; actors on the CPU still act by the kernels."""
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
     args = arguments(2, 9, 9, 16, 3, 16)
@@ -182,7 +182,7 @@ def test_what_kernels_do_not_serve_is_xlas(dtype, filters):
 @pytest.mark.parametrize('features', [8, 16])
 @pytest.mark.parametrize('pool', [False, True])
 @pytest.mark.parametrize(('size', 'stride', 'padding'), [(3, 1, 'SAME'), (4, 2, 'VALID')])
-def test_layer(size, stride, padding, pool, features):
+def test_the_layer_is_that_of_flax(size, stride, padding, pool, features):
     """Parameters, outputs and gradients are those of flax's layers."""
     images, _, bias = arguments(3, 20, 22, 4, size, features)
     ours = layers.Conv(features, size, stride, padding, relu=True, pool=pool)
@@ -198,7 +198,7 @@ def test_layer(size, stride, padding, pool, features):
     assert_same(gradients(ours.apply, 3, params, images), gradients(plain, 3, params, images))
 
 
-def test_filters_without_their_mean():
+def test_filters_can_be_without_their_mean():
     images = jax.random.uniform(jax.random.PRNGKey(0), (3, 20, 20, 4))
     layer = layers.Conv(8, 4, 2, 'VALID', centre=True)
     params = layer.init(jax.random.PRNGKey(1), images)

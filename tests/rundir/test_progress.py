@@ -83,7 +83,7 @@ def test_broken_pipe_at_the_end_is_no_error(tmp_path):
         (2.5e9, '2.5G'),
     ],
 )
-def test_compact_numbers(value, text):
+def test_numbers_are_compact(value, text):
     assert format_number(value) == text
 
 
@@ -91,5 +91,5 @@ def test_compact_numbers(value, text):
     ('seconds', 'text'),
     [(0.2, '0 s'), (59.6, '1 min 00 s'), (61, '1 min 01 s'), (3700, '1 h 01 min'), (2e5, '2 d 7 h')],
 )
-def test_durations(seconds, text):
+def test_durations_are_compact(seconds, text):
     assert format_duration(seconds) == text

@@ -11,7 +11,7 @@ from impala_jax.rundir.run_config import write_run_config
 from tests.helpers.metrics import CONFIG
 
 
-def test_run_config(tmp_path):
+def test_the_configuration_is_written_whole(tmp_path):
     config = Config(seed=3, vtrace=config_lib.VTraceConfig(rho_bar=math.inf))
     write_run_config(tmp_path / 'runs' / 'a', config)
     content = json.loads((tmp_path / 'runs' / 'a' / 'config.json').read_text())

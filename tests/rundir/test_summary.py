@@ -5,7 +5,7 @@ from impala_jax.rundir.rows import append_row
 from impala_jax.rundir.summary import print_summary, summary
 
 
-def test_summary(tmp_path, capsys):
+def test_the_summary_says_what_there_is(tmp_path, capsys):
     workdir = tmp_path / 'a run'
     workdir.mkdir()
     assert '--workdir' in summary(workdir)

@@ -6,7 +6,7 @@ from impala_jax.config import ActorConfig, Config, ConfigError, LearnerConfig, R
 from impala_jax.runtimes.host_share import host_share, resolved
 
 
-def test_a_hosts_share(monkeypatch):
+def test_hosts_share_a_batch_evenly(monkeypatch):
     config = Config(learner=LearnerConfig(batch_size=32), replay=ReplayConfig(fraction=0.25, capacity=7), seed=5)
     alone = host_share(config)
     assert (alone.num_fresh, alone.num_replayed, alone.replay_capacity, alone.seed) == (24, 8, 7, 5)

@@ -215,7 +215,7 @@ def make_host(**changes):
     return host._replace(**changes)
 
 
-def test_preflight():
+def test_hosts_agree_before_they_start():
     hosts = [make_host(), make_host(name='b')]
     pod.check_agreement(hosts)
     lines = '\n'.join(pod.report(Config(), hosts))

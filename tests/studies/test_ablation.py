@@ -127,7 +127,7 @@ def test_a_cell_that_fails_ends_the_others(tmp_path, monkeypatch):
     assert len(list(tmp_path.glob('cells/*/checkpoints/0*'))) == 1  # It can be resumed.
 
 
-def test_outside_theory():
+def test_a_grid_stays_within_the_theory_unless_told():
     levels = (1.0, 4.0, math.inf)
     grid = Grid({'catch': small()}, {'vtrace.rho_bar': levels, 'vtrace.c_bar': levels})
     inside = [(cell.config.vtrace.rho_bar, cell.config.vtrace.c_bar) for cell in grid.cells()]
