@@ -25,10 +25,10 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from impala_jax.kernels import compilation_cache  # noqa: E402
-from tests.helpers.programs import ROOT  # noqa: E402
 
 compilation_cache.enable_cache()
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+pytest.register_assert_rewrite('tests.helpers')  # Else their assertions would not show values.
 
 _MODULES = {
     'launchpad': ('launchpad', 'reverb'),
@@ -58,6 +58,7 @@ def call(monkeypatch, capsys):
     """Function that runs `impala NAME ARGUMENTS` in this process: exit status, output, and its reason or errors."""
 
     from impala_jax.cli import main as cli
+    from tests.helpers.programs import ROOT
 
     def call(name, *arguments):
         monkeypatch.chdir(ROOT)

@@ -8,6 +8,7 @@ from impala_jax.config import (
     EnvironmentConfig,
 )
 from impala_jax.environments import atari, make
+from impala_jax.seeds import derived_seed
 from impala_jax.types import FIRST, LAST, MID
 from tests.helpers.counting import SMALL, make_actor
 
@@ -121,7 +122,7 @@ def test_frames_are_stacked_as_ale_would(create):
     reference = AtariVectorEnv(
         'breakout', N, stack_num=4, noop_max=31, reward_clipping=False, use_fire_reset=False, frameskip=4
     )
-    expected, _ = reference.reset(seed=environment._seeds)
+    expected, _ = reference.reset(seed=np.array([derived_seed(5, i) for i in range(N)]))
     timestep = environment.reset()
     games = 0
     for actions in random_actions(environment, 300):

@@ -15,7 +15,7 @@ def play(environment: Catch, policy, column: int) -> list[dm_env.TimeStep]:
     """An episode with the ball in `column`."""
     while True:
         timestep = environment.reset()
-        if environment._ball_column == column:
+        if timestep.observation[0, column]:
             break
     timesteps = [timestep]
     while not timesteps[-1].last():

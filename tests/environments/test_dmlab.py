@@ -27,7 +27,7 @@ from impala_jax.environments import EnvironmentFailure, dmlab
 from impala_jax.environments.base import environment_spec
 from impala_jax.system import machine
 from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec
-from tests.helpers.programs import ROOT, STAND_INS, children, marked_processes, wait_for
+from tests.helpers.programs import ROOT, STAND_INS, children, command_line, marked_processes, wait_for
 
 FORWARD, BACKWARD, FIRE = 0, 1, 8
 PLAIN, LANGUAGE = 'dmlab/rooms_watermaze', 'dmlab/language_select_described_object'
@@ -362,12 +362,6 @@ def slow(stand_in, monkeypatch, tmp_path):
 
     set_reset.compilers = lambda: {pid for pid in marked_processes(tmp_path) if 'sleep' in command_line(pid)}
     return set_reset
-
-
-def command_line(pid):
-    with contextlib.suppress(OSError):
-        return Path(f'/proc/{pid}/cmdline').read_text()
-    return ''
 
 
 def require_nothing_left(slow):

@@ -7,13 +7,12 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from impala_jax.runtimes import supervisor
 from tests.helpers import programs
-from tests.helpers.programs import ROOT, finish, marked_processes, wait_for
+from tests.helpers.programs import ROOT, command_line, finish, marked_processes, wait_for
 
 
 def supervised(folder, *ends):
@@ -53,7 +52,7 @@ def test_a_host_that_is_gone_is_named(gone, tmp_path):
 
 def test_a_program_that_is_stopped_for_good_ends_all(tmp_path):
     hosts = supervised(tmp_path, 'hangs', 'hangs')
-    commands = {int(pid): Path(f'/proc/{pid}/cmdline').read_text().split('\0') for pid in marked_processes(tmp_path)}
+    commands = {int(pid): command_line(pid).split('\0') for pid in marked_processes(tmp_path)}
     (program,) = (pid for pid, words in commands.items() if '--supervisor' in words and words[2] == '1')
     os.kill(program, signal.SIGSTOP)
     for host in hosts:
@@ -132,9 +131,7 @@ sys.exit(supervisor.simulate(2, 1, [sys.executable, '-c', host, {str(tmp_path)!r
 """
     process = programs.start(tmp_path, '-c', script)
     wait_for((tmp_path / '1').exists, process, timeout_s=30)
-    (host,) = (
-        int(pid) for pid in marked_processes(tmp_path) if '--host-id\0001' in Path(f'/proc/{pid}/cmdline').read_text()
-    )
+    (host,) = (int(pid) for pid in marked_processes(tmp_path) if '--host-id\0001' in command_line(pid))
     os.kill(host, signal.SIGSTOP)
     code, _, stderr = finish(process, 30)
     assert (code, stderr) == (137, 'error: host 1: its supervisor was stopped for 1 s; it is killed\n')
