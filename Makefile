@@ -10,9 +10,11 @@ LOCKED := 3.10 3.11 3.12 3.13
 EXTRAS := --extra atari --extra video --extra dev --extra launchpad
 
 SANITIZED := build/sanitizers
+# Outside the packages of the environment: `make train` does not wait for them, and see pyproject.toml.
+SPHINX := $(VENV)/docs
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow test-sanitizers chaos doctor lint format lock clean-venv
+.PHONY: help install train test test-slow test-sanitizers chaos doctor lint format docs lock clean-venv
 
 help: ## Show this help.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +60,13 @@ format: install ## Format the code.
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
+docs: install ## Build the documentation into build/docs; warnings are errors.
+	@cmp -s requirements/docs.txt $(SPHINX)/installed.txt || { rm -rf $(SPHINX) && \
+	  $(PY) -m pip install -qq --disable-pip-version-check --no-deps --target $(SPHINX) -r requirements/docs.txt && \
+	  cp requirements/docs.txt $(SPHINX)/installed.txt; }
+	PYTHONPATH=$(SPHINX) JAX_PLATFORMS=cpu $(PY) -m sphinx -q -E -W --keep-going -d build/doctrees docs build/docs $(ARGS)
+	@echo 'build/docs/index.html is ready.'
+
 lock: ## Update the pinned packages in requirements/ from pyproject.toml (needs uv).
 	@command -v uv >/dev/null || { echo "make lock needs uv: python -m pip install uv" >&2; exit 1; }
 	@set -e; for version in $(LOCKED); do \
@@ -67,6 +76,8 @@ lock: ## Update the pinned packages in requirements/ from pyproject.toml (needs 
 	    --output-file requirements/py$$(echo $$version | tr -d .).txt; \
 	  echo "requirements for Python $$version written"; \
 	done
+	@uv pip compile --group docs --python-version 3.10 --upgrade --quiet --no-header --no-annotate --no-emit-index-url \
+	  --no-emit-find-links --output-file requirements/docs.txt
 
 clean-venv: ## Delete the virtual environments.
 	rm -rf .venv .venv3*

@@ -190,7 +190,8 @@ def test_pins_are_exact_and_nothing_else(path):
     assert ('dm-launchpad' in names) == (path.stem == 'py310')
 
 
-METADATA = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))['project']
+PYPROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))
+METADATA = PYPROJECT['project']
 
 
 def _requirements(extra: str) -> list[Requirement]:
@@ -224,6 +225,17 @@ def test_pins_satisfy_the_requirements(path):
         if requirement.marker is None or requirement.marker.evaluate(environment):
             name = re.sub(r'[-_.]+', '-', requirement.name).lower()
             assert pins[name] in requirement.specifier, requirement
+
+
+def test_what_builds_the_documentation_is_pinned_apart_from_the_package():
+    """In a folder of its own, with whatever it needs: `make docs` installs it without resolving anything."""
+    pins = dict(line.split('==') for line in (ROOT / 'requirements' / 'docs.txt').read_text().splitlines())
+    wanted = [Requirement(text) for text in PYPROJECT['dependency-groups']['docs']]
+    assert {requirement.name for requirement in wanted} == {'furo', 'myst-parser', 'sphinx'}
+    for requirement in wanted:
+        assert pins[requirement.name] in requirement.specifier, requirement
+    for path in PINS:
+        assert 'sphinx' not in path.read_text(), path
 
 
 def test_the_version_stands_in_one_place():

@@ -1,5 +1,6 @@
-"""Every command and example of the README runs, with small budgets."""
+"""Every command and example of the README and of the pages in docs/ runs, with small budgets."""
 
+import dataclasses
 import importlib.util
 import os
 import re
@@ -7,16 +8,34 @@ import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
+import impala_jax
+from impala_jax.cli import command_line
+from impala_jax.config import get
+from impala_jax.rundir.rows import read_rows
 from impala_jax.runtimes.supervisor import free_port
 from tests.helpers import programs
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r'^```(\w+)\n(.*?)^```', (ROOT / 'README.md').read_text(), re.MULTILINE | re.DOTALL)
-LINES = [line for language, block in BLOCKS if language == 'bash' for line in block.splitlines()]
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+BLOCKS = [
+    (language, textwrap.dedent(block))
+    for page in PAGES
+    for language, block in re.findall(r'^ *```(\w+)\n(.*?)^ *```', page.read_text(), re.MULTILINE | re.DOTALL)
+]
+
+
+def lines_of(wanted):
+    """The commands in blocks of a language; one that several pages show is there once."""
+    return list(dict.fromkeys(line for language, block in BLOCKS if language == wanted for line in block.splitlines()))
+
+
+LINES = lines_of('bash')
+ELSEWHERE = lines_of('console')  # They need other machines.
 JOINED = [line for line in LINES if '--serve-actors' in line or 'launch/actors.py' in line]
 TRAIN = [line for line in LINES if 'launch/local.py' in line and line not in JOINED]
 EVALUATE = [line for line in LINES if 'launch/evaluate.py' in line]
@@ -36,23 +55,54 @@ SUITES['dmlab30'] = '--actor.num-envs 30 --evaluator.episodes 0'.split()
 MARKS = {'atari57': [pytest.mark.slow, pytest.mark.atari], 'dmlab30': [pytest.mark.slow]}
 
 
-def test_nothing_in_the_readme_is_left_out():
+def test_no_command_or_example_is_left_out():
     """A command of a new kind has to be added here."""
     others = [line for line in LINES if line not in TRAIN + JOINED + POD + EVALUATE + PLOT + ABLATE + PBT + EXPERTS]
-    # CI runs the first two; requirements/install.sh, and so every run of CI, does what the third does.
-    assert others == ['make train', 'make test', "pip install -e '.[atari,video,plot]'"]
+    # CI runs the first two, and the last one with other cases; requirements/install.sh, and so every run of CI, does
+    # what the third does.
+    by_ci = ['make train', 'make test', "pip install -e '.[atari,video,plot]'"]
+    assert others == [*by_ci, "make chaos ARGS='--cases 60 --processes 2'"]
     assert (
-        len(TRAIN) == 9
+        len(TRAIN) == 13
         and len(JOINED) == 2
         and len(POD) == 1
-        and len(EVALUATE) == 2
+        and len(EVALUATE) == 3
         and len(PLOT) == 5
-        and len(ABLATE) == 1
+        and len(ABLATE) == 2
         and len(PBT) == 1
         and len(EXPERTS) == 1
-        and len(FILES) == 2
+        and len(FILES) == 6
         and len(EXAMPLES) == 2
     )
+
+
+def test_commands_for_other_machines_are_parsed():
+    own = [line for line in ELSEWHERE if line.startswith('python ')]
+    assert {line.split()[0] for line in ELSEWHERE} == {'gcloud', 'kubectl', 'nft', 'python', 'ssh'}
+    assert len(own) == 2
+    for host, line in enumerate(own):
+        assert line.split()[1] == 'launch/tpu_pod.py'
+        assert command_line.pod_arguments(line.split()[2:]).host_id == host
+    (train,) = [line for line in ELSEWHERE if 'launch/tpu_pod.py' in line and line not in own]
+    inner = shlex.split(train)[-1].removeprefix('--command=').partition('launch/tpu_pod.py ')[2]
+    assert command_line.pod_arguments(inner.split()).train.config.learner.batch_size == 256
+
+
+def test_fields_in_the_table_of_configuration_exist():
+    table = (ROOT / 'docs' / 'configuration.md').read_text().partition('|---|---|---|\n')[2]
+    config, names = impala_jax.Config(), []
+    for row in table.splitlines():
+        first, *others = re.findall('`(.+?)`', row.split('|')[1])
+        names += [first, *(first.rpartition('.')[0] + other for other in others)]
+    assert len(names) > len(dataclasses.fields(config))
+    for name in names:
+        get(config, name)
+
+
+def test_all_public_names_are_in_the_reference():
+    reference = ''.join(path.read_text() for path in (ROOT / 'docs' / 'api').glob('*.rst'))
+    documented = set(re.findall(r'^\.\. auto\w+:: impala_jax\.(\w+)', reference, re.MULTILINE))
+    assert documented >= set(impala_jax.__all__)
 
 
 def run(arguments, tmp_path, environment=None):
@@ -90,6 +140,13 @@ def test_training_commands(line, tmp_path):
     arguments = arguments_of(line, tmp_path)
     environment = {'PYTHONPATH': f'{stand_ins}:{ROOT}', 'HOME': str(tmp_path)} if lab else None
     assert 'Trained' in run([*arguments, *SMALL, *SUITES.get(suite_of(line), [])], tmp_path, environment)
+    (workdir,) = (tmp_path / 'runs').iterdir()
+    assert ('logit_penalty' in read_rows(workdir / 'metrics.jsonl')[-1]) == ('my_loss' in line)
+    if suite_of(line) == 'dmlab30':
+        arguments = arguments_of(next(line for line in EVALUATE if 'dmlab30' in line), tmp_path)
+        arguments = [str(tmp_path / word) if word.startswith('dmlab30.') else word for word in arguments]
+        run([*arguments, '--episodes', '1'], tmp_path, environment)
+        assert (tmp_path / 'dmlab30.png').exists()
 
 
 @pytest.mark.launchpad
@@ -114,7 +171,7 @@ def test_pod_command(tmp_path):
 
 def test_evaluation_and_plot_commands(tmp_path):
     run([*arguments_of(next(line for line in TRAIN if 'runs/catch' in line), tmp_path), *SMALL], tmp_path)
-    arguments = arguments_of(EVALUATE[0], tmp_path)
+    arguments = arguments_of(next(line for line in EVALUATE if 'runs/catch' in line), tmp_path)
     video = importlib.util.find_spec('imageio_ffmpeg') is not None
     if not video:
         arguments = arguments[: arguments.index('--video')]
@@ -123,7 +180,7 @@ def test_evaluation_and_plot_commands(tmp_path):
     assert (tmp_path / 'scores.json').exists()
     assert (tmp_path / 'catch.mp4').exists() == video
     if importlib.util.find_spec('matplotlib') is not None:
-        arguments = arguments_of(PLOT[0], tmp_path)
+        arguments = arguments_of(next(line for line in PLOT if ' curve ' in line), tmp_path)
         run([str(tmp_path / word) if word.endswith('.png') else word for word in arguments], tmp_path)
         assert (tmp_path / 'catch.png').exists()
 
@@ -131,16 +188,18 @@ def test_evaluation_and_plot_commands(tmp_path):
 def test_suite_commands(tmp_path):
     train = next(line for line in TRAIN if 'runs/minisuite' in line)
     run([*arguments_of(train, tmp_path), *SMALL, *SUITES['minisuite']], tmp_path)
-    lines = [EVALUATE[1], next(line for line in PLOT if ' suite ' in line)]
+    evaluate = next(line for line in EVALUATE if '--suite minisuite' in line)
+    lines = [evaluate, next(line for line in PLOT if ' suite ' in line)]
     for arguments in ([*arguments_of(lines[0], tmp_path), '--episodes', '2'], arguments_of(lines[1], tmp_path)):
         run([str(tmp_path / word) if word.startswith('suite.') else word for word in arguments], tmp_path)
     assert all((tmp_path / name).exists() for name in ('suite.json', 'suite.png', 'suite.svg'))
 
 
 def test_ablation_commands(tmp_path):
-    """The command as it stands lists its 120 cells; those of one task and seed run, on a small budget."""
+    """The commands as they stand list their cells; those of one grid, task and seed run, on a small budget."""
+    for line, num_cells in zip(ABLATE, (120, 180), strict=True):
+        assert len(run([*arguments_of(line, tmp_path), '--list'], tmp_path).splitlines()) == num_cells
     arguments = arguments_of(ABLATE[0], tmp_path)
-    assert len(run([*arguments, '--list'], tmp_path).splitlines()) == 120
     grid = tmp_path / 'grid.py'
     grid.write_text(f"""
 import sys
@@ -154,7 +213,7 @@ def get_grid():
     arguments[arguments.index('--grid') + 1] = str(grid)
     run([*arguments, *'--total-frames 800 --evaluator.episodes 2 --logging.interval-updates 5'.split()], tmp_path)
     if importlib.util.find_spec('matplotlib') is not None:
-        table = run(arguments_of(PLOT[2], tmp_path), tmp_path)
+        table = run(arguments_of(next(line for line in PLOT if ' table ' in line), tmp_path), tmp_path)
         assert all(name in table for name in ('V-trace', '1-step IS', 'ε-correction', 'no correction', 'catch'))
 
 
@@ -180,7 +239,11 @@ def test_experts_commands(tmp_path):
     figure(next(line for line in PLOT if 'plot.py experts' in line), tmp_path)
 
 
-@pytest.mark.parametrize('block', EXAMPLES, ids=['run', 'by hand'])
-def test_example_in_python(block, tmp_path):
-    block = block.replace('runs/', f'{tmp_path}/runs/')
-    assert -1.0 <= float(run(['-c', block], tmp_path).splitlines()[-1]) <= 1.0
+def test_example_with_a_configuration(tmp_path):
+    (block,) = [block for block in EXAMPLES if 'impala_jax.run(' in block]
+    assert -1.0 <= float(run(['-c', block.replace('runs/', f'{tmp_path}/runs/')], tmp_path).splitlines()[-1]) <= 1.0
+
+
+def test_example_by_hand_learns(tmp_path):
+    (block,) = [block for block in EXAMPLES if 'impala_jax.run(' not in block]
+    assert float(run(['-c', block], tmp_path).splitlines()[-1]) > 0.8  # A random policy's is -0.6.

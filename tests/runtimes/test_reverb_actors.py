@@ -328,14 +328,6 @@ def test_the_manifest_runs_the_command():
     assert kinds['NetworkPolicy']['spec']['podSelector']['matchLabels'] == kinds['Service']['spec']['selector']
 
 
-def test_the_documentation_says_what_the_readme_does():
-    """So that `test_readme.py` runs the commands of both."""
-    text = (Path(programs.ROOT) / 'docs' / 'scaling.md').read_text()
-    section = text[text.index('## Actors on other machines') :].split('\n## ')[0]
-    commands = [line for line in section.splitlines() if line.startswith('python ')]
-    assert len(commands) == 2 and all(line in (Path(programs.ROOT) / 'README.md').read_text() for line in commands)
-
-
 def test_what_is_announced_comes_back_as_it_was():
     from impala_jax.runtimes import reverb_actors
 
