@@ -156,7 +156,7 @@ def test_bad_names_and_values_are_refused(sweep):
         (lambda: plotting.curves(table, hue='loss.corection'), ["'loss.corection'", "'vtrace.correction'"]),
         (lambda: plotting.curves(table, metric='final_retrun'), ["'final_retrun'", "'final_return'"]),
         (lambda: plotting.curves(table, metric='vtrace.correction'), ["'vtrace.correction'", 'not only numbers']),
-        (lambda: plotting.curves(table, hue='final_return'), ["'final_return'", 'no field']),
+        (lambda: plotting.curves(table, hue='final_return'), ["'final_return'", 'is not a field']),
         (lambda: plotting.sensitivity(table, 'vtrace.correction'), ["'vtrace.correction'", 'not only numbers']),
         (lambda: plotting.select(table, {'loss.corr': 'vtrace'}), ["'loss.corr'", "'vtrace.correction'"]),
         (lambda: plotting.select(table, {'vtrace.correction': 'v-trace'}), ['v-trace', 'none, vtrace, one_step_is']),

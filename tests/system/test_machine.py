@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from impala_jax import config, environments
+from impala_jax import environments
+from impala_jax.config import Config
 from impala_jax.kernels import compilation_cache
+from impala_jax.runtimes.host_share import resolved
 from impala_jax.system import machine
 
 
@@ -71,7 +73,7 @@ def test_cores_of_a_container(own, files, cores, tmp_path, monkeypatch):
     monkeypatch.setattr(machine, '_OWN_CGROUPS', tmp_path / 'own')
     monkeypatch.setattr(machine.os, 'sched_getaffinity', lambda _: set(range(8)))
     assert machine.num_cores() == cores
-    assert config.ActorConfig().num_actors == cores
+    assert resolved(Config()).actor.num_actors == cores
     assert environments.num_cores() == cores
 
 
