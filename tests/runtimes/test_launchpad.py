@@ -1,9 +1,5 @@
 """Runs under Launchpad."""
 
-import logging
-import os
-import sys
-
 import pytest
 
 from tests.helpers.programs import finish
@@ -19,20 +15,3 @@ def test_reverb_is_reached_beside_a_proxy(launch_type, tmp_path):
     code, stdout, stderr = finish(start(tmp_path, *SMALL, *arguments, environment=proxy))
     assert code == 0, stdout + stderr
     assert rows_of(tmp_path)[-1]['frames'] == 1600
-
-
-@pytest.mark.launchpad
-def test_warnings_are_no_native_messages(tmp_path, capfd):
-    from impala_jax.runtimes import launchpad
-
-    handler = logging.StreamHandler(sys.stderr)
-    logging.getLogger().addHandler(handler)
-    try:
-        with launchpad._native_messages_to(tmp_path / 'native.log'):
-            logging.getLogger('impala_jax').warning('a checkpoint is damaged')
-            os.write(2, b'a server started\n')
-        logging.getLogger('impala_jax').warning('after it')
-    finally:
-        logging.getLogger().removeHandler(handler)
-    assert capfd.readouterr().err.splitlines() == ['a checkpoint is damaged', 'after it']
-    assert (tmp_path / 'native.log').read_text() == 'a server started\n'
