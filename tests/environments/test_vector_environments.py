@@ -81,7 +81,7 @@ def assert_spec(environment, timestep):
         assert value.dtype == dtype
 
 
-def test_contract(make, implementation):
+def test_every_implementation_keeps_the_contract(make, implementation):
     environment = make(implementation)
     assert environment.num_envs == N
     assert environments.spec(IMPLEMENTATIONS[implementation][0]) == environment.spec
@@ -243,7 +243,7 @@ def test_nested_observations_and_both_kinds_of_end():
         environment.close()
 
 
-def test_pictures(make, implementation):
+def test_every_implementation_draws_a_picture(make, implementation):
     environment = make(implementation)
     environment.reset()
     environment.step(np.zeros(N, np.int32))
