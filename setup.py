@@ -1,4 +1,4 @@
-"""The compiled part of the package, and which folders it consists of; `pyproject.toml` has all the rest."""
+"""Build of the compiled kernels, and the folders of the package; all other metadata is in `pyproject.toml`."""
 
 import hashlib
 import importlib.util
@@ -10,7 +10,7 @@ KERNELS = 'impala_jax/kernels/kernels.cc'
 
 
 def kernels() -> list[Extension]:
-    """The CPU kernels, loaded with ctypes. Without a C++ compiler the installation goes on without them."""
+    """Returns the CPU kernels, which are loaded with ctypes; they are optional and need a C++ compiler."""
     jaxlib = importlib.util.find_spec('jaxlib')
     if jaxlib is None or jaxlib.origin is None:
         return []
@@ -18,7 +18,7 @@ def kernels() -> list[Extension]:
         Extension(
             'impala_jax.kernels._kernels',
             [KERNELS],
-            # What was compiled from another source is not loaded.
+            # Kernels are loaded only if this hash matches the source.
             define_macros=[('IMPALA_SOURCE', f'"{hashlib.sha256(Path(KERNELS).read_bytes()).hexdigest()}"')],
             include_dirs=[str(Path(jaxlib.origin).parent / 'include')],
             extra_compile_args=['-std=c++17', '-O3', '-march=native'],
@@ -28,7 +28,7 @@ def kernels() -> list[Extension]:
     ]
 
 
-# The files that `--config catch` names. They stand at the top of the checkout, and inside the installed package.
+# The files for `--config catch` and the like, at the top of a checkout and inside the installed package.
 CONFIGS = {'impala_jax.configs': 'configs', 'impala_jax.configs.ablations': 'configs/ablations'}
 
 setup(

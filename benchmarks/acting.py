@@ -1,9 +1,9 @@
-"""What acting costs: the emulator alone, inference alone, and the actor, which has both take turns.
+"""Throughput of acting: the emulator alone, inference alone, and the actor, which alternates between both.
 
     python benchmarks/acting.py [--config configs/pong.py] [--num-envs 8 16 32] [--repeats 5] [--json FILE]
 
-Steps a second (frames are `action repeat` times as many). `of its parts` compares the actor with what the sum of the
-other two allows: 1 / (1 / emulator + 1 / inference).
+The figures are agent steps per second; multiply by the action repeat for frames. `of its parts` compares the actor with
+the limit given by the other two: 1 / (1 / emulator + 1 / inference).
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from impala_jax.runtimes.host_share import host_share
 
 
 def main() -> None:
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', default='configs/pong.py', help='environment, network and unroll length')
-    parser.add_argument('--num-envs', type=int, nargs='+', default=(8, 16, 32))
-    parser.add_argument('--repeats', type=int, default=5, help='unrolls of each')
+    parser.add_argument('--num-envs', type=int, nargs='+', default=(8, 16, 32), help='environments per actor')
+    parser.add_argument('--repeats', type=int, default=5, help='unrolls per measurement')
     parser.add_argument('--json', type=Path, help='write the numbers to this file')
     args = parser.parse_args()
-    allocator.keep_memory()
+    allocator.configure_allocator()
     config = command_line.load_config_file(args.config)
     about, rows = machine(), []
     agent = make_agent(config.network, environments.spec(config.environment), config.popart.enabled)

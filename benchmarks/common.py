@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine, taking turns, medians, the peak of matrix products, tables."""
+"""Helpers for the benchmarks: machine description, interleaved timing, medians, peak of matrix products, tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from impala_jax.system.machine import num_cores
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers are measured on."""
+    """Describes the machine that the benchmark runs on."""
     device = jax.devices()[0]
     return {
         'backend': jax.default_backend(),
@@ -34,11 +34,14 @@ def machine() -> dict[str, Any]:
 
 
 def in_turn(fns: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call. All are called once before, and then take turns: what else the machine does hits all alike.
+    """Measures functions in alternation, so that other load on the machine affects all of them alike.
 
     Args:
-      fns: by name; each must wait for its result.
-      repeats: calls of each.
+      fns: Functions by name; each must block until its result is ready. They are called once before the measurement.
+      repeats: Number of measured calls of each function.
+
+    Returns:
+      Time of each call, in seconds, by name.
     """
     for fn in fns.values():
         fn()
@@ -52,12 +55,12 @@ def in_turn(fns: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, 
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """Median and range."""
+    """Returns median and range."""
     return {'median': float(np.median(values)), 'lowest': min(values), 'highest': max(values)}
 
 
 def matmul_peak(size: int = 2048, repeats: int = 10) -> float:
-    """FLOP/s of float32 matrix products of this size, the best of a few."""
+    """Measures the best FLOP/s of float32 matrix products of this size."""
     x = jnp.ones([size, size])
     product = jax.jit(jnp.matmul)
     times = in_turn({'product': lambda: product(x, x).block_until_ready()}, repeats)['product']
@@ -65,15 +68,19 @@ def matmul_peak(size: int = 2048, repeats: int = 10) -> float:
 
 
 def text(values: Sequence[float], digits: int) -> str:
-    """`median [lowest, highest]`."""
+    """Formats values as `median [lowest, highest]`."""
     s = summary(values)
     return f'{s["median"]:,.{digits}f} [{s["lowest"]:,.{digits}f}, {s["highest"]:,.{digits}f}]'
 
 
 def report(title: str, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any], path: Path | None) -> None:
-    """Prints rows as a table, with the machine above it; writes both as JSON where `path` says so.
+    """Prints rows as a table below a description of the machine, and writes both to a JSON file.
 
-    A list of numbers in a row is shown as its median and range, and written as it is.
+    Args:
+      title: Title of the table.
+      rows: Rows with the same keys; lists of numbers are printed as median and range, and written to JSON unchanged.
+      about: Description of the machine, as returned by `machine`.
+      path: JSON file; None for no file.
     """
     console = Console()
     if not console.is_terminal:

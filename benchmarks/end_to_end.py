@@ -1,16 +1,16 @@
-"""Whole runs, frames a second, against what the parts allow when they take turns, and against Sample Factory.
+"""Throughput of whole runs, compared with the limit given by their parts, and with Sample Factory.
 
     python benchmarks/end_to_end.py [--config configs/pong.py] [--runtime launchpad threads] [--seconds 60]
                                     [--repeats 3] [--sample-factory PYTHON] [--json FILE]
 
-A run's figure is the median over the rows of its metrics, the first third left out. The parts, emulator, inference and
-update, are measured alone in this process just before; taking turns they allow
-1 / (1 / emulator + 1 / inference + 1 / update).
+The figures are frames per second. That of a run is the median over the rows of its metrics, without the first third.
+The parts, emulator, inference and update, are measured alone in this process before the runs. If they alternate, they
+allow 1 / (1 / emulator + 1 / inference + 1 / update).
 
-Sample Factory plays Pong, with the shallow network, 2 workers of 16 environments, unrolls of 20 and batches of 640
-steps, each used once. It wants older packages than ours; PYTHON is the interpreter of an environment made by
-`pip install torch 'sample-factory[atari]==2.1.1'` and, for the ROMs, `AutoROM --accept-license`. Its own V-trace
-(`--with_vtrace`) stopped after the first samples with PyTorch 2.13, so it runs without, which is less work.
+Sample Factory plays Pong with the shallow network, 2 workers of 16 environments, unrolls of 20 and batches of 640
+steps, each used once. It needs older packages than this project; PYTHON is the interpreter of an environment created by
+`pip install torch 'sample-factory[atari]==2.1.1'` and, for the ROMs, `AutoROM --accept-license`. Its V-trace
+(`--with_vtrace`) stops after the first samples with PyTorch 2.13, so it runs without V-trace, which is less work.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def seconds_of_parts(config: Config, repeats: int = 5) -> dict[str, float]:
-    """Seconds for each frame in emulator, inference and update, each alone."""
+    """Measures emulator, inference and update alone, in seconds per frame."""
     agent = make_agent(config.network, environments.spec(config.environment), config.popart.enabled)
     learner = make_learner(config, agent)
     states = [learner.init(jax.random.PRNGKey(0))]
@@ -78,7 +78,18 @@ def seconds_of_parts(config: Config, repeats: int = 5) -> dict[str, float]:
 def frames_per_second(
     config: str | Path, runtime: str, seconds: float, overrides: list[str], script: str = 'local.py'
 ) -> float:
-    """Of a run of `launch/<script>` that is ended after `seconds` of training."""
+    """Measures the frames per second of a run.
+
+    Args:
+      config: Configuration of the run.
+      runtime: Runtime of the run.
+      seconds: Duration of the training, after which the run is stopped, in seconds.
+      overrides: Further command-line arguments.
+      script: Script in `launch/` that starts the run.
+
+    Raises:
+      RuntimeError: The run ended by itself, or did not start within 300 s.
+    """
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder) / 'run'
         command = [sys.executable, ROOT / 'launch' / script, '--config', config, '--workdir', workdir]
@@ -89,7 +100,7 @@ def frames_per_second(
             metrics, deadline, end = workdir / 'metrics.jsonl', time.monotonic() + 300, None
             while end is None or time.monotonic() < end:
                 if process.poll() is not None or (end is None and time.monotonic() > deadline):
-                    raise RuntimeError(f'{runtime}: the run ended, or did not begin within 300 s')
+                    raise RuntimeError(f'{runtime}: the run ended, or did not start within 300 s')
                 if end is None and metrics.exists() and metrics.stat().st_size:
                     end = time.monotonic() + seconds
                 time.sleep(0.1)
@@ -109,7 +120,15 @@ SAMPLE_FACTORY = """
 
 
 def sample_factory(python: Path, seconds: float) -> float:
-    """Its frames a second, `seconds` after its first update: the median of what it prints every 5 s."""
+    """Measures the frames per second of Sample Factory: the median of the values that it prints every 5 s.
+
+    Args:
+      python: Interpreter of an environment with Sample Factory.
+      seconds: Duration of the measurement after the first update, in seconds.
+
+    Raises:
+      RuntimeError: Sample Factory ended by itself, or did not finish in time.
+    """
     with tempfile.TemporaryDirectory() as folder:
         command = [
             python,
@@ -136,7 +155,7 @@ def sample_factory(python: Path, seconds: float) -> float:
                 if time.monotonic() > end:
                     break
             else:
-                raise RuntimeError(f'Sample Factory ended, or was not done in time: {"".join(printed[-5:])}')
+                raise RuntimeError(f'Sample Factory ended, or did not finish in time: {"".join(printed[-5:])}')
         finally:
             deadline.cancel()
             os.killpg(process.pid, signal.SIGKILL)
@@ -145,19 +164,20 @@ def sample_factory(python: Path, seconds: float) -> float:
 
 
 def main() -> None:
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='Further arguments are overrides of the configuration, as for launch/local.py.',
     )
-    parser.add_argument('--config', default='configs/pong.py')
-    parser.add_argument('--runtime', nargs='+', default=('launchpad', 'threads'))
-    parser.add_argument('--seconds', type=float, default=60, help='of training, each run')
-    parser.add_argument('--repeats', type=int, default=3, help='runs of each')
-    parser.add_argument('--sample-factory', type=Path, metavar='PYTHON', help='interpreter that has it installed')
+    parser.add_argument('--config', default='configs/pong.py', help='configuration of the runs')
+    parser.add_argument('--runtime', nargs='+', default=('launchpad', 'threads'), help='runtimes to measure')
+    parser.add_argument('--seconds', type=float, default=60, help='duration of the training in each run')
+    parser.add_argument('--repeats', type=int, default=3, help='runs per runtime')
+    parser.add_argument('--sample-factory', type=Path, metavar='PYTHON', help='interpreter with Sample Factory')
     parser.add_argument('--json', type=Path, help='write the numbers to this file')
     args, overrides = parser.parse_known_args()
-    allocator.keep_memory()
+    allocator.configure_allocator()
     config = command_line.override(command_line.load_config_file(args.config), overrides)
     about = machine()
     parts = seconds_of_parts(config)
@@ -174,7 +194,7 @@ def main() -> None:
         {'runtime': runtime, 'frames/s': measured, 'of the parts': float(np.median(measured)) / allowed}
         for runtime, measured in (rates | ({'Sample Factory': of_peer} if of_peer else {})).items()
     ]
-    report(f'{args.config}: the parts in turn allow {allowed:,.0f} frames/s', rows, about, args.json)
+    report(f'{args.config}: the parts in alternation allow {allowed:,.0f} frames/s', rows, about, args.json)
 
 
 if __name__ == '__main__':

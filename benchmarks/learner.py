@@ -1,15 +1,16 @@
-"""Learner updates: ours, against the same network in plain layers with RLax's V-trace, and in PyTorch.
+"""Throughput of learner updates, compared with the same network in plain flax layers, and in PyTorch.
 
     python benchmarks/learner.py [--torso shallow deep] [--unroll 20] [--batch 32] [--repeats 5]
                                  [--against plain torch torch-as-it-comes] [--trace DIR] [--json FILE]
 
-An update: uint8 frames of B trajectories of T transitions, already in the device's memory (stacks 84x84x4, for `ours`
-single frames, which it stacks itself); V-trace, loss, gradient, clipping, RMSProp. `ours` and `plain` start from the
-same parameters, and their losses must agree. `steps/s` are T x B an update, median and range; `of the limit` compares
-with all FLOPs of forward and backward pass at the peak of matrix products, measured just before.
+An update consists of V-trace, loss, gradient, clipping and RMSProp on uint8 frames of B trajectories of T transitions
+that are already in the device's memory (stacks of 84x84x4; for `ours` single frames, which it stacks itself). `ours`
+and `plain` start from the same parameters, and their losses must agree. `steps/s` counts T x B steps per update, as
+median and range. `of the limit` is relative to all FLOPs of the forward and backward pass at the peak of matrix
+products, measured before the updates.
 
-PyTorch is no dependency of this project: install a CPU build to compare. `torch` shares this process, and so the
-settings of its allocator, which a PyTorch program does not make; `torch-as-it-comes` is a process of its own, without.
+PyTorch is not a dependency of this project: install a CPU build for the comparison. `torch` runs in this process with
+its allocator settings, which are not PyTorch's defaults; `torch-as-it-comes` runs in a separate process without them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ SPEC = EnvironmentSpec(ArraySpec((84, 84, 4), np.dtype(np.uint8), stacked=True),
 
 
 def make_trajectories(T: int, B: int) -> Trajectory:
-    """Random ones, [T + 1, B], with episodes that end inside."""
+    """Creates random trajectories, [T + 1, B], which contain ends of episodes."""
     rng = np.random.default_rng(0)
     steps = jax.tree.map(lambda x: np.stack([x] * (T + 1)), dummy_timestep(SPEC, B))
     ends = rng.random([T + 1, B]) < 0.02
@@ -61,13 +62,13 @@ def make_trajectories(T: int, B: int) -> Trajectory:
 
 
 def stacked(trajectories: Trajectory) -> TimeStep:
-    """Their timesteps with [T + 1, B, 84, 84, 4] uint8 frames, as others have them."""
+    """Returns the timesteps with stacked frames, [T + 1, B, 84, 84, 4] uint8, as other implementations use."""
     stacks = frame_stacks.stacked(trajectories.timesteps.observation)
     return trajectories.timesteps._replace(observation=np.asarray(stacks))
 
 
 def ours(config: Config, trajectories: Trajectory) -> Callable[[], float]:
-    """The learner itself; the loss of an update."""
+    """Returns a function that performs an update of this package's learner and returns the loss."""
     agent = make_agent(config.network, SPEC)
     learner = make_learner(config, agent)
     batch = learner.put(trajectories.experience)
@@ -86,17 +87,19 @@ class PlainBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """Maps features to features of the same shape."""
         y = nn.Conv(x.shape[-1], (3, 3))(nn.relu(x))
         return x + nn.Conv(x.shape[-1], (3, 3))(nn.relu(y))
 
 
 class PlainTorso(nn.Module):
-    """Figure 3 in flax's own layers; takes the parameters of `impala_jax.networks`."""
+    """The networks of figure 3 in flax's own layers, compatible with the parameters of `impala_jax.networks`."""
 
     deep: bool
 
     @nn.compact
     def __call__(self, x):
+        """Maps images [N, 84, 84, 4] to features [N, 256]."""
         if self.deep:
             for section, channels in enumerate((16, 32, 32)):
                 x = nn.max_pool(nn.Conv(channels, (3, 3))(x), (3, 3), (2, 2), padding='SAME')
@@ -110,7 +113,7 @@ class PlainTorso(nn.Module):
 
 
 def plain(config: Config, trajectories: Trajectory) -> Callable[[], float]:
-    """The same update in flax's own layers and RLax's V-trace."""
+    """Returns the same update, with flax's own layers and RLax's V-trace."""
     torso = PlainTorso(config.network.torso == 'deep')
     T, B = trajectories.behaviour_logits.shape[:2]
     optimizer = optax.chain(
@@ -168,7 +171,7 @@ def plain(config: Config, trajectories: Trajectory) -> Callable[[], float]:
 
 
 def with_torch(config: Config, trajectories: Trajectory) -> Callable[[], float]:
-    """The same update in PyTorch's own layers, V-trace as a loop over time: how the PyTorch implementations do it."""
+    """Returns the same update in PyTorch, with V-trace as a loop over time, as in PyTorch implementations of IMPALA."""
     try:
         import torch
         from torch import nn as tnn
@@ -239,7 +242,7 @@ def with_torch(config: Config, trajectories: Trajectory) -> Callable[[], float]:
 
 
 def torch_as_it_comes(config: Config, trajectories: Trajectory) -> Callable[[], float]:
-    """`with_torch` in a process of its own, which ends with its standard input."""
+    """Returns `with_torch` in a separate process, which ends when its standard input is closed."""
     T, B = trajectories.behaviour_logits.shape[:2]
     command = [__file__, '--serve-torch', '--torso', config.network.torso, '--unroll', str(T), '--batch', str(B)]
     process = subprocess.Popen([sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -257,7 +260,15 @@ def torch_as_it_comes(config: Config, trajectories: Trajectory) -> Callable[[], 
 
 
 def flops_per_step(deep: bool, T: int) -> float:
-    """Of forward and backward pass (no gradient of the frames), for each of T transitions; 2 a multiplication."""
+    """Counts the FLOPs per transition of forward and backward pass, without gradients of the frames.
+
+    Args:
+      deep: Whether the network is the deep one.
+      T: Number of transitions of a trajectory.
+
+    Returns:
+      FLOPs per transition, with 2 per multiply-add.
+    """
     if deep:
         sides, channels = (84, 42, 21), (4, 16, 32, 32)
         first = 2 * 84 * 84 * 9 * 4 * 16
@@ -275,11 +286,12 @@ VARIANTS = {'ours': ours, 'plain': plain, 'torch': with_torch, 'torch-as-it-come
 
 
 def main() -> None:
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--torso', nargs='+', choices=('shallow', 'deep'), default=('shallow', 'deep'))
-    parser.add_argument('--unroll', type=int, default=20, help='T, transitions of a trajectory')
-    parser.add_argument('--batch', type=int, default=32, help='B, trajectories of an update')
-    parser.add_argument('--repeats', type=int, default=5, help='updates of each variant')
+    parser.add_argument('--unroll', type=int, default=20, help='transitions per trajectory, T')
+    parser.add_argument('--batch', type=int, default=32, help='trajectories per update, B')
+    parser.add_argument('--repeats', type=int, default=5, help='updates per variant')
     parser.add_argument('--against', nargs='*', choices=sorted(VARIANTS.keys() - {'ours'}), default=('plain',))
     parser.add_argument('--trace', type=Path, help='write a profile of one more update to this folder')
     parser.add_argument('--json', type=Path, help='write the numbers to this file')
@@ -291,7 +303,7 @@ def main() -> None:
         for _ in sys.stdin:
             print(update(), flush=True)
         return
-    allocator.keep_memory()
+    allocator.configure_allocator()
     about, peak = machine(), matmul_peak()
     about['matmul_gflops'] = round(peak / 1e9)
     rows = []

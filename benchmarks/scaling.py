@@ -1,12 +1,13 @@
-"""Throughput against the number of environments and of learners, beside the ideal line.
+"""Throughput as a function of the number of environments and of learners, compared with ideal scaling.
 
     python benchmarks/scaling.py [--step-ms 50] [--envs 1 4 16 64 256] [--per-actor 1 8] [--hosts 1 2 4]
                                  [--runtime threads launchpad] [--seconds 15] [--repeats 1] [--plot FILE] [--json FILE]
 
-The environments are synthetic (`synthetic.py`): a step takes a set time and no core, so that a small machine can show
-what many would do. Environments: `launch/local.py` with one learner, in actors of `--per-actor` environments each; the
-ideal is environments / step time. Learners: `launch/tpu_pod.py --simulate-hosts`, 8 actors of 8 environments and a
-batch of 8 a host; the ideal is the number of hosts times the throughput of one. All programs share this machine.
+The environments are synthetic (`synthetic.py`): a step takes a fixed time but no CPU time, so a small machine can
+simulate many. For environments, the benchmark runs `launch/local.py` with one learner and actors of `--per-actor`
+environments each; the ideal is environments / step time. For learners, it runs `launch/tpu_pod.py --simulate-hosts`
+with 8 actors of 8 environments and a batch of 8 per host; the ideal is the number of hosts times the throughput of one.
+All programs run on this machine.
 """
 
 from __future__ import annotations
@@ -26,15 +27,16 @@ ACTORS_PER_HOST, ENVS_PER_ACTOR = 8, 8
 
 
 def main() -> None:
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--step-ms', type=float, default=50.0, help='of an environment (default: %(default)g)')
-    parser.add_argument('--envs', type=int, nargs='*', default=(1, 4, 16, 64, 256), help='in all, with one learner')
-    parser.add_argument('--per-actor', type=int, nargs='+', default=(1, 8), help='environments of an actor')
-    parser.add_argument('--hosts', type=int, nargs='*', default=(1, 2, 4), help='learners, each of a host')
-    parser.add_argument('--runtime', nargs='+', default=('threads', 'launchpad'))
-    parser.add_argument('--seconds', type=float, default=15.0, help='of training, each run')
-    parser.add_argument('--repeats', type=int, default=1, help='runs of each')
-    parser.add_argument('--plot', type=Path, help='draw the rows into this png or svg file')
+    parser.add_argument('--step-ms', type=float, default=50.0, help='duration of a step (default: %(default)g)')
+    parser.add_argument('--envs', type=int, nargs='*', default=(1, 4, 16, 64, 256), help='total, with one learner')
+    parser.add_argument('--per-actor', type=int, nargs='+', default=(1, 8), help='environments per actor')
+    parser.add_argument('--hosts', type=int, nargs='*', default=(1, 2, 4), help='numbers of learners, one per host')
+    parser.add_argument('--runtime', nargs='+', default=('threads', 'launchpad'), help='runtimes to measure')
+    parser.add_argument('--seconds', type=float, default=15.0, help='duration of the training in each run')
+    parser.add_argument('--repeats', type=int, default=1, help='runs per measurement')
+    parser.add_argument('--plot', type=Path, help='draw the results into this png or svg file')
     parser.add_argument('--json', type=Path, help='write the numbers to this file')
     args = parser.parse_args()
     os.environ['SYNTHETIC_STEP_S'] = str(args.step_ms / 1e3)
@@ -53,7 +55,7 @@ def main() -> None:
                 if envs % per_actor:
                     continue
                 overrides = {'actor.num-actors': envs // per_actor, 'actor.num-envs': per_actor}
-                # No more than all actors yield at once: a larger batch would come in bursts of several updates.
+                # At most what all actors produce in one unroll: larger batches would make updates come in bursts.
                 overrides['learner.batch-size'] = min(envs, 32)
                 kind = f'environments, {per_actor} an actor'
                 rates = measure(kind, envs, 'local.py', overrides, runtime)
@@ -69,18 +71,19 @@ def main() -> None:
             rates = measure('learners', hosts, 'tpu_pod.py', overrides, runtime)
             alone = float(np.median(rates)) / hosts if alone is None else alone
             rows.append(row('learners', runtime, hosts, rates, alone * hosts))
-    report(f'synthetic environments of {args.step_ms:g} ms a step', rows, about, args.json)
+    report(f'synthetic environments with {args.step_ms:g} ms per step', rows, about, args.json)
     if args.plot is not None:
         plot(rows, args.plot)
 
 
 def row(kind: str, runtime: str, size: int, rates: list[float], ideal: float) -> dict[str, Any]:
+    """Returns a row of the table."""
     share = float(np.median(rates)) / ideal
     return {'of': kind, 'runtime': runtime, 'number': size, 'steps/s': rates, 'ideal': ideal, 'of the ideal': share}
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Two panels: environments, on logarithmic axes, and learners."""
+    """Draws two panels: environments, on logarithmic axes, and learners."""
     import matplotlib
 
     matplotlib.use('agg')

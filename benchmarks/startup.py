@@ -1,8 +1,8 @@
-"""From command to first learner step, without and with the compiled programs of the start before.
+"""Time from the command to the first learner update, without and with a filled compilation cache.
 
     python benchmarks/startup.py [--config configs/pong.py] [--runtime launchpad threads] [--repeats 3] [--json FILE]
 
-Seconds until the first row of metrics, which is made to come with the first update.
+The figures are seconds until the first row of metrics, which is configured to be written after the first update.
 """
 
 from __future__ import annotations
@@ -23,7 +23,17 @@ TIMEOUT_S = 300
 
 
 def start(config: str, runtime: str, workdir: Path, cache: Path) -> float:
-    """Seconds to the first update of a run that is ended then."""
+    """Measures the time to the first update of a run, in seconds, and stops the run.
+
+    Args:
+      config: Configuration of the run.
+      runtime: Runtime of the run.
+      workdir: Folder of the run.
+      cache: Folder of the compilation cache.
+
+    Raises:
+      RuntimeError: The run ended, or there was no update within `TIMEOUT_S`.
+    """
     command = [sys.executable, ROOT / 'launch' / 'local.py', '--config', config, '--workdir', workdir]
     command += ['--runtime', runtime, '--logging.interval-s', '0.001', '--evaluator.episodes', '0']
     environment = {**os.environ, 'XDG_CACHE_HOME': str(cache), 'PYTHONPATH': str(ROOT)}
@@ -42,10 +52,11 @@ def start(config: str, runtime: str, workdir: Path, cache: Path) -> float:
 
 
 def main() -> None:
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config', default='configs/pong.py')
-    parser.add_argument('--runtime', nargs='+', default=('launchpad', 'threads'))
-    parser.add_argument('--repeats', type=int, default=3, help='starts of each')
+    parser.add_argument('--config', default='configs/pong.py', help='configuration of the runs')
+    parser.add_argument('--runtime', nargs='+', default=('launchpad', 'threads'), help='runtimes to measure')
+    parser.add_argument('--repeats', type=int, default=3, help='starts per runtime')
     parser.add_argument('--json', type=Path, help='write the numbers to this file')
     args = parser.parse_args()
     about, rows = machine(), []

@@ -1,4 +1,4 @@
-"""Environments whose step takes a set time and no core, and the configuration that `scaling.py` runs them with."""
+"""Environments whose step takes a fixed time but no CPU time, and the configuration for `scaling.py`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from impala_jax import Config, EnvironmentConfig, LearnerConfig, NetworkConfig
 
 
 class Synthetic(dm_env.Environment):
-    """A step is ready SYNTHETIC_STEP_S seconds after the one before.
+    """An environment whose steps are ready SYNTHETIC_STEP_S seconds after the previous one.
 
-    Those of one actor, which are stepped one after the other, wait at the same time: as environments in processes of
-    their own would.
+    The environments of one actor are stepped one after the other but wait concurrently, as environments in separate
+    processes would.
     """
 
     def __init__(self):
@@ -25,10 +25,12 @@ class Synthetic(dm_env.Environment):
         self._steps = 0
 
     def reset(self) -> dm_env.TimeStep:
+        """Starts an episode of 100 steps."""
         self._steps = 0
         return dm_env.restart(self._observation())
 
     def step(self, action) -> dm_env.TimeStep:
+        """Waits until the step is ready; the action has no effect."""
         del action
         left = self._ready - time.monotonic()
         if left > 0:
@@ -43,20 +45,25 @@ class Synthetic(dm_env.Environment):
         return np.full([64], self._steps, np.float32)
 
     def observation_spec(self):
+        """A vector, [64] float32."""
         return specs.Array([64], np.float32)
 
     def action_spec(self):
+        """Four actions."""
         return specs.DiscreteArray(4)
 
 
 def environment(seed: int) -> dm_env.Environment:
-    """The factory of the configuration below."""
+    """Builds the environment of the configuration below."""
     del seed
     return Synthetic()
 
 
 def get_config() -> Config:
-    """A small network: neither actors nor learner are to be the limit. `scaling.py` sets batch and actors."""
+    """Returns a configuration with a small network, so that neither actors nor learner are the bottleneck.
+
+    `scaling.py` sets the batch size and the numbers of actors and environments.
+    """
     return Config(
         total_frames=10**9,
         environment=EnvironmentConfig(name='synthetic:environment'),

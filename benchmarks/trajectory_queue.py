@@ -1,9 +1,9 @@
-"""What the way from actor to learner costs: the queue of one process, and Reverb's.
+"""Cost of moving trajectories from actor to learner: the queue within one process, and Reverb.
 
     python benchmarks/trajectory_queue.py [--config configs/pong.py] [--num-envs 8] [--repeats 20] [--json FILE]
 
-One writer, one reader; a call puts as many trajectories as a batch has and takes the batch. `of memcpy` compares with
-copying the same bytes once.
+There is one writer and one reader. A call puts the trajectories of a batch and gets the batch. `of memcpy` is relative
+to copying the same bytes once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from impala_jax.types import Trajectory
 
 @contextlib.contextmanager
 def reverb_queue(config: Config, agent: Agent) -> Iterator[TrajectoryQueue]:
-    """A queue with a server of its own."""
+    """Context manager for a Reverb queue with its own server."""
     import reverb
 
     from impala_jax.runtimes import seals
@@ -48,7 +48,7 @@ def reverb_queue(config: Config, agent: Agent) -> Iterator[TrajectoryQueue]:
 
 
 def through(queue: TrajectoryQueue, batch: Trajectory) -> Callable[[], object]:
-    """Puts what a batch has and takes it; and the bytes arrive."""
+    """Returns a function that puts the trajectories of a batch and gets the batch, after checking the result once."""
 
     def call():
         queue.put(batch)
@@ -61,9 +61,10 @@ def through(queue: TrajectoryQueue, batch: Trajectory) -> Callable[[], object]:
 
 
 def main() -> None:
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', default='configs/pong.py', help='environment, network, batch and unroll length')
-    parser.add_argument('--repeats', type=int, default=20, help='batches of each')
+    parser.add_argument('--repeats', type=int, default=20, help='batches per queue')
     parser.add_argument('--json', type=Path, help='write the numbers to this file')
     args = parser.parse_args()
     config = command_line.load_config_file(args.config)
@@ -89,7 +90,7 @@ def main() -> None:
     rows = [
         {
             'queue': name,
-            'milliseconds a batch': [1e3 * s for s in seconds],
+            'milliseconds per batch': [1e3 * s for s in seconds],
             'steps/s': [steps / s for s in seconds],
             'MB/s': [num_bytes / s / 1e6 for s in seconds],
             'of memcpy': float(np.median(times['memcpy']) / np.median(seconds)),
@@ -97,7 +98,7 @@ def main() -> None:
         for name, seconds in times.items()
     ]
     report(
-        f'{config.environment.name}: batches of {config.num_fresh}, {num_bytes / steps:,.0f} bytes a step',
+        f'{config.environment.name}: batches of {config.num_fresh}, {num_bytes / steps:,.0f} bytes per step',
         rows,
         about,
         args.json,

@@ -1,11 +1,11 @@
-"""Which compiled V-trace is faster here: `auto`, `scan`, `associative_scan`, or RLax's.
+"""Speed of the compiled V-trace implementations: `auto`, `scan`, `associative_scan`, and RLax's.
 
     python benchmarks/vtrace.py [--shapes 20,32 1000,32] [--seconds 2] [--json FILE]
 
-Times targets and advantages together, jitted, inputs on the device. The variants take turns, so that what else the
-machine does hits all of them alike; a row gives the median of a call and, in brackets, the 10th and 90th percentile.
-RLax fixes c_bar to 1 and works on one trajectory at a time, so it is mapped over the batch. `auto` is the kernel on a
-CPU, where that was compiled, else the one of the two scans that this measures to be faster.
+Targets and advantages are timed together, jitted, with inputs on the device. The variants alternate, so that other load
+on the machine affects all of them alike. A row has the median time of a call and, in brackets, the 10th and 90th
+percentile. RLax fixes c_bar to 1 and processes one trajectory at a time, so it is mapped over the batch. `auto` is the
+CPU kernel where it is compiled, and otherwise the scan that was faster in this benchmark.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SHAPES = ((20, 32), (80, 32), (100, 256), (1000, 32))
 
 
 def make_inputs(T: int, B: int) -> dict[str, jax.Array]:
-    """Inputs of `from_importance_weights`, [T, B]."""
+    """Creates random inputs of `from_importance_weights`, [T, B]."""
     rng = np.random.RandomState(0)
     inputs = {
         'log_rhos': 0.5 * rng.randn(T, B),
@@ -42,7 +42,7 @@ def make_inputs(T: int, B: int) -> dict[str, jax.Array]:
 
 
 def with_rlax(log_rhos, discounts, rewards, values, bootstrap_value):
-    """RLax's, of the same inputs."""
+    """Computes targets and advantages with RLax from the same inputs."""
     values_t = jax.numpy.concatenate([values[1:], bootstrap_value[None]])
     fn = jax.vmap(rlax.vtrace_td_error_and_advantage, in_axes=1, out_axes=1)
     returns = fn(values, values_t, rewards, discounts, jax.numpy.exp(log_rhos))
@@ -58,7 +58,13 @@ VARIANTS = {
 
 
 def measure(T: int, B: int, seconds: float) -> dict[str, dict[str, float]]:
-    """Microseconds a call, by variant."""
+    """Measures the time of a call, in microseconds, by variant.
+
+    Args:
+      T: Number of steps.
+      B: Batch size.
+      seconds: Duration of the measurement, in seconds.
+    """
     inputs = make_inputs(T, B)
     fns = {name: jax.jit(fn) for name, fn in VARIANTS.items()}
     results = {name: jax.block_until_ready(fn(**inputs)) for name, fn in fns.items()}
@@ -91,16 +97,17 @@ def _shape(text: str) -> tuple[int, int]:
 
 
 def main() -> None:
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--shapes', type=_shape, nargs='+', default=SHAPES, metavar='T,B')
-    parser.add_argument('--seconds', type=float, default=2.0, help='for each shape')
-    parser.add_argument('--json', type=Path, help='also written there')
+    parser.add_argument('--shapes', type=_shape, nargs='+', default=SHAPES, metavar='T,B', help='shapes')
+    parser.add_argument('--seconds', type=float, default=2.0, help='duration of the measurement per shape')
+    parser.add_argument('--json', type=Path, help='write the numbers to this file')
     args = parser.parse_args()
 
-    allocator.keep_memory()
+    allocator.configure_allocator()
     about = {**machine(), 'rlax': rlax.__version__}
     print(', '.join(f'{name} {value}' for name, value in about.items()))
-    print('\nmicroseconds a call: median [10th, 90th percentile]\n')
+    print('\nmicroseconds per call: median [10th, 90th percentile]\n')
     print('| T, B | ' + ' | '.join(VARIANTS) + ' | fastest |')
     print('|---' * (len(VARIANTS) + 2) + '|')
     rows = []

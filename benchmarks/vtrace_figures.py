@@ -1,7 +1,7 @@
-"""The figures of docs/vtrace.md: python benchmarks/vtrace_figures.py runs/table2 runs/truncation docs/images
+"""Draws the figures of docs/vtrace.md: python benchmarks/vtrace_figures.py runs/table2 runs/truncation docs/images.
 
-The arguments are the folders of the sweeps configs/ablations/table2.py and truncation.py, and where the figures go. The
-theory is that of Catch, written down as an MDP.
+The arguments are the folders of the sweeps configs/ablations/table2.py and truncation.py, and the folder for the
+figures. The theoretical results are for Catch, written as an MDP.
 """
 
 import math
@@ -17,9 +17,9 @@ LEVELS = (1.0, 2.0, 4.0, 10.0, 100.0, math.inf)
 
 
 def catch() -> tuple[tabular.MDP, np.ndarray, np.ndarray]:
-    """Catch as an MDP, the actions that win [S], and the states that an episode can begin in [S], as a distribution.
+    """Returns Catch as an MDP, the winning actions [S], and the distribution of initial states [S].
 
-    A state is the ball's row and column and the paddle's column; after the last one the episode stays over.
+    A state consists of the ball's row and column and the paddle's column; the last state is absorbing.
     """
     states = [(r, b, p) for r in range(ROWS - 1) for b in range(COLUMNS) for p in range(COLUMNS)]
     index = {state: i for i, state in enumerate(states)}
@@ -39,7 +39,7 @@ def catch() -> tuple[tabular.MDP, np.ndarray, np.ndarray]:
 
 
 def trade_off() -> list[dict[str, float]]:
-    """`tabular.trade_off` of a policy that mostly wins, from the data of an older one, which errs elsewhere."""
+    """Computes `tabular.trade_off` for a policy that mostly wins, with data from an older policy with other errors."""
     mdp, wins, start = catch()
     random = np.random.RandomState(0)
     logits = 3 * np.eye(3)[wins] + random.randn(mdp.num_states, 3)
@@ -53,6 +53,13 @@ def trade_off() -> list[dict[str, float]]:
 
 
 def main(table2: Path, truncation: Path, images: Path) -> None:
+    """Draws the figures.
+
+    Args:
+      table2: Folder of the sweep table2.py.
+      truncation: Folder of the sweep truncation.py.
+      images: Folder for the figures.
+    """
     images.mkdir(parents=True, exist_ok=True)
     table = plotting.read_table(table2 / 'results.csv')
     replayed = plotting.select(table, {'replay.fraction': '0.5'})
@@ -64,7 +71,7 @@ def main(table2: Path, truncation: Path, images: Path) -> None:
     grid = plotting.read_table(truncation / 'results.csv')
     plotting.save(plotting.heatmap(grid, theory=theory), images / 'truncation.png')
 
-    # What is left of the bias where nothing is truncated is rounding.
+    # Without truncation the bias is 0 up to rounding.
     inside = [row | {'bias': np.round(row['bias_rms'] ** 2, 12)} for row in rows if row['c_bar'] <= row['rho_bar']]
     plotting.save(plotting.bias_variance(inside), images / 'bias_variance.png')
     for row in rows:

@@ -14,6 +14,7 @@ from impala_jax import (
 
 
 def get_config() -> Config:
+    """Returns the configuration."""
     return Config(
         total_frames=600_000,
         environment=EnvironmentConfig(name='catch'),

@@ -1,4 +1,4 @@
-"""Catch that needs memory: the ball is seen in the first frame only, so that a feed-forward agent cannot solve it."""
+"""Catch with memory: the ball is visible in the first frame only, so feed-forward agents cannot solve it."""
 
 from impala_jax import (
     ActorConfig,
@@ -14,6 +14,7 @@ from impala_jax import (
 
 
 def get_config() -> Config:
+    """Returns the configuration."""
     return Config(
         total_frames=900_000,
         environment=EnvironmentConfig(name='catch_memory'),

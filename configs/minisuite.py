@@ -1,4 +1,4 @@
-"""Four small tasks and one set of parameters: Catch, Catch from memory, a delayed reward, and words to follow."""
+"""Four small tasks with one set of parameters: Catch, Catch with memory, a delayed reward, and instructions."""
 
 from impala_jax import (
     ActorConfig,
@@ -14,6 +14,7 @@ from impala_jax import (
 
 
 def get_config() -> Config:
+    """Returns the configuration."""
     return Config(
         total_frames=600_000,
         environment=EnvironmentConfig(name='minisuite'),

@@ -1,4 +1,4 @@
-"""A population on the minisuite, from learning rates that are ten times too low and worse: launch/pbt.py."""
+"""Population based training on the minisuite with launch/pbt.py, from learning rates at least ten times too low."""
 
 import dataclasses
 
@@ -8,11 +8,12 @@ from impala_jax import ActorConfig, Config, LearnerConfig, LoggingConfig, Optimi
 
 
 def get_config() -> Config:
+    """Returns the configuration."""
     return dataclasses.replace(
         minisuite.get_config(),
         total_frames=300_000,
         learner=LearnerConfig(batch_size=16, unroll_length=20, num_devices=1),
-        # The schedule is what the population finds.
+        # The population determines the schedule.
         optimizer=OptimizerConfig(name='adam', schedule='constant'),
         actor=ActorConfig(num_actors=1, num_envs=16),
         logging=LoggingConfig(interval_s=1.0, interval_updates=30),
@@ -22,10 +23,10 @@ def get_config() -> Config:
             epsilon=(1e-8,),
             burn_in_frames=10_000,
             interval_frames=5_000,
-            # Three standard errors of the difference of two such fitnesses. Below that, members which have not begun to
-            # learn copy each other for luck, and their hyperparameters go for a random walk.
+            # Three standard errors of the difference between two such fitnesses. With a lower threshold, members that
+            # have not begun to learn copy each other by chance, and their hyperparameters follow a random walk.
             threshold=0.2,
-            # Larger than the paper's steps: there are some sixty comparisons here, not thousands.
+            # Larger than in the paper, because there are only about sixty comparisons and not thousands.
             mutation_probability=0.5,
             mutation_factor=2.0,
         ),

@@ -1,4 +1,4 @@
-"""Pong from pixels, with settings that get two CPU cores there fastest; `atari.py` has the paper's."""
+"""Pong from pixels, with settings for the fastest training on two CPU cores; `atari.py` has the paper's settings."""
 
 from impala_jax import (
     ActorConfig,
@@ -13,6 +13,7 @@ from impala_jax import (
 
 
 def get_config() -> Config:
+    """Returns the configuration."""
     return Config(
         total_frames=12_000_000,
         environment=EnvironmentConfig(name='atari/pong'),

@@ -1,4 +1,4 @@
-"""The agent: pure functions of parameters, used alike by actors, learner and evaluator."""
+"""The agent: pure functions of parameters, common to actors, learner and evaluator."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ _logger = logging.getLogger(__name__)
 
 
 class AgentStep(NamedTuple):
-    """What acting at one timestep yields."""
+    """Result of acting at one timestep."""
 
     action: Array  # [B] int32
-    logits: Array  # [B, A] float32, the very ones the action was sampled from
-    state: PyTree  # [B, ...], the core's state after the timestep
+    logits: Array  # [B, A] float32, from which the action was sampled.
+    state: PyTree  # [B, ...], state of the core after the timestep.
 
 
 class Agent:
-    """Network and action sampling for one kind of environment. Holds no parameters and no state.
+    """A network and action sampling for one kind of environment, without parameters or state.
 
     Args:
-      network: Maps TimeStep [T, B, ...] and the core's state [B, ...] to NetworkOutput and the state after the last
-        timestep; one of `networks.build`, or any other. A recurrent one has a method `initial_state(batch_size)`.
-      spec: That of the environment.
+      network: Module that maps a TimeStep [T, B, ...] and the state of the core [B, ...] to a NetworkOutput and the
+        state after the last timestep; built by `networks.build`, or any other. A recurrent network has a method
+        `initial_state(batch_size)`.
+      spec: Spec of the environment.
     """
 
     def __init__(self, network: nn.Module, spec: EnvironmentSpec):
@@ -43,29 +44,29 @@ class Agent:
 
     @property
     def reads(self) -> str:
-        """How each leaf of an observation is read, one line."""
+        """Description of how each leaf of an observation is read, in one line."""
         if not self._readings:
             return f'observations by {type(self._network).__name__}'
         return networks.describe(self._readings, self.spec.observation)
 
     def init(self, key: Array) -> PyTree:
-        """Parameters, float32."""
+        """Returns initial parameters, float32."""
         timesteps = jax.tree.map(lambda x: x[None], dummy_timestep(self.spec, 1))
         return self._network.init(key, timesteps, self.initial_state(1))
 
     def initial_state(self, batch_size: int) -> PyTree:
-        """The core's state before an episode, [B, ...]; `()` without a recurrent core."""
+        """Returns the state of the core at the start of an episode, [B, ...]; `()` without a recurrent core."""
         initial_state = getattr(self._network, 'initial_state', None)
         return () if initial_state is None else initial_state(batch_size)
 
     def check_observation(self, observation: PyTree) -> None:
-        """Checks what only the values tell: a word id or category without an embedding would make the output NaN.
+        """Checks the range of word ids and categories; a value without an embedding would make the output NaN.
 
         Args:
-          observation: [N, ...], numpy.
+          observation: NumPy arrays, [N, ...].
 
         Raises:
-          ConfigError: there is one.
+          ConfigError: If a value has no embedding.
         """
         if self._embedded:
             leaves = jax.tree.leaves(observation)
@@ -73,27 +74,48 @@ class Agent:
                 reading.check(leaves[i])
 
     def report_small_bytes(self, observation: PyTree) -> None:
-        """Logs, once per process, that bytes are divided by far more than their values so far, [N, ...] numpy."""
-        # A network of the user's own has no readings.
+        """Logs once if uint8 values are divided by a number that is much larger than the values seen.
+
+        Args:
+          observation: NumPy arrays, [N, ...].
+        """
+        # A user's network has no readings.
         for reading, leaf in zip(self._readings, jax.tree.leaves(observation), strict=False):
             if reading.is_default_scale and leaf.dtype == np.uint8 and 0 < 8 * int(leaf.max()) <= reading.scale:
                 _report_small_bytes(reading.name, reading.scale)
 
     def unroll(self, params: PyTree, timesteps: TimeStep, state: PyTree) -> tuple[NetworkOutput, PyTree]:
-        """Logits [T, B, A] and values [T, B] (with PopArt [T, B, K]) of timesteps [T, B, ...], and the state after the
-        last, from `state` before the first."""
+        """Evaluates the network on a sequence of timesteps.
+
+        Args:
+          params: Parameters of the network.
+          timesteps: Timesteps, [T, B, ...].
+          state: State of the core before the first timestep, [B, ...].
+
+        Returns:
+          A NetworkOutput with logits [T, B, A] and values [T, B] (with PopArt [T, B, K]), and the state of the core
+          after the last timestep, [B, ...].
+        """
         output, state = self._network.apply(params, timesteps, state)
         return output, state  # pyright: ignore[reportReturnType]
 
     def step(self, params: PyTree, key: Array, timestep: TimeStep, state: PyTree, *, greedy: bool = False) -> AgentStep:
-        """Acts at one timestep [B, ...]: an unroll of length one, and an action sampled (or the most likely one)."""
+        """Acts at one timestep.
+
+        Args:
+          params: Parameters of the network.
+          key: Key for sampling.
+          timestep: Timestep, [B, ...].
+          state: State of the core before the timestep, [B, ...].
+          greedy: Whether to take the most likely action instead of a sample.
+        """
         output, state = self.unroll(params, jax.tree.map(lambda x: x[None], timestep), state)
         logits = output.logits[0]
         action = jnp.argmax(logits, -1) if greedy else jax.random.categorical(key, logits)
         return AgentStep(action.astype(jnp.int32), logits, state)
 
     def empty_trajectory(self, unroll_length: int, batch_size: int) -> Trajectory:
-        """Zeros of the shapes and dtypes that this agent's actors write, [T + 1, B], numpy."""
+        """Returns a trajectory of zeros with the shapes and dtypes that actors write, [T + 1, B], in NumPy."""
         shape = [unroll_length, batch_size]
         return Trajectory(
             timesteps=frame_stacks.empty_timesteps(unroll_length + 1, dummy_timestep(self.spec, batch_size), self.spec),
@@ -106,22 +128,22 @@ class Agent:
         )
 
     def trajectory_structure(self) -> PyTree:
-        """The treedef of a Trajectory that this agent's actors write."""
+        """Returns the treedef of the trajectories that actors write."""
         return jax.tree.structure(self.empty_trajectory(1, 1))
 
 
 @functools.cache
 def _report_small_bytes(name: str, scale: float) -> None:
     _logger.warning(
-        '%s is divided by %g, and its first values are below an eighth of that; if they stay so small, set '
-        '--network.uint8-scale to the greatest',
+        '%s is divided by %g, and its first values are below an eighth of that; if all values are that small, set '
+        '--network.uint8-scale to the largest one',
         name,
         scale,
     )
 
 
 def dummy_timestep(spec: EnvironmentSpec, batch_size: int) -> TimeStep:
-    """A timestep of zeros, [B, ...], of an environment's shapes and dtypes; numpy."""
+    """Returns a timestep of zeros with an environment's shapes and dtypes, [B, ...], in NumPy."""
     return TimeStep(
         step_type=np.full([batch_size], FIRST, np.int32),
         reward=np.zeros([batch_size], np.float32),

@@ -1,4 +1,4 @@
-"""Stacks of frames in trajectories: each frame is queued, stored and transferred once, and the learner stacks them."""
+"""Frame stacks in trajectories: each frame is queued, stored and transferred once, and stacked by the learner."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from impala_jax.types import FIRST, Array, ArraySpec, EnvironmentSpec, FrameStac
 
 
 def empty_timesteps(num_steps: int, timestep: TimeStep, spec: EnvironmentSpec) -> TimeStep:
-    """Zeros for timesteps [num_steps, B, ...] like `timestep`, [B, ...], stacks as FrameStacks; numpy."""
+    """Returns timesteps of zeros, [num_steps, B, ...], in NumPy, with stacked leaves as FrameStacks.
+
+    Args:
+      num_steps: Number of timesteps.
+      timestep: Timestep with the shapes and dtypes, [B, ...].
+      spec: Spec of the environment, which determines the stacked leaves.
+    """
 
     def rows(leaf: np.ndarray) -> np.ndarray:
         return np.zeros([num_steps, *leaf.shape], leaf.dtype)
@@ -30,13 +36,13 @@ def empty_timesteps(num_steps: int, timestep: TimeStep, spec: EnvironmentSpec) -
 
 
 def write(stacks: FrameStacks, t: int, step_type: np.ndarray, stack: np.ndarray) -> None:
-    """Writes timestep `t`, after those before it.
+    """Writes timestep `t`; earlier timesteps must have been written.
 
     Args:
-      stacks: numpy.
-      t: from 0 to T.
-      step_type: [B] int32.
-      stack: [B, ..., K], as `ArraySpec.stacked` says.
+      stacks: FrameStacks of NumPy arrays, modified in place.
+      t: Index of the timestep, from 0 to T.
+      step_type: Step types, [B] int32.
+      stack: Stacked frames, [B, ..., K]; see `ArraySpec.stacked`.
     """
     earlier = stack.shape[-1] - 1
     stacks.frames[t + earlier] = stack[..., -1]
@@ -51,7 +57,7 @@ def write(stacks: FrameStacks, t: int, step_type: np.ndarray, stack: np.ndarray)
 
 
 def stacked(stacks: FrameStacks) -> Array:
-    """[T + 1, B, ..., K] again."""
+    """Returns the stacks as an array, [T + 1, B, ..., K]."""
     num_steps = stacks.num_earlier.shape[0]
     K = stacks.frames.shape[0] - num_steps + 1
     num_earlier = jnp.expand_dims(stacks.num_earlier, tuple(range(2, stacks.frames.ndim)))
@@ -60,7 +66,7 @@ def stacked(stacks: FrameStacks) -> Array:
 
 
 def unpacked(timesteps: TimeStep) -> TimeStep:
-    """Timesteps [T + 1, B, ...] whose leaves are all arrays: FrameStacks become [T + 1, B, ..., K]."""
+    """Replaces the FrameStacks in timesteps [T + 1, B, ...] by arrays [T + 1, B, ..., K]."""
     observation = jax.tree.map(
         lambda leaf: stacked(leaf) if isinstance(leaf, FrameStacks) else leaf,
         timesteps.observation,

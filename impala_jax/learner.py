@@ -1,6 +1,6 @@
-"""The learner: one compiled update over a mesh of devices, of one host or of several.
+"""The learner: a compiled update over a mesh of devices, on one host or several.
 
-On several hosts (`jax.distributed`) every host makes the same update with its own part of each batch.
+On several hosts (`jax.distributed`), every host makes the same update with its own part of each batch.
 """
 
 from __future__ import annotations
@@ -27,32 +27,33 @@ Schedule = Callable[[Hyperparameters, Array], Hyperparameters]
 
 
 class LearnerState(NamedTuple):
-    """All that an update changes; replicated over the mesh, donated to each update."""
+    """State of a learner, replicated over the mesh and donated to each update."""
 
     params: PyTree  # float32
     opt_state: PyTree
-    popart: PyTree  # PopArtState, or () without PopArt
-    num_updates: Array  # int32, batches consumed, skipped updates included
-    skipped: Array  # int32, updates skipped because the gradient was not finite
-    skipped_in_a_row: Array  # int32
+    popart: PyTree  # PopArtState; () without PopArt.
+    num_updates: Array  # [] int32, number of batches consumed, including those of skipped updates.
+    skipped: Array  # [] int32, number of updates skipped because of a non-finite gradient.
+    skipped_in_a_row: Array  # [] int32, number of consecutive skipped updates up to the last one.
 
 
 class HostLost(RuntimeError):
-    """An update over several hosts failed: most likely one of them is gone."""
+    """An update over several hosts failed, most likely because one of them is lost."""
 
 
 class Learner:
-    """The pure update, compiled over a one-axis mesh: parameters replicated, the batch split.
+    """An update compiled over a mesh with one axis: parameters are replicated, the batch is split.
 
     Args:
-      agent: The agent.
-      optimizer: An optax transformation; with `hyperparameters` also a function from them to one.
-      loss: The loss.
-      hyperparameters: Inputs of the compiled update at the start of a run: the learning rate and epsilon that
-        `optimizer` is given, and the entropy cost that `loss` is given. None: both have their own.
-      schedule: Hyperparameters and the number of updates applied, int32 -> hyperparameters of the next update.
-      popart: PopArt's constants; None for a single value that is not normalised.
-      devices: The mesh, of jax.Device; None: all.
+      agent: Agent to train.
+      optimizer: Optax transformation or, with `hyperparameters`, a function from them to one.
+      loss: Loss to minimise.
+      hyperparameters: Inputs of the compiled update at the start of a run: learning rate and epsilon for `optimizer`,
+        entropy cost for `loss`. None uses the values of `optimizer` and `loss` themselves.
+      schedule: Function from the hyperparameters at the start and the number of applied updates, int32, to the
+        hyperparameters of the next update.
+      popart: Constants of PopArt; None trains a single value that is not normalised.
+      devices: Devices of the mesh, of type `jax.Device`; None uses all devices.
     """
 
     def __init__(
@@ -72,45 +73,45 @@ class Learner:
         )
         self._loss = loss
         self.hyperparameters = hyperparameters
-        """Those at the start of a run; None without any."""
+        """Hyperparameters at the start of a run, or None."""
         self.schedule = schedule
         self._popart = popart
         mesh = Mesh(np.array(jax.devices() if devices is None else devices), ('batch',))
         self.num_local_devices = len(mesh.local_devices)
         replicated = PartitionSpec()
-        batched = {0: PartitionSpec('batch'), 1: PartitionSpec(None, 'batch')}  # by the axis of the batch
+        batched = {0: PartitionSpec('batch'), 1: PartitionSpec(None, 'batch')}  # Keyed by the axis of the batch.
         self.replicated = NamedSharding(mesh, replicated)
         self._batched = {axis: NamedSharding(mesh, spec) for axis, spec in batched.items()}
-        # By itself XLA would gather all frames on every device: of time x batch in one axis it cannot split the batch.
+        # Without shard_map, XLA gathers all frames on every device: it cannot split a joint axis of time and batch.
         self._unroll: Any = jax.shard_map(
             lambda params, timesteps, state: agent.unroll(params, frame_stacks.unpacked(timesteps), state),
             mesh=mesh,
             in_specs=(replicated, batched[1], batched[0]),
             out_specs=(batched[1], batched[0]),
-            check_vma=False,  # It does not know `impala_jax.kernels.cpu`.
+            check_vma=False,  # The check does not support `impala_jax.kernels.cpu`.
         )
         self._compiled = jax.jit(self.pure_update, donate_argnums=0, out_shardings=self.replicated)
 
     def init(self, key: Array) -> LearnerState:
-        """A fresh state, on the mesh."""
-        params = jax.jit(self._agent.init)(key)  # One program, which is cached.
+        """Returns an initial state, on the mesh."""
+        params = jax.jit(self._agent.init)(key)  # As one program, which the compilation cache stores.
         statistics = () if self._popart is None else popart.init(self._agent.spec.num_tasks)
         optimizer = self._make_optimizer(self.inputs(None))
         zero = np.zeros([], np.int32)
         return self.restore(LearnerState(params, optimizer.init(params), statistics, zero, zero, zero))
 
     def restore(self, state: LearnerState) -> LearnerState:
-        """Puts a state, of several hosts that of the first, on the mesh, in memory of its own: updates donate it.
+        """Copies a state to the mesh; on several hosts, the state of host 0.
 
         Raises:
-          HostLost: One of several hosts is gone.
+          HostLost: If the broadcast from host 0 fails.
         """
         try:
             state = multihost_utils.broadcast_one_to_all(state)
-        except Exception as error:  # JAX raises what its transport does.
+        except Exception as error:  # JAX raises the errors of its transport.
             if jax.process_count() == 1:
                 raise
-            raise HostLost(f'the state was not received from the first host: {str(error).splitlines()[0]}') from error
+            raise HostLost(f'the state was not received from host 0: {str(error).splitlines()[0]}') from error
         return jax.tree.map(
             lambda x: jax.make_array_from_callback(x.shape, self.replicated, lambda _: np.array(x)), state
         )
@@ -119,16 +120,16 @@ class Learner:
         """Puts this host's part of a batch on the mesh.
 
         Args:
-          batch: Experience, or another NamedTuple of fields of Trajectory, numpy [T + 1, B].
+          batch: Experience, or another NamedTuple with fields of Trajectory; NumPy arrays, [T + 1, B].
         """
         return type(batch)(*(self._put(batch_axis(name), part) for name, part in batch._asdict().items()))
 
     def put_rows(self, rows: PyTree) -> PyTree:
-        """Puts this host's rows, numpy [num_local_devices], on the mesh, one per device."""
+        """Puts this host's rows, NumPy arrays [num_local_devices], on the mesh, one per device."""
         return self._put(0, rows)
 
     def _put(self, axis: int, tree: PyTree) -> PyTree:
-        """Splits arrays along this axis."""
+        """Splits arrays along `axis` over the devices."""
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self._batched[axis], x), tree)
 
     def update(
@@ -137,33 +138,39 @@ class Learner:
         batch: Trajectory | Experience,
         hyperparameters: Hyperparameters | None = None,
     ) -> tuple[LearnerState, dict[str, Array]]:
-        """The state after a batch, and scalars that tell how it went.
+        """Makes one update.
 
         Args:
-          state: Is donated: it cannot be used again.
-          batch: Trajectories [T + 1, B], numpy, or experience that `put` has put on the mesh.
-          hyperparameters: Replace those that the learner was made with; nothing is compiled for them.
+          state: State before the update; it is donated and cannot be used afterwards.
+          batch: Trajectories [T + 1, B] in NumPy, or Experience on the mesh, as returned by `put`.
+          hyperparameters: Values that replace the learner's own, without recompilation.
+
+        Returns:
+          The state after the update, and scalars for the log.
         """
         experience = self.put(batch.experience) if isinstance(batch, Trajectory) else batch
         return self._compiled(state, experience, self.inputs(hyperparameters))
 
     def inputs(self, hyperparameters: Hyperparameters | None) -> Any:
-        """These hyperparameters, or those of the learner, as inputs of `pure_update`."""
+        """Returns `hyperparameters`, or the learner's own for None, as inputs of `pure_update`."""
         values = self.hyperparameters if hyperparameters is None else hyperparameters
         return () if values is None else Hyperparameters(*map(np.float32, values))
 
     def pure_update(
-        self, state: LearnerState, experience: Experience, hyperparameters: Any, goes_on: Array | bool = True
+        self, state: LearnerState, experience: Experience, hyperparameters: Any, enabled: Array | bool = True
     ) -> tuple[LearnerState, dict[str, Array]]:
-        """The update itself, a pure function.
+        """The update as a pure function.
 
         Args:
-          state: Replicated.
-          experience: [T + 1, B], of all hosts.
-          hyperparameters: Hyperparameters of float32 scalars, or () without any.
-          goes_on: bool scalar; where it is not, nothing is learned, and the state is that of before.
+          state: State before the update, replicated over the mesh.
+          experience: Experience of all hosts, [T + 1, B].
+          hyperparameters: Hyperparameters, float32 scalars; () without any.
+          enabled: Whether to update, [] bool; otherwise the state is returned unchanged.
+
+        Returns:
+          The state after the update, and scalars for the log.
         """
-        # By this state's count, not the optimiser's own: a state copied from another run has that one's.
+        # Counts from this state, not from the optimiser's: a state copied from another run has that run's count.
         applied = state.num_updates - state.skipped
         values = self.schedule(hyperparameters, applied) if hyperparameters else hyperparameters
         given: dict[str, Any] = {'entropy_cost': values.entropy_cost} if hyperparameters else {}
@@ -187,7 +194,7 @@ class Learner:
 
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
         params, opt_state, statistics = jax.tree.map(
-            lambda new, old: jnp.where(finite & goes_on, new, old),
+            lambda new, old: jnp.where(finite & enabled, new, old),
             (params, opt_state, statistics),
             (state.params, state.opt_state, state.popart),
         )
@@ -195,9 +202,9 @@ class Learner:
             params=params,
             opt_state=opt_state,
             popart=statistics,
-            num_updates=state.num_updates + jnp.int32(goes_on),
-            skipped=state.skipped + (goes_on & ~finite),
-            skipped_in_a_row=jnp.where(goes_on & finite, 0, state.skipped_in_a_row + (goes_on & ~finite)),
+            num_updates=state.num_updates + jnp.int32(enabled),
+            skipped=state.skipped + (enabled & ~finite),
+            skipped_in_a_row=jnp.where(enabled & finite, 0, state.skipped_in_a_row + (enabled & ~finite)),
         )
         logs = {
             'loss': loss,

@@ -1,4 +1,4 @@
-"""The loss (section 4.2): policy gradient, baseline and entropy, SUMMED over time and batch."""
+"""The loss (Espeholt et al., 2018, section 4.2): policy gradient, baseline and entropy, SUMMED over time and batch."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ import numpy as np
 from impala_jax import vtrace
 from impala_jax.config import VTraceConfig
 from impala_jax.networks import NetworkOutput
-from impala_jax.types import FIRST, Array, Experience
+from impala_jax.types import FIRST, Array, Experience, TimeStep
 
 LOG_RHO_EDGES = np.array([-4, -2, -1, -0.5, -0.2, -0.1, -0.05, -0.01, 0.01, 0.05, 0.1, 0.2, 0.5, 1, 2, 4], np.float32)
-"""Bins of the log's `log_rho_histogram`; the outer ones are open. What is on-policy falls into the middle one."""
+"""Edges of the metric `log_rho_histogram`. The outer bins are unbounded; on-policy ratios are in the middle bin."""
 
-_EPSILON = 1e-6  # of `epsilon_correction`
+_EPSILON = 1e-6  # Constant of `epsilon_correction`.
 
 
 class LossDetails(NamedTuple):
-    """What the loss was made of; no gradient flows out."""
+    """Auxiliary outputs of the loss, without gradients."""
 
-    logs: dict[str, Array]  # scalars, and `log_rho_histogram`
-    value_targets: Array | None = None  # [T, B]; PopArt needs both.
-    mask: Array | None = None  # bool [T, B], the transitions that count
+    logs: dict[str, Array]  # Scalars, and `log_rho_histogram`.
+    value_targets: Array | None = None  # [T, B] float32; PopArt needs it and `mask`.
+    mask: Array | None = None  # [T, B] bool, transitions that are not masked.
 
 
 class Loss(Protocol):
-    """A loss that `Learner` can minimise."""
+    """Signature of a loss that `Learner` minimises."""
 
     def __call__(
         self,
@@ -40,27 +40,30 @@ class Loss(Protocol):
         entropy_cost: Array | float | None = None,
         value_scale: Array | None = None,
     ) -> tuple[Array, LossDetails]:
-        """The loss of a batch, a scalar, and what it was made of.
+        """Computes the loss of a batch.
 
         Args:
-          output: logits [T + 1, B, A] and values [T + 1, B] of the learner's parameters at the batch's timesteps.
-          experience: [T + 1, B].
-          entropy_cost: A scalar in place of the loss's own; given only where it is scheduled or tuned.
-          value_scale: [B], what advantages and the values' errors are divided by; given only with PopArt.
+          output: Output of the network under the learner's parameters: logits [T + 1, B, A] and values [T + 1, B].
+          experience: Experience, [T + 1, B].
+          entropy_cost: Scalar that replaces the loss's own weight of the entropy; None without schedule and tuning.
+          value_scale: Divisor of advantages and value errors, [B]; None without PopArt.
+
+        Returns:
+          The loss, a scalar, and its LossDetails.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class ImpalaLoss:
-    """The loss of the paper, over whatever transitions count.
+    """The loss of the paper, summed over the transitions that are not masked.
 
     Args:
-      discount: gamma; it multiplies the environment's own discount.
-      baseline_cost: Weight of the values' squared errors, which are halved.
+      discount: Discount factor gamma, multiplied by the discount of the environment.
+      baseline_cost: Weight of half the squared errors of the values.
       entropy_cost: Weight of the entropy.
-      reward_clip: A mode of `clip_rewards`.
-      vtrace: The off-policy correction and its truncation levels.
+      reward_clip: Mode of `clip_rewards`.
+      vtrace: Off-policy correction and its truncation levels.
     """
 
     discount: float = 0.99
@@ -77,41 +80,28 @@ class ImpalaLoss:
         entropy_cost: Array | float | None = None,
         value_scale: Array | None = None,
     ) -> tuple[Array, LossDetails]:
-        """As `Loss`.
+        """Computes the loss of a batch; see `Loss.__call__` for the arguments.
 
         Returns:
-          The loss, a scalar, and LossDetails, whose `logs` are `policy_loss`, `baseline_loss` (both as weighted in the
-          loss), and `entropy`, the mean over the transitions that count; beside them those of `off_policyness`.
+          The loss, a scalar, and its LossDetails. The `logs` are `policy_loss` and `baseline_loss`, as weighted in the
+          loss, `entropy`, the mean over unmasked transitions, and those of `off_policyness`.
 
         Raises:
-          AssertionError: shapes that do not agree.
+          AssertionError: If shapes do not agree.
         """
         timesteps, actions = experience.timesteps, experience.actions
         chex.assert_equal_shape_prefix([output.logits[:-1], experience.behaviour_logits, actions], 2)
         chex.assert_equal_shape([output.values, timesteps.reward])
 
-        # The arrival at an episode's first step is not a transition of the task: the action before it was ignored.
+        # The arrival at the first step of an episode is not a transition of the task: the action before it is ignored.
         mask = timesteps.step_type[1:] != FIRST
-        rewards = clip_rewards(timesteps.reward[1:], self.reward_clip)
 
         log_policy = jax.nn.log_softmax(output.logits[:-1])
         log_behaviour = jax.nn.log_softmax(experience.behaviour_logits)
         log_pi = jnp.take_along_axis(log_policy, actions[..., None], axis=-1)[..., 0]
         log_mu = jnp.take_along_axis(log_behaviour, actions[..., None], axis=-1)[..., 0]
         log_rhos = jnp.where(mask, jax.lax.stop_gradient(log_pi) - log_mu, -jnp.inf)
-        targets = vtrace.corrected_returns(
-            self.vtrace.correction,
-            log_rhos=log_rhos,
-            discounts=self.discount * timesteps.discount[1:],
-            rewards=rewards,
-            values=jax.lax.stop_gradient(output.values[:-1]),
-            bootstrap_value=jax.lax.stop_gradient(output.values[-1]),
-            clip_rho_threshold=self.vtrace.rho_bar,
-            clip_c_threshold=self.vtrace.c_bar,
-            clip_pg_rho_threshold=self.vtrace.pg_rho_bar,
-            lambda_=self.vtrace.lambda_,
-            implementation=self.vtrace.implementation,
-        )
+        targets = self._targets(log_rhos, timesteps, jax.lax.stop_gradient(output.values))
 
         entropies = -jnp.sum(jnp.exp(log_policy) * log_policy, axis=-1)
         if self.vtrace.correction == 'epsilon_correction':
@@ -131,9 +121,25 @@ class ImpalaLoss:
         }
         return loss, LossDetails(logs, targets.vs, mask)
 
+    def _targets(self, log_rhos: Array, timesteps: TimeStep, values: Array) -> vtrace.VTraceReturns:
+        """Value targets and advantages [T, B], from log pi/mu [T, B], timesteps and values [T + 1, B]."""
+        return vtrace.corrected_returns(
+            self.vtrace.correction,
+            log_rhos=log_rhos,
+            discounts=self.discount * timesteps.discount[1:],
+            rewards=clip_rewards(timesteps.reward[1:], self.reward_clip),
+            values=values[:-1],
+            bootstrap_value=values[-1],
+            clip_rho_threshold=self.vtrace.rho_bar,
+            clip_c_threshold=self.vtrace.c_bar,
+            clip_pg_rho_threshold=self.vtrace.pg_rho_bar,
+            lambda_=self.vtrace.lambda_,
+            implementation=self.vtrace.implementation,
+        )
+
 
 def clip_rewards(rewards: Array, mode: Literal['unit', 'asymmetric', 'asymmetric_paper', 'none']) -> Array:
-    """Rewards as the loss takes them; the modes are those of `LossConfig.reward_clip`."""
+    """Clips or squeezes rewards, of any shape; `LossConfig.reward_clip` describes the modes."""
     if mode == 'unit':
         return jnp.clip(rewards, -1.0, 1.0)
     if mode == 'asymmetric':
@@ -147,23 +153,23 @@ def clip_rewards(rewards: Array, mode: Literal['unit', 'asymmetric', 'asymmetric
 def off_policyness(
     log_rhos: Array, log_policy: Array, log_behaviour: Array, mask: Array, config: VTraceConfig
 ) -> dict[str, Array]:
-    """How far the behaviour policy mu is from the learner's pi, over the transitions that count.
+    """Measures how far the behaviour policy mu is from the learner's policy pi, over unmasked transitions.
 
     Args:
-      log_rhos: [T, B], not truncated.
-      log_policy: [T, B, A], log pi.
-      log_behaviour: [T, B, A], log mu.
-      mask: bool [T, B], the transitions that count.
-      config: rho_bar and c_bar.
+      log_rhos: Log importance ratios log pi/mu, not truncated, [T, B].
+      log_policy: Log probabilities log pi, [T, B, A].
+      log_behaviour: Log probabilities log mu, [T, B, A].
+      mask: Transitions that are not masked, [T, B] bool.
+      config: Truncation levels rho_bar and c_bar.
 
     Returns:
-      `rho_truncated_fraction` and `c_truncated_fraction`, the shares of ratios above rho_bar and c_bar;
-      `kl_behaviour_target`, the mean of KL(mu||pi); `effective_sample_size`, (sum rho)^2 / (N sum rho^2), 1 on policy;
-      `log_rho_histogram`, int32, counts between `LOG_RHO_EDGES`.
+      A dict without gradients: `rho_truncated_fraction` and `c_truncated_fraction`, the fractions of ratios above
+      rho_bar and c_bar; `kl_behaviour_target`, the mean of KL(mu||pi); `effective_sample_size`,
+      (sum rho)^2 / (N sum rho^2), which is 1 on-policy; `log_rho_histogram`, int32 counts between `LOG_RHO_EDGES`.
     """
     rhos = jnp.exp(log_rhos)
     kl = jnp.sum(jnp.exp(log_behaviour) * (log_behaviour - log_policy), axis=-1)
-    # 1e-30: a batch without any transition that counts gives 0, and no division by it.
+    # 1e-30 gives 0 for a batch without unmasked transitions, instead of a division by 0.
     effective = jnp.square(jnp.sum(rhos)) / jnp.maximum(jnp.sum(mask) * jnp.sum(jnp.square(rhos)), 1e-30)
     edges = LOG_RHO_EDGES[None, None, 1:-1]
     inner = jnp.sum(mask[..., None] & (log_rhos[..., None] >= edges), axis=(0, 1))

@@ -1,10 +1,10 @@
-"""The networks of figure 3: a torso for each observation, an optional LSTM that resets, two heads.
+"""The networks of the paper's figure 3: a torso per observation, an optional LSTM with resets, and two heads.
 
-Everything takes time-major input [T, B, ...]. The torso runs on time x batch folded into one axis; only the LSTM runs
-step by step. Torsos, instruction encoder and core compute in `NetworkConfig.compute_dtype`, the heads in float32.
+Inputs are time-major, [T, B, ...]. Torsos run on time and batch merged into one axis; only the LSTM runs step by step.
+Torsos, instruction encoder and core compute in `NetworkConfig.compute_dtype`, the heads in float32.
 
-How each leaf of an observation is read is decided once, from its `ArraySpec`, by `read`; docs/environments.md has the
-rules.
+The function `read` decides how the network reads each leaf of an observation, from its `ArraySpec`;
+docs/environments.md lists the rules.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from impala_jax.types import (
 )
 
 MAX_CATEGORIES = 2**20
-"""Values of a category, and word ids, at most: each has a row of an embedding, and so of the optimiser's state."""
+"""Largest number of categories or word ids; each adds a row to an embedding and to the optimiser's state."""
 
-# The smallest image side each torso can take.
+# Smallest image side for each torso, in pixels.
 _IMAGE_TORSOS = {'shallow': 20, 'shallow_atari': 36, 'deep': 8}
 
 
 class Reading(NamedTuple):
     """How the network reads one leaf of an observation."""
 
-    name: str  # the leaf's path, as `observation['rgb']`
-    torso: str  # 'words', 'category', 'mlp', an image torso, or 'module:Class'
-    axes: tuple[int, ...] = ()  # of an image: height, width and the axes of its channels, which are joined
-    scale: float = 1.0  # uint8 values are divided by it.
-    is_default_scale: bool = True  # not that of `NetworkConfig.uint8_scale`
-    num_values: int = 0  # of a category, or word ids
+    name: str  # Path of the leaf, such as `observation['rgb']`.
+    torso: str  # 'words', 'category', 'mlp', an image torso, or 'module:Class'.
+    axes: tuple[int, ...] = ()  # Of an image, the axes of height, width and channels; those of channels are merged.
+    scale: float = 1.0  # Divisor of uint8 values.
+    is_default_scale: bool = True  # Whether `NetworkConfig.uint8_scale` is not set.
+    num_values: int = 0  # Number of categories or word ids.
 
     def check(self, leaf: np.ndarray) -> None:
         """Raises ConfigError if a category or word, [N, ...] integers, has no row in the embedding."""
@@ -57,26 +57,26 @@ class Reading(NamedTuple):
 
 
 class NetworkOutput(NamedTuple):
-    """The two heads."""
+    """Outputs of the policy head and the value head."""
 
     logits: Array  # [T, B, A] float32
-    values: Array  # [T, B] float32; with PopArt [T, B, K], normalised, one a task
+    values: Array  # [T, B] float32; with PopArt [T, B, K], one normalised value per task.
 
 
 _relu_init = nn.initializers.orthogonal(2**0.5)
 
 
 def _image_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    """Orthogonal filters whose weights sum to zero.
+    """Initialises orthogonal filters with weights that sum to zero.
 
-    Images are not negative and mostly background, to which any other filter answers with a large constant: half of the
+    Pixels are not negative and mostly background, to which other filters respond with a large constant. Half of those
     filters would be negative nearly everywhere from the start, and their ReLUs dead.
     """
     return layers.centred(_relu_init(key, shape, dtype))
 
 
 class ShallowTorso(nn.Module):
-    """Two convolutions (figure 3, left); `centre_filters` as in `NetworkConfig`."""
+    """Two convolutions and a dense layer (figure 3, left); `NetworkConfig` describes `centre_filters`."""
 
     channels: tuple[int, ...] = (16, 32)
     kernels: tuple[int, ...] = (8, 4)
@@ -148,7 +148,7 @@ class MLPTorso(nn.Module):
 
 
 class CategoryTorso(nn.Module):
-    """The MLP over a one-hot vector, whose first layer is a table, so that no such vector is made."""
+    """An MLP over a one-hot vector, with an embedding as its first layer instead of the vector."""
 
     num_values: int
     hidden_sizes: tuple[int, ...] = (64, 64)
@@ -156,14 +156,14 @@ class CategoryTorso(nn.Module):
 
     @nn.compact
     def __call__(self, categories: Array) -> Array:
-        """[N] integers from 0 to num_values - 1 -> [N, hidden_sizes[-1]]; NaN for others."""
+        """[N] integers from 0 to num_values - 1 -> [N, hidden_sizes[-1]]; NaN for other integers."""
         first, *rest = self.hidden_sizes or (64,)
         x = nn.relu(nn.Embed(self.num_values, first, dtype=self.dtype)(categories))
         return MLPTorso(tuple(rest), self.dtype)(x) if rest else x
 
 
 class InstructionEncoder(nn.Module):
-    """Words of an instruction, embedded and read by an LSTM (figure 3); no words give zeros."""
+    """An LSTM over embedded words of an instruction (figure 3); an empty instruction gives zeros."""
 
     num_word_ids: int
     embedding_size: int = 20
@@ -172,9 +172,9 @@ class InstructionEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, words: Array) -> Array:
-        """[N, L] int32 -> [N, hidden_size], the output at the last word; 0 is no word.
+        """[N, L] int32 -> [N, hidden_size], the output at the last word.
 
-        An id that is not below `num_word_ids` makes the output NaN.
+        Word id 0 is padding. Ids of `num_word_ids` or more make the output NaN.
         """
         embedded = nn.Embed(self.num_word_ids, self.embedding_size)(words)
 
@@ -192,14 +192,23 @@ class InstructionEncoder(nn.Module):
 
 
 class ResettingLSTM(nn.Module):
-    """An LSTM whose state, float32, becomes zeros BEFORE a step that starts an episode."""
+    """An LSTM whose state, float32, is set to zeros BEFORE a step that starts an episode."""
 
     size: int
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, inputs: Array, resets: Array, state: PyTree) -> tuple[Array, PyTree]:
-        """[T, B, D], bool [T, B], two of [B, size] -> [T, B, size], two of [B, size]."""
+        """Runs T steps.
+
+        Args:
+          inputs: Inputs, [T, B, D].
+          resets: Whether the step starts an episode, [T, B] bool.
+          state: Cell and hidden state, two arrays [B, size].
+
+        Returns:
+          The outputs, [T, B, size], and the state after the last step.
+        """
 
         def step(cell, carry, step_inputs):
             x, reset = step_inputs
@@ -212,32 +221,34 @@ class ResettingLSTM(nn.Module):
 
     @nn.nowrap
     def initial_state(self, batch_size: int) -> PyTree:
-        """Zeros, two of [B, size] float32."""
+        """Returns zeros, two arrays [B, size] float32."""
         return (np.zeros([batch_size, self.size], np.float32), np.zeros([batch_size, self.size], np.float32))
 
 
 class ImpalaNetwork(nn.Module):
-    """Torso, core and heads.
+    """The network of an agent: torsos, core and heads.
 
-    An observation may be nested: each leaf is read as its `Reading` says, and what the leaves yield is joined. So in a
-    dict of an image and a vector the image passes the torso of `NetworkConfig.torso`, and the vector an MLP.
+    An observation may be nested. Each leaf has a torso, given by its `Reading`, and the outputs of the torsos are
+    concatenated. In a dict with an image and a vector, for example, the image has the torso of `NetworkConfig.torso`,
+    and the vector an MLP.
     """
 
     num_actions: int
     config: NetworkConfig
-    readings: tuple[Reading, ...]  # of the observation's leaves, in the order of `jax.tree.leaves`
-    num_normalised_values: int | None = None  # K with PopArt, else None
+    readings: tuple[Reading, ...]  # One per leaf of the observation, in the order of `jax.tree.leaves`.
+    num_normalised_values: int | None = None  # Number of tasks K with PopArt, else None.
 
     @nn.compact
     def __call__(self, timesteps: TimeStep, state: PyTree) -> tuple[NetworkOutput, PyTree]:
-        """Runs T timesteps of B environments.
+        """Evaluates the network on a sequence of timesteps.
 
         Args:
-          timesteps: [T, B, ...].
-          state: [B, ...], the core's state before timestep 0; `()` without a recurrent core.
+          timesteps: Timesteps, [T, B, ...].
+          state: State of the core before timestep 0, [B, ...]; `()` without a recurrent core.
 
         Returns:
-          NetworkOutput ([T, B, A] and [T, B], with PopArt [T, B, K]) and the state after the last timestep.
+          A NetworkOutput with logits [T, B, A] and values [T, B] (with PopArt [T, B, K]), and the state of the core
+          after the last timestep.
         """
         num_steps, batch = timesteps.step_type.shape
         first = timesteps.step_type == FIRST
@@ -252,7 +263,7 @@ class ImpalaNetwork(nn.Module):
         x = x.reshape(num_steps, batch, -1)
 
         if self.config.core != 'feedforward':
-            # Nothing of the episode before is seen at an episode's first step.
+            # At the first step of an episode, the core does not see action and reward of the previous episode.
             action = jax.nn.one_hot(timesteps.previous_action, self.num_actions) * ~first[..., None]
             reward = jnp.clip(timesteps.reward * ~first, -1.0, 1.0)[..., None]
             x, state = self._core()(jnp.concatenate([x, action, reward], -1), first, state)
@@ -264,12 +275,12 @@ class ImpalaNetwork(nn.Module):
 
     @nn.nowrap
     def init(self, *args: Any, **kwargs: Any) -> Any:
-        """Parameters, as of any flax module, with open forget gates (`NetworkConfig.lstm_forget_bias`)."""
+        """Returns initial parameters, with open forget gates (`NetworkConfig.lstm_forget_bias`)."""
         return _start_forget_gates(super().init(*args, **kwargs), self.config.lstm_forget_bias)
 
     @nn.nowrap
     def initial_state(self, batch_size: int) -> PyTree:
-        """The core's state at an episode's start, [B, ...]; `()` without a recurrent core."""
+        """Returns the state of the core at the start of an episode, [B, ...]; `()` without a recurrent core."""
         return () if self.config.core == 'feedforward' else self._core().initial_state(batch_size)
 
     @nn.nowrap
@@ -279,15 +290,20 @@ class ImpalaNetwork(nn.Module):
 
 
 def build(config: NetworkConfig, spec: EnvironmentSpec, popart: bool = False) -> nn.Module:
-    """The network for an environment; with `popart` it has a value for each task.
+    """Builds the network for an environment.
+
+    Args:
+      config: Configuration of the network.
+      spec: Spec of the environment.
+      popart: Whether the network has one normalised value per task.
 
     Raises:
-      ConfigError: as `read`, or a class that cannot be found; `popart` for a network that is not ours.
+      ConfigError: As for `read`, or if a class cannot be found, or `popart` is set for a user's network.
     """
     if config.module is not None:
         if popart:
             raise ConfigError(
-                f'popart.enabled: network.module {config.module!r} has no value per task; leave out either'
+                f'popart.enabled: network.module {config.module!r} has no value per task; set only one of the two'
             )
         return _imported('network.module', config.module)(spec.num_actions)
     for field, path in (('network.torso', config.torso), ('network.core', config.core)):
@@ -297,13 +313,17 @@ def build(config: NetworkConfig, spec: EnvironmentSpec, popart: bool = False) ->
 
 
 def read(config: NetworkConfig, observation: PyTree) -> tuple[Reading, ...]:
-    """How each leaf of an observation is read, in the order of `jax.tree.leaves`.
+    """Decides how the network reads each leaf of an observation.
 
     Args:
-      observation: of ArraySpec.
+      config: Configuration of the network.
+      observation: PyTree of ArraySpecs.
+
+    Returns:
+      One Reading per leaf, in the order of `jax.tree.leaves`.
 
     Raises:
-      ConfigError: leaves that the torso cannot take, word ids or categories that have no embedding.
+      ConfigError: If the torso does not support a leaf, or word ids or categories exceed the embedding.
     """
     leaves = jax.tree_util.tree_leaves_with_path(observation, is_leaf=lambda x: isinstance(x, ArraySpec))
     readings = tuple(
@@ -311,7 +331,7 @@ def read(config: NetworkConfig, observation: PyTree) -> tuple[Reading, ...]:
     )
     if not config.instructions and all(reading.torso == 'words' for reading in readings):
         raise ConfigError(
-            '--network.no-instructions leaves nothing to read, as the environment shows instructions only; leave it out'
+            '--network.no-instructions: the observation consists of instructions only; leave the option out'
         )
     if config.torso in _IMAGE_TORSOS and not any(reading.axes for reading in readings):
         shapes = ', '.join(f'{reading.name} {leaf.shape}' for reading, (_, leaf) in zip(readings, leaves, strict=True))
@@ -323,7 +343,7 @@ def read(config: NetworkConfig, observation: PyTree) -> tuple[Reading, ...]:
 
 
 def describe(readings: tuple[Reading, ...], observation: PyTree) -> str:
-    """One line that says how each leaf of an observation (of ArraySpec) is read."""
+    """Describes in one line how each leaf of an observation, a PyTree of ArraySpecs, is read."""
     leaves = jax.tree.leaves(observation, is_leaf=lambda x: isinstance(x, ArraySpec))
     return '; '.join(_describe_leaf(*pair) for pair in zip(readings, leaves, strict=True))
 
@@ -339,7 +359,7 @@ def _read_leaf(config: NetworkConfig, path: tuple[Any, ...], leaf: ArraySpec) ->
     if leaf.num_values is not None:
         if leaf.num_values > MAX_CATEGORIES:
             raise ConfigError(
-                f'{name} has {leaf.num_values:,} values, and at most {MAX_CATEGORIES:,} can be embedded; '
+                f'{name} has {leaf.num_values:,} categories, and at most {MAX_CATEGORIES:,} can be embedded; '
                 'describe them by a vector in the environment'
             )
         return Reading(name, 'category', num_values=leaf.num_values)
@@ -352,14 +372,14 @@ def _read_leaf(config: NetworkConfig, path: tuple[Any, ...], leaf: ArraySpec) ->
         return Reading(name, torso, axes, scale)
     if config.torso != 'auto' and len(leaf.shape) >= 3:
         raise ConfigError(
-            f'network.torso {torso!r} needs images of at least {_IMAGE_TORSOS[torso]} pixels a side, and {name} has '
+            f'network.torso {torso!r} needs images of at least {_IMAGE_TORSOS[torso]} pixels per side, and {name} has '
             f'shape {leaf.shape}; give [height, width, channels], or try --network.torso mlp'
         )
     return Reading(name, 'mlp', scale=scale)
 
 
 def _scale(config: NetworkConfig, name: str, leaf: ArraySpec) -> float:
-    """What the values of a leaf are divided by: only bytes are scaled."""
+    """Divisor of a leaf's values; only uint8 values are scaled."""
     if leaf.dtype != np.uint8:
         return 1.0
     if config.uint8_scale is not None:
@@ -389,14 +409,14 @@ def _outside(reading: Reading, value: int) -> str:
             f'set --network.num-word-ids {value + 1}, or --network.no-instructions'
         )
     kind = 'word id' if reading.torso == 'words' else 'category'
-    return f'{reading.name} has {kind} {value}, outside 0 to {reading.num_values - 1}; mend it in the environment'
+    return f'{reading.name} has {kind} {value}, outside 0 to {reading.num_values - 1}; fix the environment'
 
 
 def _start_forget_gates(params: PyTree, bias: float) -> PyTree:
-    """Parameters of an `ImpalaNetwork`, with the biases of its own LSTMs' forget gates set to `bias`.
+    """Sets the forget gate biases of an `ImpalaNetwork`'s own LSTMs to `bias`.
 
-    TensorFlow's cell, which the paper's code uses, adds 1 to what opens the forget gate, and flax's does not. As the
-    start of a parameter it learns the same, and trained parameters keep their meaning.
+    TensorFlow's LSTM cell, which the paper's code uses, adds 1 to the input of the forget gate; flax's does not. An
+    initial bias is equivalent for learning, and does not change the meaning of trained parameters.
     """
 
     def start(path: tuple[Any, ...], leaf: Array) -> Array:
@@ -423,7 +443,7 @@ def _torso(config: NetworkConfig, reading: Reading) -> nn.Module:
 
 
 def _input(reading: Reading, leaf: Array) -> Array:
-    """What the torso takes of a leaf, [N, ...]: categories, images [N, H, W, C], or numbers as they are."""
+    """Input of the torso for a leaf [N, ...]: categories, images [N, H, W, C], or scaled numbers."""
     if reading.torso == 'category':
         return leaf
     if reading.axes:
@@ -437,7 +457,7 @@ def _compute_dtype(config: NetworkConfig) -> Any:
 
 
 def _imported(field: str, path: str) -> type[nn.Module]:
-    """Raises ConfigError: `path`, module:Class, is not there, or is not a flax module."""
+    """Imports `path`, module:Class; raises ConfigError if it does not exist or is not a flax module."""
     found = import_object(field, path)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ConfigError(f'{field} {path!r} is not a flax.linen.Module')

@@ -1,4 +1,4 @@
-"""The optimiser and its schedules: functions of hyperparameters that are inputs of the compiled update."""
+"""The optimiser and its schedules, as functions of hyperparameters that are inputs of the compiled update."""
 
 from __future__ import annotations
 
@@ -13,29 +13,35 @@ from impala_jax.types import Array
 
 
 class Hyperparameters(NamedTuple):
-    """What may change during a run without compiling anything; each a float or a float32 scalar."""
+    """Values that can change during a run without recompilation; floats or float32 scalars."""
 
     learning_rate: Any
     entropy_cost: Any
-    epsilon: Any  # the optimiser's
+    epsilon: Any  # Epsilon of the optimiser.
 
 
 def make_schedule(kind: Literal['linear', 'constant'], start: Array | float, num_updates: int) -> optax.Schedule:
-    """Updates applied -> `start`, a scalar; if `linear`, less and less of it, and 0 from `num_updates` on."""
+    """Returns a schedule of the number of applied updates.
+
+    Args:
+      kind: `constant`, or `linear` for a decay to 0.
+      start: Value at the start, a scalar.
+      num_updates: Number of updates after which a linear schedule is 0.
+    """
     return optax.linear_schedule(start, 0.0 if kind == 'linear' else start, num_updates)
 
 
 def scheduled(
     values: Hyperparameters, applied: Array | int, optimizer: OptimizerConfig, loss: LossConfig, num_updates: int
 ) -> Hyperparameters:
-    """The hyperparameters after so many updates were applied.
+    """Returns the hyperparameters after a number of applied updates.
 
     Args:
-      values: Those at the start.
-      applied: Updates applied, int32 scalar.
-      optimizer: Schedule of the learning rate.
-      loss: Schedule of the entropy cost.
-      num_updates: Updates over which linear schedules fall to 0.
+      values: Hyperparameters at the start.
+      applied: Number of applied updates, [] int32.
+      optimizer: Configuration with the schedule of the learning rate.
+      loss: Configuration with the schedule of the entropy cost.
+      num_updates: Number of updates after which linear schedules are 0.
     """
     learning_rate = make_schedule(optimizer.schedule, values.learning_rate, num_updates)
     entropy_cost = make_schedule(loss.entropy_schedule, values.entropy_cost, num_updates)
@@ -45,14 +51,16 @@ def scheduled(
 
 
 def make_optimizer(config: OptimizerConfig, values: Hyperparameters) -> optax.GradientTransformation:
-    """Gradient clipping, then RMSProp as TensorFlow defines it (eps inside the root, accumulator from 1), or Adam.
+    """Returns gradient clipping by global norm, followed by RMSProp or Adam.
+
+    RMSProp is that of TensorFlow: epsilon is inside the square root, and the accumulator starts at 1.
 
     Args:
-      config: Which of them, and its constants.
-      values: Learning rate and epsilon in place of the configuration's.
+      config: Configuration with the optimiser's name and constants.
+      values: Learning rate and epsilon, which replace the configuration's.
     """
 
-    # Of a function, for it has a state, which checkpoints hold; the count in that is not read.
+    # A function, because it gives the optimiser a state with a count, which checkpoints contain; the count is not read.
     def learning_rate(_: Array) -> Array:
         return values.learning_rate
 

@@ -1,4 +1,4 @@
-"""The queue between actors and learner: its protocol, the one that lives in the process, and replay."""
+"""The queue between actors and learner: its protocol, an implementation within a process, and replay."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from impala_jax.types import Closed, PyTree, Trajectory, batch_axis
 
 
 class TrajectoryQueue(Protocol):
-    """Bounded, first in first out; every trajectory is consumed exactly once. All methods may be called by threads."""
+    """A bounded first-in-first-out queue, safe for threads; every trajectory is consumed exactly once."""
 
     def put(self, trajectories: Trajectory) -> None:
-        """Appends trajectories [T + 1, N], numpy; blocks while the queue is full.
+        """Appends trajectories [T + 1, N], NumPy arrays; blocks while the queue is full.
 
         Raises:
-          Closed: the queue was closed.
-          TimeoutError: it stayed full; the message says who waits for whom.
+          Closed: If the queue is closed.
+          TimeoutError: If the queue stays full; the message says what was waited for.
         """
         ...
 
     def get_batch(self) -> Trajectory:
-        """Removes the oldest `batch_size` trajectories, [T + 1, batch_size]; blocks until there are as many.
+        """Removes and returns the oldest `batch_size` trajectories, [T + 1, batch_size]; blocks until they are there.
 
         Raises:
-          Closed: the queue was closed.
-          TimeoutError: too few came; the message says who waits for whom.
+          Closed: If the queue is closed.
+          TimeoutError: If too few trajectories arrive; the message says what was waited for.
         """
         ...
 
     def close(self) -> None:
-        """Ends all waits, now and later, with `Closed`. May be called twice."""
+        """Ends all waits, present and future, with `Closed`; further calls do nothing."""
         ...
 
 
@@ -45,10 +45,10 @@ class LocalTrajectoryQueue:
     """A `TrajectoryQueue` for the threads of one process.
 
     Args:
-      batch_size: trajectories in a batch.
-      capacity: trajectories that wait at most; one `put` may exceed it while there is less than a batch, so that an
-        actor with more environments than there is room for is not stuck.
-      timeout_s: longest wait.
+      batch_size: Number of trajectories per batch.
+      capacity: Largest number of waiting trajectories. One `put` may exceed it while the queue holds less than a batch,
+        so an actor with many environments cannot block forever.
+      timeout_s: Longest wait, in seconds.
     """
 
     def __init__(self, batch_size: int, capacity: int, timeout_s: float):
@@ -61,10 +61,11 @@ class LocalTrajectoryQueue:
         self._changed = threading.Condition()
 
     def put(self, trajectories: Trajectory) -> None:
+        """Appends trajectories; they are not copied."""
         num_trajectories = batch_size(trajectories)
 
         def has_room():
-            # Without a whole batch the learner takes nothing: to wait for it would be to wait for ever.
+            # The learner removes nothing before there is a whole batch, so waiting for it would never end.
             short = self._size < self._batch_size
             return self._closed or short or self._size + num_trajectories <= self._capacity
 
@@ -81,6 +82,7 @@ class LocalTrajectoryQueue:
             self._changed.notify_all()
 
     def get_batch(self) -> Trajectory:
+        """Removes and returns a batch, splitting trajectories that were put together if necessary."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._closed or self._size >= self._batch_size, self._timeout_s):
                 raise TimeoutError(
@@ -102,20 +104,21 @@ class LocalTrajectoryQueue:
         return concatenate(parts)
 
     def close(self) -> None:
+        """Ends all waits with `Closed`."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
 
 class Replay:
-    """The paper's experience replay (section 5.2.2): uniform sampling, the oldest trajectory is removed first.
+    """Experience replay (Espeholt et al., 2018, section 5.2.2): uniform sampling, first-in-first-out removal.
 
-    What is sampled depends on the seed and on what was added, and on nothing else.
+    Samples depend only on the seed and the trajectories added.
 
     Args:
-      capacity: trajectories that are kept.
-      num_samples: trajectories that join each batch; 0: nothing is kept.
-      seed: of the sampling.
+      capacity: Largest number of trajectories stored.
+      num_samples: Number of replayed trajectories per batch; 0 disables replay.
+      seed: Seed for sampling.
     """
 
     def __init__(self, capacity: int, num_samples: int, seed: int):
@@ -127,7 +130,14 @@ class Replay:
         self._num_batches = 0
 
     def mix(self, fresh: Trajectory) -> Trajectory:
-        """Adds what is fresh, [T + 1, N], and returns it with samples behind it, [T + 1, N + num_samples]."""
+        """Adds new trajectories and appends samples to them.
+
+        Args:
+          fresh: New trajectories, [T + 1, N].
+
+        Returns:
+          The new trajectories, then the samples, [T + 1, N + num_samples].
+        """
         if not self._num_samples:
             return fresh
         for item in _split(fresh):
@@ -141,18 +151,21 @@ class Replay:
         return len(self._items)
 
     def state(self) -> dict[str, Any]:
-        """All of it, as arrays by name, for a checkpoint."""
+        """Returns trajectories and counts as arrays keyed by name, for a checkpoint."""
         oldest = self._num_added % self._capacity if len(self._items) == self._capacity else 0
         items = self._items[oldest:] + self._items[:oldest]
         counts = np.array([self._num_added, self._num_batches], np.int64)
         return {'counts': counts, **to_arrays(concatenate(items) if items else None)}
 
     def restore(self, state: dict[str, Any], structure: PyTree) -> None:
-        """Goes on from `state`, whose oldest trajectories are left out where they are more than the capacity.
+        """Continues from a saved state; drops its oldest trajectories if they exceed the capacity.
 
         Args:
-          state: Of `state`, or of any trajectories, `to_arrays`.
-          structure: That of a Trajectory.
+          state: Result of `state`, or of `to_arrays` for any trajectories.
+          structure: Treedef of a Trajectory.
+
+        Raises:
+          ConfigError: As for `from_arrays`.
         """
         trajectories = from_arrays(state, structure)
         saved = [] if trajectories is None else _split(trajectories)
@@ -160,7 +173,7 @@ class Replay:
         kept = saved[-self._capacity :]
         is_full = len(kept) == self._capacity
         self._num_added = num_added if is_full else len(kept)
-        # The next one added replaces the oldest.
+        # Rotates the ring so that the next trajectory replaces the oldest one.
         oldest = num_added % self._capacity if is_full else 0
         self._items = kept[len(kept) - oldest :] + kept[: len(kept) - oldest]
 
@@ -173,17 +186,21 @@ class Replay:
 
 
 def to_arrays(trajectories: Trajectory | None) -> dict[str, Any]:
-    """Trajectories [T + 1, N], or none, as arrays by name, for a checkpoint."""
+    """Returns trajectories [T + 1, N], or None, as arrays keyed by name, for a checkpoint."""
     return {'leaves': {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(trajectories))}}
 
 
 def from_arrays(state: dict[str, Any], structure: PyTree) -> Trajectory | None:
-    """The inverse of `to_arrays`; `structure` is that of a Trajectory.
+    """Returns the trajectories that `to_arrays` converted.
+
+    Args:
+      state: Arrays keyed by name.
+      structure: Treedef of a Trajectory.
 
     Raises:
-      ConfigError: The state was saved by a version whose trajectories had other fields.
+      ConfigError: If the state was saved by a version whose trajectories had other fields.
     """
-    leaves = state.get('leaves', {})  # A checkpoint keeps no empty dict.
+    leaves = state.get('leaves', {})  # Checkpoints do not contain empty dicts.
     if not leaves:
         return None
     if len(leaves) != structure.num_leaves:
@@ -195,22 +212,22 @@ def from_arrays(state: dict[str, Any], structure: PyTree) -> Trajectory | None:
 
 
 def batch_size(trajectories: Trajectory) -> int:
-    """B of trajectories [T + 1, B]."""
+    """Returns B for trajectories [T + 1, B]."""
     return trajectories.version.shape[0]
 
 
 def columns(trajectories: Trajectory, start: int, stop: int) -> Trajectory:
-    """The trajectories of environments `start` to `stop - 1`, as views."""
+    """Returns views of the trajectories `start` to `stop - 1` of a batch."""
     return _with_batch_axis(lambda axis, x: x[start:stop] if axis == 0 else x[:, start:stop], trajectories)
 
 
 def _split(trajectories: Trajectory) -> list[Trajectory]:
-    """Each by itself, [T + 1, 1]."""
+    """Splits a batch into single trajectories, each [T + 1, 1]."""
     return [columns(trajectories, i, i + 1) for i in range(batch_size(trajectories))]
 
 
 def concatenate(parts: list[Trajectory]) -> Trajectory:
-    """Joins trajectories along their batch; a single part is not copied."""
+    """Joins trajectories along the batch axis; a single part is not copied."""
     if len(parts) == 1:
         return parts[0]
     return _with_batch_axis(lambda axis, *xs: np.concatenate(xs, axis), *parts)

@@ -1,11 +1,11 @@
-"""The values that cross a `jit`, a thread or the wire.
+"""Types of the values that cross a `jit`, a thread or the network.
 
-Shapes: T is the unroll's length, B the batch (of environments), A the number of actions.
+Shapes: T is the unroll length, B the batch size (a number of environments), A the number of actions.
 
-Time follows dm_env everywhere: a timestep holds what was received ON ARRIVING there. A trajectory is T + 1
-timesteps, and consecutive trajectories of one environment overlap by one. After a LAST timestep the next one
-is FIRST, and the action in between is ignored; any transition that arrives at a FIRST timestep is therefore
-no transition of the task, and is masked out of the loss.
+Time follows dm_env: reward and discount of a timestep are those received ON ARRIVAL at it. A trajectory has T + 1
+timesteps, and consecutive trajectories of an environment overlap by one. The timestep after a LAST one is FIRST, and
+the action between them is ignored. So a transition that arrives at a FIRST timestep is not a transition of the task,
+and the loss masks it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 PyTree = Any
-Array = Any  # numpy or jax; the shape and dtype stand beside each field.
+Array = Any  # NumPy or JAX array; the comment at each field gives shape and dtype.
 
-# dm_env.StepType as plain integers, usable inside a jit.
+# dm_env.StepType as plain integers, for use inside a jit.
 FIRST, MID, LAST = 0, 1, 2
 
 INSTRUCTION = 'instruction'
-"""The key of an instruction in an observation that is a dict: word ids, [words] int32, then zeros."""
+"""Key of the instruction in an observation that is a dict: word ids, [words] int32, padded with zeros."""
 
 
 _MIN_SIDE, _MAX_CHANNELS = 20, 16
@@ -33,19 +33,22 @@ class ArraySpec(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
     stacked: bool = False
-    """Whether the last axis holds successive frames, the newest last: at a timestep the newest of the timestep before
-    and one more, or, at some FIRST ones, zeros and one frame."""
+    """Whether the last axis holds successive frames, newest last. Each timestep drops the oldest frame and adds a new
+    one; a FIRST timestep may hold zeros and one frame instead."""
     bounds: tuple[int, int] | None = None
-    """Smallest and greatest value of integers; None where the environment states only what the dtype does."""
+    """Smallest and largest value of integers; None if the environment states no bounds beyond those of the dtype."""
     num_values: int | None = None
-    """Of a category, a scalar int32 from 0 to `num_values` - 1 whose order means nothing; None for numbers."""
+    """Number of categories, for a scalar int32 from 0 to `num_values` - 1 whose order has no meaning; else None."""
 
 
 def image_axes(shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The axes of height, width and channels of what looks like an image; None for what does not.
+    """Guesses the axes of height, width and channels of an image.
 
-    Two neighbouring axes of at least 20 are height and width if no other axis is longer than 16: in [84, 84], as in
-    [4, 84, 84], [84, 84, 3] and [4, 84, 84, 3]. Otherwise the last of three axes is that of the channels.
+    Two adjacent axes of size 20 or more are height and width if no other axis is larger than 16, as in [84, 84],
+    [4, 84, 84], [84, 84, 3] and [4, 84, 84, 3]. Otherwise the last of three axes holds the channels.
+
+    Returns:
+      The axes of height, width and channels; None if the shape is not that of an image.
     """
     for i in range(len(shape) - 1):
         others = (*range(i), *range(i + 2, len(shape)))
@@ -55,50 +58,51 @@ def image_axes(shape: tuple[int, ...]) -> tuple[int, ...] | None:
 
 
 class EnvironmentSpec(NamedTuple):
-    """What the agent must know of an environment."""
+    """Description of an environment for the agent."""
 
-    observation: PyTree  # of ArraySpec
+    observation: PyTree  # Leaves are ArraySpecs.
     num_actions: int
-    tasks: tuple[str, ...] = ()  # the names of a suite's tasks, by their ids; () for a single environment
-    render_fps: float | None = None  # pictures per second of a video that plays at the right speed; None: unknown
+    tasks: tuple[str, ...] = ()  # Names of a suite's tasks, indexed by task id; () for a single environment.
+    render_fps: float | None = None  # Frames per second of a video at normal speed; None if unknown.
 
     @property
     def num_tasks(self) -> int:
+        """Number of tasks, 1 for a single environment."""
         return max(1, len(self.tasks))
 
 
 class TimeStep(NamedTuple):
     """A batch of timesteps, [B, ...], or a sequence of them, [T + 1, B, ...]."""
 
-    step_type: Array  # int32; FIRST, MID or LAST
-    reward: Array  # float32, raw, received on arriving here; 0 at FIRST
-    discount: Array  # float32, the environment's own: 0 at a termination, 1 otherwise
-    observation: PyTree  # In a trajectory a leaf that is `ArraySpec.stacked` is FrameStacks.
-    previous_action: Array  # int32, the action that led here; 0 where there was none
+    step_type: Array  # int32, FIRST, MID or LAST.
+    reward: Array  # float32, raw reward received on arrival at the timestep; 0 at FIRST.
+    discount: Array  # float32, discount of the environment: 0 at a termination, 1 otherwise.
+    observation: PyTree  # In a trajectory, leaves with `ArraySpec.stacked` are FrameStacks.
+    previous_action: Array  # int32, action that led to the timestep; 0 if there was none.
 
 
 class FrameStacks(NamedTuple):
-    """A stacked leaf of T + 1 observations [T + 1, B, ..., K], each frame once."""
+    """A stacked leaf of T + 1 observations [T + 1, B, ..., K], with each frame stored once."""
 
-    frames: Array  # [T + K, B, ...]; the newest of timestep t is frames[t + K - 1]
-    num_earlier: Array  # [T + 1, B] uint8, how many of a stack's earlier frames are not known to be zeros
+    frames: Array  # [T + K, B, ...]; the newest frame of timestep t is frames[t + K - 1].
+    num_earlier: Array  # [T + 1, B] uint8, number of a stack's earlier frames that may be nonzero.
 
 
 class StepInfo(NamedTuple):
-    """Counts of a step that are never learned from. One entry per environment, [B] or [T, B]."""
+    """Statistics of a step, which the loss does not use. One entry per environment, [B] or [T, B]."""
 
-    episode_return: Array  # float32, the undiscounted raw return of the GAME that ended on arriving here, else 0
-    episode_ended: Array  # bool, whether a game ended on arriving here
-    restarts: Array  # int32, 1 where the environment failed and was rebuilt in this step, else 0
+    episode_return: Array  # float32, undiscounted raw return of the GAME that ended at this arrival, else 0.
+    episode_ended: Array  # bool, whether a game ended at this arrival.
+    restarts: Array  # int32, 1 if the environment failed and was rebuilt in this step, else 0.
 
     @property
     def game_over(self) -> Array:
-        """bool, whether another game begins after this step."""
+        """Whether another game begins after this step, bool."""
         return self.episode_ended | (self.restarts > 0)
 
 
 class Experience(NamedTuple):
-    """What is learned from a trajectory."""
+    """The part of a trajectory that the loss uses."""
 
     timesteps: TimeStep  # [T + 1, B, ...]
     behaviour_logits: Array  # [T, B, A] float32
@@ -107,12 +111,12 @@ class Experience(NamedTuple):
 
     @property
     def actions(self) -> Array:
-        """[T, B] int32; action t was taken from timestep t."""
+        """Actions, [T, B] int32; action t was taken at timestep t."""
         return self.timesteps.previous_action[1:]
 
 
 class Counts(NamedTuple):
-    """What is counted of a trajectory, and never learned from."""
+    """The part of a trajectory that is used for statistics only."""
 
     info: StepInfo  # [T, B]
     version: Array  # [B] int32
@@ -124,33 +128,33 @@ class Trajectory(NamedTuple):
     """T transitions of B environments, time-major."""
 
     timesteps: TimeStep  # [T + 1, B, ...]
-    behaviour_logits: Array  # [T, B, A] float32, the very logits that the actions were sampled from
-    initial_state: PyTree  # [B, ...], the recurrent core's state before timestep 0
-    info: StepInfo  # [T, B], of the arrivals at timesteps 1 to T, so that each is counted once
-    version: Array  # [B] int32, the version of the parameters that acted
-    task: Array  # [B] int32, the task's id: its place in `EnvironmentSpec.tasks`; 0 in a single environment
-    game_version: Array  # [T, B] int32, the version that took the first action of the game that action t belongs to
+    behaviour_logits: Array  # [T, B, A] float32, from which the actions were sampled.
+    initial_state: PyTree  # [B, ...], state of the recurrent core before timestep 0.
+    info: StepInfo  # [T, B], for the arrivals at timesteps 1 to T, so that each is counted once.
+    version: Array  # [B] int32, version of the actor's parameters.
+    task: Array  # [B] int32, task id: index in `EnvironmentSpec.tasks`; 0 for a single environment.
+    game_version: Array  # [T, B] int32, version that took the first action of the game to which action t belongs.
 
     @property
     def actions(self) -> Array:
-        """[T, B] int32; action t was taken from timestep t."""
+        """Actions, [T, B] int32; action t was taken at timestep t."""
         return self.timesteps.previous_action[1:]
 
     @property
     def experience(self) -> Experience:
-        """What is learned from."""
+        """The part that the loss uses."""
         return Experience(self.timesteps, self.behaviour_logits, self.initial_state, self.task)
 
     @property
     def counts(self) -> Counts:
-        """What is counted."""
+        """The part that is used for statistics only."""
         return Counts(self.info, self.version, self.task, self.game_version)
 
 
 def batch_axis(field: str) -> int:
-    """Axis of the batch in a field of `Trajectory`, `Experience` or `Counts`: 1 behind time, 0 where there is none."""
+    """Batch axis of a field of `Trajectory`, `Experience` or `Counts`: 1 if the field has a time axis, else 0."""
     return 0 if field in ('initial_state', 'version', 'task') else 1
 
 
 class Closed(Exception):
-    """Raised by a queue or store that was closed: the run is ending, and whoever waits should end too."""
+    """Raised by a closed queue or store: the run is ending, and its callers should end too."""

@@ -17,6 +17,7 @@ from impala_jax.kernels import cpu
 from impala_jax.types import Array
 
 Implementation = Literal['auto', 'scan', 'associative_scan', 'rlax']
+Thresholds = tuple[float | None, float | None, float | None]  # rho_bar, c_bar, and rho_bar of the advantages
 
 
 class VTraceReturns(NamedTuple):
@@ -73,30 +74,68 @@ def from_importance_weights(
 
     arrays = jax.lax.stop_gradient((log_rhos, discounts, rewards, values, bootstrap_value))
     thresholds = (clip_rho_threshold, clip_c_threshold, clip_pg_rho_threshold)
-    if implementation == 'auto' and cpu.serve_vtrace(arrays, (*thresholds, lambda_)):
+    if implementation == 'auto' and cpu.is_vtrace_supported(arrays, (*thresholds, lambda_)):
         return VTraceReturns(*cpu.vtrace(*arrays, thresholds, lambda_))
-    log_rhos, discounts, rewards, values, bootstrap_value = arrays
-
-    ratios = jnp.exp(log_rhos)
-    values_t_plus_1 = jnp.concatenate([values[1:], bootstrap_value[None]])
     if implementation == 'rlax':
-        if (clip_c_threshold, lambda_) != (1.0, 1.0):
-            raise ValueError(
-                f"implementation 'rlax' has c_bar 1 and lambda 1, got {clip_c_threshold} and {lambda_}; use another one"
-            )
-        return _rlax_returns(
-            values, values_t_plus_1, rewards, discounts, ratios, clip_rho_threshold, clip_pg_rho_threshold
-        )
-    rhos = _clip(ratios, clip_rho_threshold)
-    cs = lambda_ * _clip(ratios, clip_c_threshold)
-    pg_rhos = _clip(ratios, clip_pg_rho_threshold)
+        return _rlax_returns(*arrays, thresholds, lambda_)
+    return _returns(*arrays, thresholds, lambda_, implementation)
 
+
+def _returns(
+    log_rhos: Array,
+    discounts: Array,
+    rewards: Array,
+    values: Array,
+    bootstrap_value: Array,
+    thresholds: Thresholds,
+    lambda_: float,
+    implementation: Implementation,
+) -> VTraceReturns:
+    """Equation 1 and section 4.2; arrays [T, B], the bootstrap value [B]."""
+    rho_bar, c_bar, pg_rho_bar = thresholds
+    ratios = jnp.exp(log_rhos)
+    rhos = _clip(ratios, rho_bar)
+    cs = lambda_ * _clip(ratios, c_bar)
+    pg_rhos = _clip(ratios, pg_rho_bar)
+
+    values_t_plus_1 = jnp.concatenate([values[1:], bootstrap_value[None]])
     deltas = rhos * (rewards + discounts * values_t_plus_1 - values)
     vs = values + discounted_sum(deltas, discounts * cs, implementation)
     # The advantage uses v_{t+1}, not V(x_{t+1}): appendix E.3.
     vs_t_plus_1 = jnp.concatenate([vs[1:], bootstrap_value[None]])
     pg_advantages = pg_rhos * (rewards + discounts * vs_t_plus_1 - values)
     return VTraceReturns(vs, pg_advantages)
+
+
+def _rlax_returns(
+    log_rhos: Array,
+    discounts: Array,
+    rewards: Array,
+    values: Array,
+    bootstrap_value: Array,
+    thresholds: Thresholds,
+    lambda_: float,
+) -> VTraceReturns:
+    """The same by rlax, whose c_bar is 1; arrays [T, B], the bootstrap value [B].
+
+    Its advantages agree for lambda = 1 only: for less it bootstraps them from (1 - lambda) V(x_t+1), too.
+    """
+    rho_bar, c_bar, pg_rho_bar = thresholds
+    if (c_bar, lambda_) != (1.0, 1.0):
+        raise ValueError(f"implementation 'rlax' has c_bar 1 and lambda 1, got {c_bar} and {lambda_}; use another one")
+    import rlax
+
+    infinity = float('inf')
+    returns = jax.vmap(
+        lambda *arrays: rlax.vtrace_td_error_and_advantage(
+            *arrays,
+            clip_rho_threshold=infinity if rho_bar is None else rho_bar,
+            clip_pg_rho_threshold=infinity if pg_rho_bar is None else pg_rho_bar,
+        ),
+        in_axes=1,
+        out_axes=1,
+    )(values, jnp.concatenate([values[1:], bootstrap_value[None]]), rewards, discounts, jnp.exp(log_rhos))
+    return VTraceReturns(values + returns.errors, returns.pg_advantage)
 
 
 def corrected_returns(
@@ -144,34 +183,6 @@ def discounted_sum(deltas: Array, factors: Array, implementation: str = 'auto') 
 
     sums, _ = jax.lax.associative_scan(combine, (deltas, factors), reverse=True)
     return sums
-
-
-def _rlax_returns(
-    values: Array,
-    values_t_plus_1: Array,
-    rewards: Array,
-    discounts: Array,
-    ratios: Array,
-    rho_bar: float | None,
-    pg_rho_bar: float | None,
-) -> VTraceReturns:
-    """The same by rlax, whose c_bar is always 1; all arrays [T, B].
-
-    Its advantages agree for lambda = 1 only: for less it bootstraps them from (1 - lambda) V(x_t+1), too.
-    """
-    import rlax
-
-    infinity = float('inf')
-    returns = jax.vmap(
-        lambda *arrays: rlax.vtrace_td_error_and_advantage(
-            *arrays,
-            clip_rho_threshold=infinity if rho_bar is None else rho_bar,
-            clip_pg_rho_threshold=infinity if pg_rho_bar is None else pg_rho_bar,
-        ),
-        in_axes=1,
-        out_axes=1,
-    )(values, values_t_plus_1, rewards, discounts, ratios)
-    return VTraceReturns(values + returns.errors, returns.pg_advantage)
 
 
 def _clip(ratios: Array, threshold: float | None) -> Array:

@@ -1,4 +1,4 @@
-"""Runs a grid of experiments: python launch/ablate.py --grid configs/ablations/table2.py --output runs/table2"""
+"""Runs a grid of experiments: python launch/ablate.py --grid configs/ablations/table2.py --output runs/table2."""
 
 from impala_jax.system import stopping
 

@@ -1,4 +1,4 @@
-"""Actors for a learner on another machine: python launch/actors.py --learner HOST:PORT --num-actors 8"""
+"""Runs actors for a learner on another machine: python launch/actors.py --learner HOST:PORT --num-actors 8."""
 
 from impala_jax.system import stopping
 

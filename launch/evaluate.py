@@ -1,4 +1,4 @@
-"""Plays whole games with a checkpoint: python launch/evaluate.py --workdir runs/catch --episodes 100"""
+"""Plays whole games with a checkpoint: python launch/evaluate.py --workdir runs/catch --episodes 100."""
 
 from impala_jax.system import stopping
 

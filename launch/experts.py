@@ -1,4 +1,4 @@
-"""Experts and one agent: python launch/experts.py --suite minisuite --config configs/minisuite.py --output runs/x"""
+"""Trains experts and one agent: python launch/experts.py --suite minisuite --config FILE --output runs/experts."""
 
 from impala_jax.system import stopping
 

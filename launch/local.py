@@ -1,4 +1,4 @@
-"""Trains on this machine, or resumes: python launch/local.py --config configs/catch.py --workdir runs/catch"""
+"""Trains or resumes on this machine: python launch/local.py --config configs/catch.py --workdir runs/catch."""
 
 from impala_jax.system import stopping
 

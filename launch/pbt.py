@@ -1,4 +1,4 @@
-"""Trains a population: python launch/pbt.py --config configs/minisuite_pbt.py --workdir runs/pbt --members 4"""
+"""Trains a population: python launch/pbt.py --config configs/minisuite_pbt.py --workdir runs/pbt --members 4."""
 
 from impala_jax.system import stopping
 

@@ -1,4 +1,4 @@
-"""Draws runs and sweeps: python launch/plot.py curve --workdir runs/catch --output catch.png"""
+"""Draws figures of runs and sweeps: python launch/plot.py curve --workdir runs/catch --output catch.png."""
 
 from impala_jax.system import stopping
 

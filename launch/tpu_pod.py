@@ -1,4 +1,4 @@
-"""Trains on all hosts of a pod, each of which runs this: python launch/tpu_pod.py --config FILE --workdir DIR"""
+"""Trains on a pod; every host runs this script: python launch/tpu_pod.py --config FILE --workdir DIR."""
 
 from impala_jax.system import stopping
 

@@ -25,7 +25,7 @@ import pytest  # noqa: E402
 
 from impala_jax.kernels import compilation_cache  # noqa: E402
 
-compilation_cache.keep_programs()
+compilation_cache.enable_cache()
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 _MODULES = {

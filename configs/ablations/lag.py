@@ -1,4 +1,4 @@
-"""How much policy lag each correction bears."""
+"""Grid over policy lag: the lag that each correction tolerates."""
 
 import tasks
 
@@ -6,6 +6,7 @@ from impala_jax.studies.ablation import Grid
 
 
 def get_grid() -> Grid:
+    """Returns the grid."""
     return Grid(
         tasks=tasks.TASKS,
         axes={

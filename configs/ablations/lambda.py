@@ -1,4 +1,4 @@
-"""lambda multiplies the traces (remark 2): between one-step targets (0) and V-trace of n steps (1)."""
+"""Grid over lambda, the factor of the trace coefficients (remark 2), from one-step targets (0) to V-trace (1)."""
 
 import tasks
 
@@ -6,6 +6,7 @@ from impala_jax.studies.ablation import Grid
 
 
 def get_grid() -> Grid:
+    """Returns the grid."""
     return Grid(
         tasks=tasks.TASKS,
         axes={

@@ -1,4 +1,4 @@
-"""How much the corrections depend on hyperparameters (the paper's figure of ranked sets): launch/plot.py ranked."""
+"""Grid over hyperparameters for each correction, as in the paper's figure of ranked sets (launch/plot.py ranked)."""
 
 import tasks
 
@@ -6,6 +6,7 @@ from impala_jax.studies.ablation import Grid
 
 
 def get_grid() -> Grid:
+    """Returns the grid."""
     return Grid(
         tasks={'catch': tasks.CATCH},
         axes={

@@ -1,6 +1,6 @@
-"""Table 2 of the paper on small tasks: four corrections, without and with replay.
+"""Grid for table 2 of the paper on small tasks: four corrections, without and with replay.
 
-Without replay the actors lag 8 updates behind, as asynchronous ones do.
+The actors lag 8 updates behind, similar to asynchronous actors.
 """
 
 import tasks
@@ -9,6 +9,7 @@ from impala_jax.studies.ablation import Grid
 
 
 def get_grid() -> Grid:
+    """Returns the grid."""
     return Grid(
         tasks=tasks.TASKS,
         axes={

@@ -1,4 +1,4 @@
-"""Tasks of three horizons that a CPU core trains in seconds, for the grids beside this file."""
+"""Tasks with three horizons that a CPU core trains on in seconds, for the grids in this folder."""
 
 import math
 
@@ -16,6 +16,7 @@ from impala_jax import (
 
 
 def task(name: str, total_frames: int) -> Config:
+    """Returns the configuration of a task."""
     return Config(
         total_frames=total_frames,
         environment=EnvironmentConfig(name=name, processes=int(name.startswith('gymnasium/'))),
@@ -31,5 +32,5 @@ def task(name: str, total_frames: int) -> Config:
 
 CATCH = task('catch', 80_000)  # 9 steps
 DELAYED_BANDIT = task('delayed_bandit', 80_000)  # 20 steps
-CARTPOLE = task('gymnasium/CartPole-v1', 80_000)  # Up to 500 steps.
+CARTPOLE = task('gymnasium/CartPole-v1', 80_000)  # up to 500 steps
 TASKS = {'catch': CATCH, 'delayed_bandit': DELAYED_BANDIT, 'cartpole': CARTPOLE}

@@ -1,4 +1,4 @@
-"""The truncation levels of V-trace, far off policy: rho_bar decides what is converged to, c_bar how fast.
+"""Grid over the truncation levels of V-trace, far off policy: rho_bar determines the fixed point, c_bar the speed.
 
 The paper tried rho_bar in {1, 10, 100} and never varied c_bar. The cells with c_bar > rho_bar need --outside-theory.
 """
@@ -14,10 +14,11 @@ LEVELS = (1.0, 2.0, 4.0, 10.0, 100.0, math.inf)
 
 
 def get_grid() -> Grid:
+    """Returns the grid."""
     return Grid(
         tasks={'cartpole': dataclasses.replace(tasks.CARTPOLE, total_frames=50_000)},
         axes={
-            'seed': (0, 1, 2, 3, 4),  # First, so that a sweep that is stopped has whole grids.
+            'seed': (0, 1, 2, 3, 4),  # first, so that an interrupted sweep has complete grids
             'vtrace.rho_bar': LEVELS,
             'vtrace.c_bar': LEVELS,
             'replay.fraction': (0.5,),

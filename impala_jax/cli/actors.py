@@ -50,7 +50,7 @@ def act() -> None:
         raise ConfigError(f'actors join over Reverb, which is not installed: {remedy}')
     from impala_jax.runtimes import reverb_actors
 
-    compilation_cache.keep_programs()
+    compilation_cache.enable_cache()
     stop = threading.Event()
     with stopping.StopSignals(stop) as signals:
         reverb_actors.run(
@@ -59,7 +59,7 @@ def act() -> None:
             stop,
             secret=secret,
             adapt=lambda config: command_line.override(config, overrides),
-            imports=reverb_actors.code_of(own).values(),
+            imports=reverb_actors.user_code(own).values(),
             wait_s=arguments.wait_s,
         )
     if signals.received is not None:

@@ -216,7 +216,7 @@ def main(body: Callable[[], None], *, stopped: str = '') -> NoReturn:
       body: Function that does the work.
       stopped: Suffix of the line that is printed when a signal ends the body.
     """
-    allocator.keep_memory()  # Before JAX starts its threads.
+    allocator.configure_allocator()  # Before JAX starts its threads.
     stopping.interruptible()
     status, line = _outcome(body, stopped)
     stopping.end(status, line)

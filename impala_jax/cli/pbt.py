@@ -82,7 +82,7 @@ def train_members(config: Config, population: Path, count: int) -> None:
                 frames, text = progress_of(folders)
                 progress.update(task, completed=frames, description=text)
         finally:
-            with stopping.unhurried():
+            with stopping.critical_section():
                 end(processes)
         frames, text = progress_of(folders)
         progress.update(task, completed=frames, description=text)

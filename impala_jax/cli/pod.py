@@ -40,9 +40,9 @@ def train(arguments: PodArguments, channel: Channel) -> None:
 
     config, workdir, runtime = arguments.train
     runtime = runtime or default_runtime()
-    with pod.told(channel):
+    with pod.failures_reported(channel):
         pod.join(arguments.coordinator, arguments.num_hosts, arguments.host_id, config.timeout_s)
-        preflight = pod.meet(config, channel, arguments.coordinator)
+        preflight = pod.preflight(config, channel, arguments.coordinator)
         own_workdir = pod.workdir_of_host(workdir)
         is_first = own_workdir == workdir
         if is_first:

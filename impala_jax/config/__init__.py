@@ -1,7 +1,7 @@
-"""Configuration: frozen dataclasses, validated on construction; derived values are properties.
+"""Configuration of an experiment: frozen dataclasses, validated on construction, with derived values as properties.
 
-The defaults are the paper's (Espeholt et al., 2018, appendix G, Atari). A file in `configs/` overrides what its
-experiment needs; the command line overrides the file. Nothing here builds an environment or imports JAX.
+Defaults are those of the paper for Atari (Espeholt et al., 2018, appendix G). A file in `configs/` overrides fields for
+its experiment, and the command line overrides the file. This package does not import JAX or build environments.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Configuration of what is learned: network, loss, replay, optimiser, population based training."""
+"""Configuration of the algorithm: network, loss, replay, optimiser and population based training."""
 
 from __future__ import annotations
 
@@ -15,54 +15,56 @@ _EPSILONS = {'rmsprop': 0.01, 'adam': 1e-8}
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """The torso that every observation passes, and the core behind it (paper, figure 3)."""
+    """The network: a torso per observation, and a core (figure 3 of the paper)."""
 
     torso: str = 'auto'
-    """`auto` (`shallow` for images, `mlp` for all else), `shallow` (2 convolutions, figure 3 left), `shallow_atari` (3
-    convolutions), `deep` (15 convolutions, figure 3 right), `mlp`, or a flax module `module:Class` of your own. A torso
-    for images refuses an environment without any; beside an image, vectors pass an MLP."""
+    """Torso for observations: `shallow` (2 convolutions, figure 3 left), `shallow_atari` (3 convolutions), `deep` (15
+    convolutions, figure 3 right), `mlp`, `auto` (`shallow` for images, `mlp` for other observations), or a flax module
+    of your own as `module:Class` (docs/extending.md). An image torso requires an image in the observation; vectors next
+    to the image have an MLP."""
     centre_filters: bool = False
-    """Of the shallow torsos: take the mean out of each of the first convolution's filters, at every use. What is the
-    same all over an image, mostly its background, then excites none of them, and cannot push their ReLUs out of
-    reach."""
+    """Whether the shallow torsos subtract the mean from each filter of the first convolution, at every use. The filters
+    then do not respond to uniform areas such as the background, which could otherwise push their ReLUs to zero for
+    good."""
     core: str = 'feedforward'
-    """`feedforward` (none), `lstm`, or a flax module `module:Class` of your own: docs/extending.md."""
+    """Core of the network: `feedforward` (no core), `lstm`, or a flax module of your own as `module:Class`
+    (docs/extending.md)."""
     module: str | None = None
-    """A flax module `module:Class` of your own in place of torso, core and heads (also `--network module:Class`):
-    docs/extending.md."""
+    """Flax module of your own that replaces torso, core and heads, as `module:Class` (docs/extending.md). Also
+    `--network module:Class`."""
     lstm_size: int = 256
-    """Size of the core; that of a class of your own, too."""
+    """Size of the core, including a core of your own."""
     lstm_forget_bias: float = 1.0
-    """What the biases of forget gates, of instruction encoders too, start with. 1, as in the paper's code: at first an
-    LSTM keeps most of its memory."""
+    """Initial bias of the forget gates of the LSTM and the instruction encoder. With 1, as in the paper's code, an LSTM
+    initially retains most of its state."""
     mlp_sizes: tuple[int, ...] = (64, 64)
-    """Hidden layers of the `mlp` torso."""
+    """Sizes of the hidden layers of the `mlp` torso."""
     instructions: bool = True
-    """Read the instruction of an observation that has one; without, it is left out."""
+    """Whether the network reads the instruction in an observation; otherwise it is ignored."""
     num_word_ids: int = 1001
-    """Word ids of instructions, from 0 for no word; the paper's environment hashes words into 1000."""
+    """Number of word ids in instructions, including 0 for padding. The paper's environment hashes words into 1000
+    ids."""
     uint8_scale: float | None = None
-    """Observations of bytes are divided by this. None: by the greatest value that the environment states, else by 255.
-    Set it where the values stay far below the bound, as in MiniGrid (10)."""
+    """Divisor of uint8 observations. None: the upper bound that the environment states, else 255. Set it if the values
+    are far below that bound, as in MiniGrid (10)."""
     compute_dtype: Literal['float32', 'bfloat16'] = 'float32'
-    """Of the layers before the heads, in actors and learner alike, for what acts must be what is learned from.
-    Parameters, the core's state, heads, V-trace, loss and optimiser are float32 with either. A torso of your own
-    decides for itself."""
+    """Dtype of the layers before the heads, the same for actors and learner. Parameters, state of the core, heads,
+    V-trace, loss and optimiser are always float32. A torso of your own chooses its dtype itself."""
 
     def __post_init__(self):
         known = ('auto', 'shallow', 'shallow_atari', 'deep', 'mlp')
         require(
             self.torso in known or ':' in self.torso,
-            f'unknown network.torso {self.torso!r}; {closest(self.torso, known)}, or a class of yours as module:Class',
+            f'unknown network.torso {self.torso!r}; {closest(self.torso, known)}, or your own class as module:Class',
         )
         require(
             self.core in ('feedforward', 'lstm') or ':' in self.core,
-            f'unknown network.core {self.core!r}; {closest(self.core, ("feedforward", "lstm"))}, or a class of yours '
-            'as module:Class',
+            f'unknown network.core {self.core!r}; {closest(self.core, ("feedforward", "lstm"))}, or your own class as '
+            'module:Class',
         )
         require(
             self.module is None or ':' in self.module,
-            f'network.module must be a class of yours as module:Class, got {self.module!r}',
+            f'network.module must be your own class as module:Class, got {self.module!r}',
         )
         require(
             math.isfinite(self.lstm_forget_bias),
@@ -75,24 +77,27 @@ class NetworkConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VTraceConfig:
-    """The off-policy correction, and V-trace's truncation levels (section 4.1); `inf` means no truncation."""
+    """The off-policy correction, and the truncation levels of V-trace (section 4.1); `inf` disables a truncation."""
 
     rho_bar: float = 1.0
-    """Truncates rho in the temporal differences: decides WHAT is converged to."""
+    """Truncation level of the ratios rho in the temporal differences; determines the fixed point."""
     c_bar: float = 1.0
-    """Truncates the trace: decides how FAST; rho_bar >= c_bar in the theory."""
+    """Truncation level of the trace coefficients c; determines the speed of convergence. The theory assumes
+    c_bar <= rho_bar."""
     pg_rho_bar: float = 1.0
-    """Truncates rho in the policy gradient's advantage."""
+    """Truncation level of the ratios rho in the advantages of the policy gradient."""
     lambda_: Annotated[float, tyro.conf.arg(name='lambda')] = 1.0
-    """Multiplies the trace coefficients c (remark 2)."""
+    """Factor of the trace coefficients c (remark 2), in [0, 1]."""
     outside_theory: bool = False
-    """Allow c_bar > rho_bar, for which Theorem 1 proves nothing and V-trace can diverge (`impala_jax.tabular`)."""
+    """Whether to allow c_bar > rho_bar, which Theorem 1 does not cover and for which V-trace can diverge
+    (`impala_jax.tabular`)."""
     implementation: Literal['auto', 'scan', 'associative_scan', 'rlax'] = 'auto'
-    """How V-trace is computed; the results are the same up to rounding. `auto`: the fastest on the device. `rlax`: the
-    function of that library, as a reference; c_bar and lambda must be 1."""
+    """Implementation of V-trace; results agree up to rounding. `auto`: the fastest one on the device. `rlax`: the
+    function of that library, as a reference, which requires c_bar and lambda to be 1."""
     correction: Literal['vtrace', 'one_step_is', 'epsilon_correction', 'none'] = 'vtrace'
-    """How off-policy data is corrected (section 5.2.2, table 2). `one_step_is`: the advantage times pi/mu, uncorrected
-    value targets; `epsilon_correction`: no ratios, log(pi + 1e-6) in the policy gradient; `none`: as if on-policy."""
+    """Off-policy correction (section 5.2.2, table 2). `one_step_is`: advantages multiplied by pi/mu, uncorrected value
+    targets. `epsilon_correction`: no ratios, and log(pi + 1e-6) in the policy gradient. `none`: data is treated as
+    on-policy."""
 
     def __post_init__(self):
         for name in ('rho_bar', 'c_bar', 'pg_rho_bar'):
@@ -112,7 +117,7 @@ class VTraceConfig:
             ):
                 require(
                     value == only,
-                    f"vtrace.{field} {value!r}: vtrace.implementation 'rlax' has only {only!r}; use another one",
+                    f"vtrace.{field} {value!r}: vtrace.implementation 'rlax' supports {only!r} only; use another one",
                 )
         if self.correction != 'vtrace':
             for name in ('rho_bar', 'c_bar', 'pg_rho_bar'):
@@ -125,12 +130,13 @@ class VTraceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ReplayConfig:
-    """Experience replay (section 5.2.2): uniform sampling, the oldest trajectory is removed first."""
+    """Experience replay (section 5.2.2), with uniform sampling and first-in-first-out removal."""
 
     fraction: float = 0.0
-    """Share of each batch that is replayed; the paper's is 0.5. Only the rest counts as frames."""
+    """Fraction of each batch that is replayed, in [0, 1); 0.5 in the paper. Replayed trajectories do not count as
+    frames."""
     capacity: int = 10_000
-    """Trajectories that are kept."""
+    """Largest number of trajectories in replay."""
 
     def __post_init__(self):
         require(0 <= self.fraction < 1, f'replay.fraction must lie in [0, 1), got {self.fraction}')
@@ -139,24 +145,29 @@ class ReplayConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Weights of the loss, which is a SUM over time and batch."""
+    """The loss, which is a SUM over time and batch."""
 
     function: str | None = None
-    """A loss `module:function` of your own in place of IMPALA's (also `--loss module:function`): docs/extending.md."""
+    """Loss of your own that replaces IMPALA's, as `module:function` (docs/extending.md). Also
+    `--loss module:function`."""
     discount: float = 0.99
+    """Discount factor gamma."""
     baseline_cost: float = 0.5
+    """Weight of the baseline loss, half the squared error of the values."""
     entropy_cost: float = 0.01
+    """Weight of the entropy bonus."""
     entropy_schedule: Literal['linear', 'constant'] = 'constant'
-    """`linear`: the entropy cost falls to 0 over `optimizer.schedule_frames`. The paper's is constant."""
+    """Schedule of the entropy cost: `constant`, as in the paper, or `linear` to 0 over
+    `optimizer.schedule_frames`."""
     reward_clip: Literal['unit', 'asymmetric', 'asymmetric_paper', 'none'] = 'unit'
-    """In the learner; the reported returns stay raw. `unit`: to [-1, 1]. `asymmetric`, for DMLab-30: 5 tanh(r / 5), and
-    0.3 times that where r is negative, as in the released code. `asymmetric_paper`: 0.3 min(tanh r, 0) +
+    """Reward clipping in the loss; reported returns are raw. `unit`: to [-1, 1]. `asymmetric`, for DMLab-30:
+    5 tanh(r / 5), multiplied by 0.3 if r is negative, as in the released code. `asymmetric_paper`: 0.3 min(tanh r, 0) +
     5 max(tanh r, 0), as in the paper."""
 
     def __post_init__(self):
         require(
             self.function is None or ':' in self.function,
-            f'loss.function must be a function of yours as module:function, got {self.function!r}',
+            f'loss.function must be your own function as module:function, got {self.function!r}',
         )
         require(0 <= self.discount <= 1, f'loss.discount must lie in [0, 1], got {self.discount}')
         for name in ('baseline_cost', 'entropy_cost'):
@@ -166,14 +177,16 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PopArtConfig:
-    """Value targets normalised per task (Hessel et al., 2018); see `impala_jax.popart`."""
+    """PopArt: normalisation of value targets per task (Hessel et al., 2018)."""
 
     enabled: bool = False
+    """Whether to normalise value targets."""
     step_size: float = 3e-4
-    """How far one value target moves its task's mean and second moment."""
+    """Step size per value target of the running mean and second moment."""
     min_scale: float = 1e-4
+    """Lower bound of a task's standard deviation."""
     max_scale: float = 1e6
-    """Bounds of a task's standard deviation."""
+    """Upper bound of a task's standard deviation."""
 
     def __post_init__(self):
         require(0 < self.step_size < 1, f'popart.step_size must lie in (0, 1), got {self.step_size}')
@@ -185,39 +198,42 @@ class PopArtConfig:
 
 
 class _NotSet(float):
-    """The chosen optimiser's own epsilon: where another one is chosen later, as on the command line, that one's."""
+    """Default epsilon of the chosen optimiser; changes with the optimiser, as when the command line replaces it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """The optimiser; the learning rate belongs to a SUMMED loss and to TensorFlow's RMSProp."""
+    """The optimiser. The default learning rate is for a SUMMED loss and RMSProp as in TensorFlow."""
 
     name: str = 'rmsprop'
-    """`rmsprop`, `adam`, or a function `module:function` of your own that makes an optax transformation (also
-    `--optimizer module:function`): docs/extending.md."""
+    """Optimiser: `rmsprop`, `adam`, or a function of your own that returns an optax transformation, as
+    `module:function` (docs/extending.md). Also `--optimizer module:function`."""
     learning_rate: float = 6e-4
+    """Learning rate at the start of the run."""
     schedule: Literal['linear', 'constant'] = 'linear'
-    """`linear`: to 0 over `schedule_frames`."""
+    """Schedule of the learning rate: `constant`, or `linear` to 0 over `schedule_frames`."""
     schedule_frames: int | None = None
-    """Environment frames over which linear schedules, also that of the entropy cost, fall to 0; None: `total_frames`.
-    Set it where `total_frames` will be raised later: otherwise the schedules jump back at that resume."""
+    """Environment frames after which linear schedules, including that of the entropy cost, reach 0; None:
+    `total_frames`. Set it if `total_frames` will be raised later; otherwise the schedules jump back when the run is
+    resumed."""
     epsilon: float = _NotSet(_EPSILONS['rmsprop'])
-    """RMSProp's stands inside the square root, as TensorFlow's does; Adam's outside, and where it is not set, it is
-    1e-8."""
+    """Epsilon of the optimiser. RMSProp has it inside the square root, as in TensorFlow; Adam has it outside, with
+    default 1e-8."""
     decay: float = 0.99
-    """RMSProp's decay; its accumulator starts at 1, as TensorFlow's does."""
+    """Decay of RMSProp's accumulator, which starts at 1, as in TensorFlow."""
     momentum: float = 0.0
+    """Momentum of RMSProp."""
     b1: float = 0.9
-    """Adam."""
+    """Decay of Adam's first moment."""
     b2: float = 0.999
-    """Adam."""
+    """Decay of Adam's second moment."""
     max_grad_norm: float = 40.0
-    """The gradient's global norm is clipped to this; inf for no clipping."""
+    """Largest global norm of the gradient, to which it is clipped; inf for no clipping."""
 
     def __post_init__(self):
         require(
             self.name in _EPSILONS or ':' in self.name,
-            f'unknown optimizer.name {self.name!r}; {closest(self.name, _EPSILONS)}, or a function of yours as '
+            f'unknown optimizer.name {self.name!r}; {closest(self.name, _EPSILONS)}, or your own function as '
             'module:function',
         )
         if isinstance(self.epsilon, _NotSet):
@@ -231,36 +247,37 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PBTConfig:
-    """Population based training (section 5.3.2, appendix F): `launch/pbt.py`, rules in `impala_jax.studies.pbt`.
+    """Population based training (section 5.3.2, appendix F), for `launch/pbt.py`.
 
-    The first learning rate, entropy cost and epsilon of a member are drawn from the ranges here, and stand in its
-    `config.json`. The defaults are the paper's, of DMLab-30; the interval, which it does not give, is ours.
+    The initial learning rate, entropy cost and epsilon of each member are sampled from the ranges here, and written to
+    its `config.json`. The defaults are those of the paper for DMLab-30, except the interval, which it does not state.
     """
 
     member: int | None = None
-    """Index of this run within the population in the workdir's parent; `launch/pbt.py` sets it. None outside one."""
+    """Index of this run within its population; None outside a population. Set by `launch/pbt.py`."""
     learning_rate: tuple[float, float] = (5e-6, 5e-3)
-    """The first one is drawn log-uniformly between these."""
+    """Range of the initial learning rate, sampled log-uniformly."""
     entropy_cost: tuple[float, float] = (5e-5, 1e-2)
-    """The first one is drawn log-uniformly between these."""
+    """Range of the initial entropy cost, sampled log-uniformly."""
     epsilon: tuple[float, ...] = (1e-1, 1e-3, 1e-5, 1e-7)
-    """The first one, of the optimiser, is drawn from these."""
+    """Choices for the epsilon of the optimiser, sampled uniformly."""
     burn_in_frames: int = 20_000_000
-    """Frames of a member before it first compares itself."""
+    """Environment frames of a member before its first comparison."""
     interval_frames: int = 10_000_000
-    """Frames of a member from one comparison to the next."""
+    """Environment frames of a member between comparisons."""
     threshold: float = 0.05
-    """A member copies another whose fitness is better by more than this, absolute; inf: never, a random search."""
+    """Absolute difference in fitness above which a member copies a better one; inf for a random search without
+    copies."""
     mutation_probability: float = 0.33
-    """Of each hyperparameter that was copied."""
+    """Probability of mutation of each copied hyperparameter."""
     mutation_factor: float = 1.2
-    """What is mutated is multiplied or divided by this."""
+    """Factor by which a mutation multiplies or divides a hyperparameter."""
 
     def __post_init__(self):
         require(self.member is None or self.member >= 0, f'pbt.member must be 0 or more, got {self.member}')
         for name in ('learning_rate', 'entropy_cost'):
             low, high = getattr(self, name)
-            require(0 < low <= high, f'pbt.{name} must be two positive numbers, the lower one first, got {low} {high}')
+            require(0 < low <= high, f'pbt.{name} must be two positive numbers in ascending order, got {low} {high}')
         require(
             len(self.epsilon) > 0 and min(self.epsilon) > 0, f'pbt.epsilon must be positive numbers, got {self.epsilon}'
         )

@@ -1,4 +1,4 @@
-"""Refusals of values that cannot work."""
+"""Checks of configuration values."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from typing import Any
 
 
 class ConfigError(Exception):
-    """A value that cannot work: the message names the field, the value and the remedy, in one line."""
+    """An invalid value; the message names the field, the value and the remedy, in one line."""
 
 
 def closest(name: str, known: Iterable[str], prefix: str = '', usable: Callable[[str], bool] = lambda _: True) -> str:
-    """'did you mean ...?' with the names in `known` nearest to `name`, at most three; '' where there are none.
+    """Returns 'did you mean ...?' with at most three similar names, or '' if there are none.
 
     Args:
-      prefix: What stands before a name in the message.
-      usable: Whether a name is worth suggesting; asked of the nearest ten only.
+      name: Name to compare.
+      known: Names to choose from.
+      prefix: Prefix of each suggested name in the message.
+      usable: Function that decides whether a name may be suggested; called for the ten most similar names only.
     """
     known = list(known)
     for cutoff in (0.4, 0.0):
@@ -30,27 +32,31 @@ def closest(name: str, known: Iterable[str], prefix: str = '', usable: Callable[
 
 
 def split_name(field: str, path: str, form: str) -> tuple[str, str]:
-    """The module and the name within it of the user's own code.
+    """Splits the path of user code into its module and the name within the module.
 
     Args:
-      field: The field of a configuration that names it.
-      path: The value of that field.
-      form: What it should look like, for the message.
+      field: Name of the configuration field, for the message.
+      path: Value of that field.
+      form: Expected form of the value, for the message.
 
     Raises:
-      ConfigError: one of the two is missing, or the module is relative.
+      ConfigError: If one of the two is missing, or the module is relative.
     """
     module, _, name = path.partition(':')
     if not module or module.startswith('.') or not name:
-        raise ConfigError(f'{field} {path!r} is not {form}; give both names, the module absolute')
+        raise ConfigError(f'{field} {path!r} is not {form}; give both names, with an absolute module')
     return module, name
 
 
 def import_object(field: str, path: str) -> Any:
-    """What `path`, module:name, stands for in the field of a configuration.
+    """Imports the object `path`, module:name.
+
+    Args:
+      field: Name of the configuration field, for the message.
+      path: Value of that field.
 
     Raises:
-      ConfigError: it is not such a name, or cannot be imported.
+      ConfigError: If `path` has another form or cannot be imported.
     """
     module, name = split_name(field, path, 'module:name')
     try:
@@ -60,10 +66,12 @@ def import_object(field: str, path: str) -> Any:
 
 
 def require(condition: bool, message: str) -> None:
+    """Raises ConfigError with `message` unless `condition` is true."""
     if not condition:
         raise ConfigError(message)
 
 
 def require_positive(owner: str, **values: float) -> None:
+    """Raises ConfigError unless all fields of `owner` in `values` are positive."""
     for name, value in values.items():
         require(value > 0, f'{owner}.{name} must be positive, got {value}')

@@ -1,4 +1,4 @@
-"""Configuration of the task."""
+"""Configuration of the environment."""
 
 from __future__ import annotations
 
@@ -10,34 +10,37 @@ from impala_jax.config.checks import require, require_positive
 
 @dataclasses.dataclass(frozen=True)
 class EnvironmentConfig:
-    """Which task, and how it is stepped."""
+    """The environment, and how actors step it."""
 
     name: str = 'catch'
-    """`catch`, `catch_memory`, `delayed_bandit`, `bsuite/catch/0`, `atari/pong`, `dmlab/rooms_watermaze`,
-    `gymnasium/CartPole-v1`, `gymnasium/minigrid:MiniGrid-Empty-5x5-v0` (after importing `minigrid`), or a factory
-    `module:function` that is called as `function(seed=...)` and returns a dm_env.Environment or a gymnasium.Env; or one
-    of the suites `atari57`, `dmlab30` and `minisuite`, whose tasks are spread evenly over all actors' environments."""
+    """Environment: `catch`, `catch_memory`, `delayed_bandit`, `bsuite/catch/0`, `atari/pong`, `dmlab/rooms_watermaze`,
+    `gymnasium/CartPole-v1`, `gymnasium/minigrid:MiniGrid-Empty-5x5-v0` (imports `minigrid` first), or a factory
+    `module:function` that is called as `function(seed=...)` and returns a dm_env.Environment or a gymnasium.Env. Also a
+    suite: `atari57`, `dmlab30` or `minisuite`, whose tasks are distributed evenly over the environments of all
+    actors."""
     preset: Literal['paper', 'machado'] = 'paper'
-    """Atari only. `paper`: 1 to 30 no-ops at the start, the minimal action set, episodes end at life loss in training.
-    `machado` (Machado et al., 2018): sticky actions with probability .25, all 18 actions, episodes are games."""
+    """Atari only. `paper`: 1 to 30 initial no-ops, the minimal action set, and training episodes that end with a life.
+    `machado` (Machado et al., 2018): sticky actions with probability 0.25, all 18 actions, and episodes that end with
+    the game."""
     full_action_space: bool | None = None
-    """Atari only: all 18 actions, or the game's minimal set. None: as the preset has it; all 18 in `atari57`."""
+    """Atari only: whether to use all 18 actions instead of the game's minimal set. None: as in the preset; all 18 in
+    `atari57`."""
     action_repeat: int | None = None
-    """Environment frames in one agent step; all budgets and metrics count frames. None: 4 on Atari and DeepMind Lab, 1
-    elsewhere. For a factory it only states what the environment itself does."""
+    """Environment frames per agent step; budgets and metrics count frames. None: 4 for Atari and DeepMind Lab, else 1.
+    For a factory it states what the environment itself does."""
     max_failures: int = 3
-    """An environment that fails this many times without finishing an episode in between ends the run."""
+    """Number of failures of an environment, without a finished episode in between, that ends the run."""
     processes: int = 0
-    """Worker processes an actor spreads its environments over. 0: none for the built-in environments (which step
-    faster inside the actor), one an environment for DeepMind Lab, and as many as there are cores, at most one an
-    environment, for the others."""
+    """Worker processes per actor, over which it distributes its environments. 0: no processes for the built-in
+    environments, which are faster inside the actor; one process per environment for DeepMind Lab; and one per core, but
+    at most one per environment, for others."""
     renderer: Literal['software', 'hardware'] = 'software'
-    """DeepMind Lab only: pictures are drawn by the CPU, or by a GPU."""
+    """DeepMind Lab only: rendering on the CPU (`software`) or a GPU (`hardware`)."""
     level_cache: str = '~/.cache/impala_jax/dmlab_levels'
-    """DeepMind Lab only: a folder for compiled maps, shared by all processes and runs; '' for none."""
+    """DeepMind Lab only: folder for compiled maps, common to all processes and runs; '' for no cache."""
     dataset_path: str = ''
-    """DeepMind Lab only: the folder of pictures that two of DMLab-30's psychlab levels need; `dummy` for plain colours,
-    which are another task than the paper's."""
+    """DeepMind Lab only: folder of the images that two psychlab levels of DMLab-30 need. `dummy` uses plain colours
+    instead, which changes the task."""
 
     def __post_init__(self):
         require(bool(self.name), 'environment.name is empty; try --environment.name catch')
@@ -47,13 +50,12 @@ class EnvironmentConfig:
         require(self.processes >= 0, f'environment.processes must be 0 or more, got {self.processes}')
         require(
             not (self.processes and self.name.startswith('dmlab/')),
-            f'environment.processes {self.processes}: each environment of DeepMind Lab has a process of its own; leave '
-            'it at 0',
+            f'environment.processes {self.processes}: each environment of DeepMind Lab has its own process; use 0',
         )
 
     @property
     def frames_per_step(self) -> int:
-        """Environment frames in one agent step."""
+        """Number of environment frames per agent step."""
         if self.action_repeat is not None:
             return self.action_repeat
         return 4 if self.name in ('atari57', 'dmlab30') or self.name.startswith(('atari/', 'dmlab/')) else 1

@@ -1,4 +1,4 @@
-"""Configuration of how an experiment runs: learner, actors, evaluator, checkpoints, metrics."""
+"""Configuration of the execution: learner, actors, evaluator, checkpoints and metrics."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ _number_or_auto = tyro.constructors.PrimitiveConstructorSpec(
 
 @dataclasses.dataclass(frozen=True)
 class LearnerConfig:
-    """The batched update."""
+    """The learner."""
 
     batch_size: int = 32
-    """Trajectories in an update, over all devices of all hosts."""
+    """Trajectories per update, over all devices of all hosts."""
     unroll_length: int = 20
-    """Transitions in a trajectory (n in the paper)."""
+    """Transitions per trajectory (n in the paper)."""
     num_devices: int | None = None
-    """Devices of each host to split the batch over; None: all."""
+    """Devices per host over which the batch is split; None: all devices."""
     queue_capacity: int | None = None
-    """Trajectories that wait at most, on each host, before actors block; None: two of the host's batches (but at least
-    one unroll of each actor)."""
+    """Trajectories that can wait on each host before actors block; None: two batches of the host, and at least one
+    unroll of every actor."""
     max_nonfinite_updates: int = 10
-    """An update whose gradient is not finite is skipped and counted; this many in a row end the run."""
+    """Number of consecutive updates with a non-finite gradient that ends the run. Such updates are skipped and
+    counted."""
 
     def __post_init__(self):
         require_positive(
@@ -53,19 +54,20 @@ class LearnerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ActorConfig:
-    """Actors; each steps a vector of environments with one batched inference a step."""
+    """The actors. Each steps a vector of environments, with one batched inference per step."""
 
     num_actors: Annotated[int | None, _number_or_auto] = None
-    """Actors per host; `auto` (None): one per core, resolved when a run starts. 0 only with
-    `serve_actors`: all actors are on other machines."""
+    """Actors per host; `auto` (None): one per core, resolved when a run starts. 0 requires `serve_actors`: all actors
+    are on other machines."""
     num_envs: int = 16
-    """Environments an actor."""
+    """Environments per actor."""
     inference: Literal['actor', 'accelerator'] = 'actor'
-    """Where actors run the network. `actor`: each by itself, on the CPU. `accelerator`: on the learner's devices, the
-    requests of all actors in one batch (`impala_jax.inference`), for networks that are too slow for the CPU; runtimes
-    `threads` and `launchpad` with `local_mt`. Actors of other machines always run it themselves."""
+    """Where actors evaluate the network. `actor`: each actor on the CPU. `accelerator`: on the learner's devices, with
+    the requests of all actors in one batch (`impala_jax.inference`), for networks that are too slow on the CPU;
+    runtimes `threads`, and `launchpad` with `local_mt`. Actors on other machines always use their CPU."""
     inference_wait_ms: float = 2.0
-    """`accelerator`: how long the first request of a batch waits for those of other actors."""
+    """Time that the first request of a batch waits for those of other actors, with `inference` `accelerator`, in
+    ms."""
 
     def __post_init__(self):
         require(self.inference_wait_ms >= 0, f'actor.inference_wait_ms must be 0 or more, got {self.inference_wait_ms}')
@@ -75,19 +77,19 @@ class ActorConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatorConfig:
-    """The evaluator plays whole episodes with the newest parameters, beside training and once more at the end."""
+    """The evaluator, which plays full episodes with the newest parameters during training and at the end."""
 
     episodes: int = 20
-    """Episodes an evaluation, of each task of a suite; 0 for no evaluator."""
+    """Episodes per evaluation, for each task of a suite; 0 for no evaluator."""
     interval_s: float = 60.0
-    """Pause between two evaluations, s."""
+    """Pause between evaluations, in seconds."""
     num_envs: int = 10
-    """Environments stepped together; at most `episodes` are used."""
+    """Environments stepped in parallel; at most `episodes` are used."""
     greedy: bool = False
-    """Play the most likely action; the paper samples."""
+    """Whether to take the most likely action instead of sampling, as the paper does."""
     max_episode_steps: int = 27_000
-    """Agent steps after which an episode of an evaluation is truncated, so that every evaluation ends. The default is
-    half an hour of an Atari game, the usual limit there."""
+    """Agent steps after which an evaluation truncates an episode, so that every evaluation ends. The default is half an
+    hour of an Atari game, the usual limit."""
 
     def __post_init__(self):
         require(self.episodes >= 0, f'evaluator.episodes must be 0 or more, got {self.episodes}')
@@ -101,11 +103,12 @@ class EvaluatorConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When a checkpoint is written; one more is written at the end, and on SIGTERM and SIGINT."""
+    """Checkpoints. Another one is written at the end of the run, and on SIGTERM and SIGINT."""
 
     interval_s: float = 300.0
+    """Interval between checkpoints, in seconds."""
     keep: int = 3
-    """The newest this many are kept; at least 2, so that a damaged one never loses the run."""
+    """Number of newest checkpoints to keep; at least 2, so that a damaged one does not lose the run."""
 
     def __post_init__(self):
         require_positive('checkpoint', interval_s=self.interval_s)
@@ -114,12 +117,12 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoggingConfig:
-    """When a row of metrics is written."""
+    """Rows of metrics."""
 
     interval_s: float = 2.0
-    """Runtimes `threads` and `launchpad`."""
+    """Interval between rows in the runtimes `threads` and `launchpad`, in seconds."""
     interval_updates: int = 50
-    """Runtime `lockstep`, whose rows must not depend on the clock."""
+    """Interval between rows in the runtime `lockstep`, in updates, because its rows must not depend on the clock."""
 
     def __post_init__(self):
         require_positive('logging', interval_s=self.interval_s, interval_updates=self.interval_updates)

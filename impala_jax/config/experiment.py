@@ -1,4 +1,4 @@
-"""Configuration of an experiment: all of it, and the numbers that follow from several parts."""
+"""Configuration of an experiment: all parts, and the values that depend on several of them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from impala_jax.config.execution import ActorConfig, CheckpointConfig, Evaluator
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """An experiment."""
+    """Configuration of an experiment."""
 
     total_frames: int = 200_000_000
-    """Environment frames to train for, action repeat included; rounded up to whole updates."""
+    """Environment frames of the run, including repeated actions; rounded up to whole updates."""
     seed: int = 0
+    """Seed of the run, in [0, 2**31)."""
     environment: EnvironmentConfig = EnvironmentConfig()
     network: NetworkConfig = NetworkConfig()
     vtrace: VTraceConfig = VTraceConfig()
@@ -40,14 +41,14 @@ class Config:
     logging: LoggingConfig = LoggingConfig()
     pbt: PBTConfig = PBTConfig()
     policy_lag: int = 0
-    """Runtime `lockstep`: actors act with parameters exactly this many updates old."""
+    """Runtime `lockstep`: exact age of the actors' parameters, in updates."""
     launch_type: Literal['local_mt', 'local_mp'] = 'local_mt'
-    """Runtime `launchpad`: nodes are threads of one process, or processes."""
+    """Runtime `launchpad`: nodes as threads of one process (`local_mt`) or as processes (`local_mp`)."""
     serve_actors: int | None = None
-    """Runtime `launchpad`: port at which actors of other machines join (`launch/actors.py`) that know the run's secret.
-    None: no others join."""
+    """Runtime `launchpad`: port at which actors on other machines join (`launch/actors.py`) if they know the run's
+    secret; None: no other actors can join."""
     timeout_s: float = 300.0
-    """No wait of one part for another lasts longer than this; covers compilation and the slowest reset, s."""
+    """Longest wait of one part of a run for another, in seconds; must exceed compilation and the slowest reset."""
 
     def __post_init__(self):
         for name, value in (('total_frames', self.total_frames), ('timeout_s', self.timeout_s)):
@@ -60,49 +61,49 @@ class Config:
         )
         require(
             self.actor.num_actors != 0 or self.serve_actors is not None,
-            'actor.num_actors is 0, and nobody else acts: give it some, or let actors of other machines join with '
+            'actor.num_actors is 0, and no other actors can join: raise it, or let actors on other machines join with '
             '--serve-actors PORT',
         )
         require(
             self.optimizer.schedule == 'constant' or self.schedule_updates >= self.total_updates,
             f'optimizer.schedule_frames {self.optimizer.schedule_frames} is below total_frames {self.total_frames}: '
-            'the learning rate would be 0 from there on, and nothing learned; raise it',
+            'the learning rate would be 0 for the rest of the run; raise it',
         )
         replayed = self.replay.fraction * self.learner.batch_size
         require(
             replayed == int(replayed),
-            f'replay.fraction {self.replay.fraction} of learner.batch_size {self.learner.batch_size} is no whole '
-            'number of trajectories; change either',
+            f'replay.fraction {self.replay.fraction} of learner.batch_size {self.learner.batch_size} is not a whole '
+            'number of trajectories; change one of them',
         )
         capacity = self.learner.queue_capacity
         require(
             capacity is None or capacity >= self.num_fresh,
             f'learner.queue_capacity {capacity} is below the {self.num_fresh} trajectories of a batch that come from '
-            f'the queue: no batch could ever be complete; try {2 * self.num_fresh}',
+            f'the queue, so no batch could be completed; try {2 * self.num_fresh}',
         )
 
     @property
     def num_replayed(self) -> int:
-        """Trajectories of a batch that come from replay."""
+        """Number of trajectories of a batch that come from replay."""
         return int(self.replay.fraction * self.learner.batch_size)
 
     @property
     def num_fresh(self) -> int:
-        """Trajectories of a batch that come from the queue; they stand first."""
+        """Number of trajectories of a batch that come from the queue; they are the first ones."""
         return self.learner.batch_size - self.num_replayed
 
     @property
     def frames_per_update(self) -> int:
-        """Environment frames consumed by one update; what is replayed does not count again."""
+        """Number of environment frames per update; replayed trajectories do not count again."""
         return self.num_fresh * self.learner.unroll_length * self.environment.frames_per_step
 
     @property
     def total_updates(self) -> int:
-        """Updates in the whole run."""
+        """Number of updates of the run."""
         return -(-self.total_frames // self.frames_per_update)
 
     @property
     def schedule_updates(self) -> int:
-        """Updates over which linear schedules fall to 0."""
+        """Number of updates after which linear schedules reach 0."""
         frames = self.optimizer.schedule_frames
         return self.total_updates if frames is None else -(-frames // self.frames_per_update)

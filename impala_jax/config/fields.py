@@ -1,4 +1,4 @@
-"""Fields of a configuration by their names on the command line."""
+"""Access to the fields of a configuration by their names on the command line."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _PYTHON_NAMES = {'lambda': 'lambda_'}
 
 
 def get(config: Config, name: str) -> Any:
-    """The value of a field by its name on the command line, as in `vtrace.lambda`.
+    """Returns the value of a field, named as on the command line, as in `vtrace.lambda`.
 
     Raises:
-      ConfigError: there is no such field; the closest one is named.
+      ConfigError: If there is no such field; the message suggests the closest one.
     """
     known = {field.replace('lambda_', 'lambda') for field in to_flat_dict(config)}
     if name not in known:
@@ -30,12 +30,12 @@ def get(config: Config, name: str) -> Any:
 
 
 def replace(config: Config, values: Mapping[str, Any]) -> Config:
-    """`config` with fields set by their names on the command line, as in `{'vtrace.rho_bar': 2.0, 'seed': 1}`.
+    """Returns `config` with fields replaced, named as on the command line, as in `{'vtrace.rho_bar': 2.0, 'seed': 1}`.
 
-    All are set at once, so that only the result must be valid.
+    All fields are replaced together, so only the result has to be valid.
 
     Raises:
-      ConfigError: a field that does not exist, named with the closest one that does, or a value that cannot work.
+      ConfigError: If a field does not exist, with a suggestion of the closest one, or a value is invalid.
     """
     nested: dict[str, dict[str, Any]] = {}
     for name, value in values.items():

@@ -1,4 +1,4 @@
-"""A configuration as JSON values: writing, reading, older versions, and what a resumed run may change."""
+"""Conversion of configurations to and from JSON values, upgrades of old ones, and changes that a resume allows."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, get_type_hints
 from impala_jax.config.checks import ConfigError, closest
 from impala_jax.config.experiment import Config
 
-# What may differ between a checkpoint and the configuration that resumes it: how and where the run is executed, but
-# nothing that changes what is learned.
+# Fields that may differ between a checkpoint and the configuration that resumes it: those of the execution, not those
+# that change the result of training.
 _RESUMABLE = (
     'actor',
     'checkpoint',
@@ -34,7 +34,7 @@ _RESUMABLE = (
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A nested dict of JSON values; infinities are the strings 'inf' and '-inf', which JSON lacks."""
+    """Returns a nested dict of JSON values; infinities become the strings 'inf' and '-inf', because JSON lacks them."""
     return {
         field.name: to_dict(value) if dataclasses.is_dataclass(value) else _to_json(value)
         for field in dataclasses.fields(config)
@@ -43,15 +43,20 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def to_flat_dict(config: Config) -> dict[str, Any]:
-    """The values of `to_dict` by the fields' names, as in `learner.batch_size`."""
+    """Returns the values of `to_dict`, keyed by the full names of the fields, as in `learner.batch_size`."""
     return _flatten(to_dict(config))
 
 
 def from_dict(values: dict[str, Any], cls: type = Config, owner: str = '') -> Any:
-    """The inverse of `to_dict`; fields that are absent take their defaults.
+    """Returns the configuration that `to_dict` converted; absent fields have their defaults.
+
+    Args:
+      values: Nested dict of JSON values.
+      cls: Class of the configuration.
+      owner: Prefix of field names in messages.
 
     Raises:
-      ConfigError: a field that does not exist, named with the closest one that does.
+      ConfigError: If a field does not exist; the message suggests the closest one.
     """
     hints = get_type_hints(cls)
     unknown = set(values) - set(hints)
@@ -70,16 +75,18 @@ def from_dict(values: dict[str, Any], cls: type = Config, owner: str = '') -> An
 
 
 def upgraded(values: dict[str, Any], resumed_by: Config | None = None) -> dict[str, Any]:
-    """A `to_dict` that an older version may have written, as this version means it.
+    """Converts values written by an older version to their meaning in this version.
 
     Args:
-      values: as `to_dict` gives them.
-      resumed_by: Where both make the same network of images, the values of this configuration are preferred.
+      values: Nested dict of JSON values, as returned by `to_dict`.
+      resumed_by: Configuration whose values are preferred if both result in the same network for images, or None.
     """
     network = values.get('network', {})
     if 'torso' not in network or 'uint8_scale' in network:
         return values
-    torso = 'auto' if network['torso'] == 'shallow' else network['torso']  # Once all but images passed an MLP.
+    torso = (
+        'auto' if network['torso'] == 'shallow' else network['torso']
+    )  # Formerly `shallow` had an MLP for non-images.
     scale = 255.0
     if resumed_by is not None:
         torso = 'shallow' if (torso, resumed_by.network.torso) == ('auto', 'shallow') else torso
@@ -88,7 +95,16 @@ def upgraded(values: dict[str, Any], resumed_by: Config | None = None) -> dict[s
 
 
 def differences(old: Config, new: Config, where: str = 'in the checkpoint') -> list[str]:
-    """The fields, one line each, by which `new` cannot resume a run of `old`, which stands `where`."""
+    """Lists the differences because of which `new` cannot resume a run of `old`.
+
+    Args:
+      old: Configuration of the run.
+      new: Configuration that resumes it.
+      where: Phrase for the place of `old`, for the messages.
+
+    Returns:
+      One line per field.
+    """
     old_flat, new_flat = to_flat_dict(old), to_flat_dict(new)
     return [
         f'{name}: {old_flat.get(name)!r} {where}, {new_flat.get(name)!r} now'

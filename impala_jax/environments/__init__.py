@@ -59,6 +59,18 @@ def make(
     if config.name in suites.SUITES:
         ids = suites.assign(config, 1, num_envs)[0] if task_ids is None else task_ids
         return _make_suite(config, ids, seed, evaluation, timeout_s, max_episode_steps, closed)
+    return _make_task(config, num_envs, seed, evaluation, timeout_s, max_episode_steps, closed)
+
+
+def _make_task(
+    config: EnvironmentConfig,
+    num_envs: int,
+    seed: int,
+    evaluation: bool,
+    timeout_s: float,
+    max_episode_steps: int | None,
+    closed: Callable[[], bool],
+) -> VectorEnvironment:
     if config.name.startswith('atari/'):
         from impala_jax.environments.atari import AtariVectorEnvironment
 
@@ -152,8 +164,8 @@ def spec(config: EnvironmentConfig, timeout_s: float = 300.0) -> EnvironmentSpec
         try:
             environment = make(in_process, 1, seed=0, timeout_s=timeout_s)
             cleanup.callback(environment.close)
-            # DeepMind Lab's reset may take a minute, and its observations are known to match the spec. With hardware
-            # rendering it is needed all the same: a missing GPU ends the engine's process only at the reset.
+            # DeepMind Lab's reset may take a minute, and its observations are known to match the spec. It is needed
+            # only with hardware rendering, because a missing GPU ends the engine's process at the first reset.
             is_level = config.name.startswith('dmlab/')
             if isinstance(environment, ProcessVectorEnvironment) and (not is_level or config.renderer == 'hardware'):
                 environment.reset()

@@ -1,1 +1,1 @@
-"""Playing games with trained parameters, their scores and videos."""
+"""Evaluation of trained parameters: playing games, scores and videos."""

@@ -1,4 +1,4 @@
-"""Playing whole games with the training's own unroll code, and scoring them."""
+"""An evaluator that plays whole games with the unroll code of the training, and scores them."""
 
 from __future__ import annotations
 
@@ -25,29 +25,31 @@ from impala_jax.evaluation.video import Recording
 from impala_jax.types import FIRST, Closed, PyTree, StepInfo, TimeStep
 
 _logger = logging.getLogger(__name__)
-_UNROLL_LENGTH = 20  # Steps between two looks at whether enough games have ended.
+_UNROLL_LENGTH = 20  # Number of steps between two checks whether enough games have ended.
 
 
 class Evaluation(NamedTuple):
-    """Scores of whole games; a suite's are those of all its tasks, with as many games of each."""
+    """Scores of whole games. Those of a suite combine the games of all its tasks, the same number for each."""
 
-    returns: list[float]  # undiscounted, raw
+    returns: list[float]  # undiscounted and unclipped
     tasks: Mapping[str, Evaluation] = types.MappingProxyType({})  # by name; empty for a single environment
-    num_truncated: int = 0  # games that a limit of steps ended, the evaluator's or the environment's own
+    num_truncated: int = 0  # games that a step limit ended, either the evaluator's or the environment's own
 
     @property
     def mean(self) -> float:
+        """Mean return."""
         return float(np.mean(self.returns))
 
     @property
     def median(self) -> float:
+        """Median return."""
         return float(np.median(self.returns))
 
     @property
     def stderr(self) -> float:
-        """Standard error of the mean; 0 for a single game.
+        """Standard error of the mean return; 0 for a single game.
 
-        A suite's is stratified: its tasks are fixed, so what differs between them is no error of their mean.
+        For a suite it is stratified by task: the tasks are fixed, so differences between them do not count as error.
         """
         n = len(self.returns)
         if self.tasks:
@@ -56,23 +58,25 @@ class Evaluation(NamedTuple):
 
 
 class TaskFailed(EnvironmentFailure):
-    """A task of a suite cannot be played; the message names it."""
+    """A task of a suite cannot be played; the message names the task."""
 
 
 class Evaluator:
-    """Plays games; the tasks of a suite one after the other, so that no more environments live than those of one.
+    """Plays whole games.
+
+    The tasks of a suite are played one after the other, so only the environments of one task exist at any time.
 
     Args:
-      agent: the agent.
-      config: the task or suite; evaluation always plays whole games, not lives.
-      episodes: games of each task a call of `play`.
-      num_envs: games played at the same time, at most `episodes`.
-      seed: of environments and actions.
-      greedy: play the most likely action instead of sampling.
-      record: keep pictures of the first game of environment 0, in `recording`; of a suite, of its first task.
-      max_episode_steps: Agent steps after which a game is truncated.
-      timeout_s: Longest wait for an environment.
-      closed: once it is true, whatever goes on ends with `Closed`.
+      agent: Agent to evaluate.
+      config: Task or suite to play; evaluation always plays whole games, not lives.
+      episodes: Number of games of each task per call of `play`.
+      num_envs: Number of games played at the same time; at most `episodes`.
+      seed: Seed for environments and actions.
+      greedy: Whether to take the most likely action instead of sampling.
+      record: Whether to record the first game of environment 0 in `recording`; for a suite, that of its first task.
+      max_episode_steps: Number of agent steps after which a game is truncated.
+      timeout_s: Longest wait for an environment, in seconds.
+      closed: Callable that returns True when the evaluator should stop; `play` then raises `Closed`.
     """
 
     def __init__(
@@ -90,12 +94,12 @@ class Evaluator:
         closed: Callable[[], bool] = lambda: False,
     ):
         num_envs = min(num_envs, episodes)
-        # A fixed number of games each: the first N to end over all environments would favour short games.
+        # Each environment plays a fixed number of games: counting the first N games to end would favour short ones.
         self._quota = np.full([num_envs], episodes // num_envs) + (np.arange(num_envs) < episodes % num_envs)
         self._config = config
         self._configs = {task: suites.task_config(config, task) for task in suites.tasks(config)}
         self._first = next(iter(self._configs))
-        self._task: str | None = None  # The one that there are environments of
+        self._task: str | None = None  # the task whose environments exist
         self._max_episode_steps = max_episode_steps
         self._timeout_s = timeout_s
         self._closed = closed
@@ -114,20 +118,25 @@ class Evaluator:
         partial: Path | None = None,
         report: Callable[[str], None] = lambda _: None,
     ) -> Evaluation:
-        """Plays `episodes` games of each task from their start.
+        """Plays `episodes` games of each task from the start.
 
         Args:
-          version: Of the parameters.
-          params: The agent's.
-          partial: A file for the tasks of a suite that have been played. Those that are there, of the same parameters,
-            seed and settings, are not played again. Where a task fails, the others are played nevertheless. The caller
-            removes the file when the scores are where they belong.
-          report: Called with a line of text for each task of a suite when it has been played.
+          version: Version of the parameters.
+          params: Parameters of the agent.
+          partial: File for the scores of a suite's tasks as they are played. Tasks in the file that were played with
+            the same parameters, seed and settings are skipped. If a task fails, the others are played nevertheless. The
+            caller removes the file once the scores are saved.
+          report: Function that is called with a line of text after each task of a suite.
+
+        Returns:
+          The scores.
 
         Raises:
-          Closed: the evaluator was closed.
+          Closed: The evaluator was closed.
           TaskFailed: A task of a suite cannot be played.
-          EnvironmentFailure, TimeoutError, ConfigError: The environment cannot be played.
+          EnvironmentFailure: The environment failed too often.
+          TimeoutError: The environment did not answer in time.
+          ConfigError: The environment cannot be built.
         """
         identity = {} if partial is None else self._identity(version, params)
         self._seed += 1
@@ -136,7 +145,7 @@ class Evaluator:
         saved = None if partial is None else PartialScores(partial, identity, self._quota.sum())
         before = {} if saved is None else {task: _from_row(row) for task, row in saved.rows.items()}
         if self._record:
-            before.pop(self._first, None)  # Its pictures are gone.
+            before.pop(self._first, None)  # It is played again, because its recording was not saved.
         tasks: dict[str, Evaluation] = {}
         failures: dict[str, Exception] = {}
         for i, task in enumerate(self._configs):
@@ -146,14 +155,14 @@ class Evaluator:
                 if saved is None:
                     raise _task_failed({task: error}) from error
                 failures[task] = error
-                _logger.warning('%s cannot be played, the other tasks are: %s', task, str(error).splitlines()[-1])
+                _logger.warning('%s cannot be played, skipping it: %s', task, str(error).splitlines()[-1])
                 continue
             if saved is not None and task not in before:
                 saved.add(task, _to_row(task, tasks[task]))
             remark = ' (played before)' if task in before else ''
             report(f'{i + 1}/{len(self._configs)} {_task_text(task, tasks[task])}{remark}')
         if failures:
-            raise _task_failed(failures, f'; {len(tasks)} other tasks are in {partial}, and not played again')
+            raise _task_failed(failures, f'; {len(tasks)} other tasks are saved in {partial}')
         return Evaluation(
             [value for scores in tasks.values() for value in scores.returns],
             tasks,
@@ -161,7 +170,7 @@ class Evaluator:
         )
 
     def _identity(self, version: int, params: PyTree) -> dict[str, Any]:
-        """What decides the scores of a suite."""
+        """Returns everything that determines the scores of a suite."""
         digest = hashlib.sha256()
         for leaf in jax.tree.leaves(params):
             digest.update(np.asarray(leaf).tobytes())
@@ -178,8 +187,8 @@ class Evaluator:
             'environment': dataclasses.asdict(self._config),
         }
 
-    def _enter(self, task: str) -> Actor:
-        """An actor at the environments of `task`, in place of those of another."""
+    def _actor_for(self, task: str) -> Actor:
+        """Returns the actor with the environments of `task`; the environments of another task are closed."""
         if self._actor is not None and task == self._task:
             return self._actor
         self.close()
@@ -199,19 +208,19 @@ class Evaluator:
         if self._actor is None:
             self._actor = Actor(self._agent, environment, _UNROLL_LENGTH, self._seed, greedy=self._greedy)
         else:
-            self._actor.environment = environment  # Into the same actor, whose compiled step fits all tasks.
+            self._actor.environment = environment  # The same actor, because its compiled step fits all tasks.
         self._task = task
         return self._actor
 
     def _play_task(self, task: str, version: int, params: PyTree) -> Evaluation:
         if self._closed():
             raise Closed
-        actor = self._enter(task)
-        # From a reset, so that no game half played with older parameters is counted.
+        actor = self._actor_for(task)
+        # A reset discards games that were begun with older parameters.
         actor.reset(self._seed)
         returns: list[list[float]] = [[] for _ in self._quota]
         num_truncated = num_at_limit = 0
-        num_steps = np.zeros(len(self._quota), np.int64)  # in each environment's game
+        num_steps = np.zeros(len(self._quota), np.int64)  # of each environment's current game
         while any(len(r) < quota for r, quota in zip(returns, self._quota, strict=True)):
             if self._closed():
                 raise Closed
@@ -227,7 +236,7 @@ class Evaluator:
                         num_at_limit += bool(num_steps[i] >= self._max_episode_steps)
         if num_at_limit:
             _logger.warning(
-                '%d of %d games of %s were cut after %d steps (evaluator.max_episode_steps), and count as they stood',
+                '%d of %d games of %s were truncated after %d steps (evaluator.max_episode_steps); their returns count',
                 num_at_limit,
                 sum(self._quota),
                 task,
@@ -236,14 +245,14 @@ class Evaluator:
         return Evaluation([value for r in returns for value in r], num_truncated=num_truncated)
 
     def close(self) -> None:
-        """Ends the environments."""
+        """Closes the environments."""
         if self._actor is not None and self._task is not None:
             self._task = None
             self._actor.environment.close()
 
 
 def _task_failed(failures: Mapping[str, Exception], remark: str = '') -> TaskFailed:
-    """One error of all tasks that failed, with what the first one says, and behind its traceback where it has one."""
+    """Combines the errors of all failed tasks; the message is the first one's, after its traceback if it has one."""
     (task, error), *others = failures.items()
     *traceback, reason = str(error).splitlines() or [type(error).__name__]
     also = f' (as do {", ".join(name for name, _ in others)})' if others else ''
@@ -251,14 +260,14 @@ def _task_failed(failures: Mapping[str, Exception], remark: str = '') -> TaskFai
 
 
 def _task_text(task: str, scores: Evaluation) -> str:
-    """Scores of a task as one line."""
+    """Formats the scores of a task as one line."""
     normalised = human_normalised(task, scores.mean)
     text = f'{task}: mean return {scores.mean:.2f}, standard error {scores.stderr:.2f}'
     return text if normalised is None else f'{text}, human-normalised {normalised:.1f} %'
 
 
 def _to_row(task: str, scores: Evaluation) -> dict[str, Any]:
-    """For `PartialScores`."""
+    """Converts the scores of a task to a row of `PartialScores`."""
     return {
         'episodes': len(scores.returns),
         'mean_return': scores.mean,
@@ -274,7 +283,7 @@ def _from_row(row: Mapping[str, Any]) -> Evaluation:
 
 
 class _Recorder:
-    """A `VectorEnvironment` that also takes pictures of environment 0 until its first game ends."""
+    """A `VectorEnvironment` that also records environment 0 until its first game ends."""
 
     def __init__(self, environment: VectorEnvironment, recording: Recording):
         self._environment = environment
@@ -284,11 +293,13 @@ class _Recorder:
         self.spec = environment.spec
 
     def reset(self) -> TimeStep:
+        """Resets the environments and starts the recording."""
         timestep = self._environment.reset()
         self._recording.add(self._environment.render)
         return timestep
 
     def step(self, actions: np.ndarray) -> tuple[TimeStep, StepInfo]:
+        """Steps the environments and records the new frame."""
         timestep, info = self._environment.step(actions)
         if not self._over:
             self._recording.add(self._environment.render)
@@ -296,13 +307,17 @@ class _Recorder:
         return timestep, info
 
     def get_state(self) -> bytes:
+        """See `VectorEnvironment.get_state`."""
         return self._environment.get_state()
 
     def set_state(self, state: bytes) -> None:
+        """See `VectorEnvironment.set_state`."""
         self._environment.set_state(state)
 
     def render(self) -> np.ndarray:
+        """See `VectorEnvironment.render`."""
         return self._environment.render()
 
     def close(self) -> None:
+        """See `VectorEnvironment.close`."""
         self._environment.close()

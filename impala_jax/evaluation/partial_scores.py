@@ -1,4 +1,4 @@
-"""The tasks of a suite that an evaluation has played so far, in a file: one that was stopped goes on where it was."""
+"""A file with the scores of the tasks that an evaluation of a suite has played, so that it can be resumed."""
 
 from __future__ import annotations
 
@@ -17,38 +17,40 @@ _logger = logging.getLogger(__name__)
 class PartialScores:
     """A file of JSON lines, one per task that has been played.
 
-    Every row says of which evaluation it is. Rows of another one are removed, which is reported: they are of an older
-    start. A line that was torn by a kill does not count.
+    Every row identifies its evaluation. Rows of a different evaluation are from an earlier start; they are removed with
+    a warning. Incomplete lines, left by a process that was killed while writing, are ignored.
 
     Args:
-      path: The file, made when the first task has been played.
-      evaluation: What must be equal for a task not to be played again; JSON values by name.
-      episodes: Returns of a task.
+      path: The file, created when the first task has been played.
+      evaluation: JSON values by name that identify the evaluation; a task is only skipped if all of them are equal.
+      episodes: Number of games of a task.
+
     Raises:
-      ConfigError: The file cannot be read, or is something else.
+      ConfigError: The file cannot be read, or does not contain partial scores.
     """
 
     def __init__(self, path: Path, evaluation: Mapping[str, Any], episodes: int):
         self._path = path
-        self._evaluation = json.loads(json.dumps(evaluation))  # As rows have it: tuples are lists.
+        self._evaluation = json.loads(json.dumps(evaluation))  # Tuples become lists, as in the rows that are read.
         self.rows: dict[str, dict[str, Any]] = {}
-        """By task: `returns`, [episodes], and what else `add` was given."""
+        """Rows by task, with the `returns`, [episodes], and the other values given to `add`."""
         try:
             rows = read_rows(path)
             self._ends_in_a_line = not path.exists() or path.read_bytes()[-1:] in (b'', b'\n')
         except OSError as error:
             raise ConfigError(f'the partial scores {path} cannot be read: {error.strerror}; remove them') from error
         if any('evaluation' not in row for row in rows):
-            raise ConfigError(f'{path} is in the way: it has other rows than those of an evaluation; rename it')
+            raise ConfigError(f'{path} does not contain the scores of an evaluation; rename it')
         for row in rows:
             if row['evaluation'] == self._evaluation and _is_whole(row, episodes):
                 self.rows[row['task']] = row
         if rows and not self.rows:
-            _logger.warning('%s is of another evaluation (%s): all tasks are played', path, self._difference(rows[-1]))
+            difference = self._difference(rows[-1])
+            _logger.warning('%s is from a different evaluation (%s): all tasks are played', path, difference)
             self.remove()
 
     def add(self, task: str, row: Mapping[str, Any]) -> None:
-        """Appends a task; where that is impossible, as on a full disk, it is reported, and the evaluation goes on."""
+        """Appends the scores of a task; a failure to write, as on a full disk, only logs a warning."""
         self.rows[task] = {'task': task, **row, 'evaluation': self._evaluation}
         try:
             if not self._ends_in_a_line:
@@ -59,7 +61,7 @@ class PartialScores:
         except OSError as error:
             self._ends_in_a_line = False
             _logger.warning(
-                'partial scores cannot be written to %s: %s; %s would be played again by another start',
+                'partial scores cannot be written to %s: %s; a restart would play %s again',
                 self._path,
                 error.strerror,
                 task,
@@ -71,7 +73,7 @@ class PartialScores:
         self._ends_in_a_line = True
 
     def _difference(self, row: Mapping[str, Any]) -> str:
-        """What of the evaluation differs from that of a row, in words."""
+        """Describes how the evaluation differs from that of a row."""
         of_row = row['evaluation'] if isinstance(row['evaluation'], dict) else {}
         differences = [
             f'{name} {of_row.get(name)!r} instead of {value!r}' if not isinstance(value, dict) else f'another {name}'

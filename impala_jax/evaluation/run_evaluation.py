@@ -1,4 +1,4 @@
-"""Evaluation of a run: its newest checkpoint plays its own task, or a suite, and is scored."""
+"""Evaluation of the newest checkpoint of a run, on its own task or on a suite."""
 
 from __future__ import annotations
 
@@ -37,30 +37,31 @@ def evaluate(
     """Plays whole games with the newest checkpoint of a run.
 
     Args:
-      workdir: of the run.
-      suite: `atari57`, `dmlab30` or `minisuite`: play each of its tasks, whatever the run was trained on; None: that.
-      episodes: games to play, of each task of a suite.
-      num_envs: games played together.
-      greedy: play the most likely action instead of sampling.
-      seed: of games and actions.
-      video: an mp4 or gif file for one game.
-      max_episode_steps: Agent steps after which a game is truncated; None for the run's `evaluator.max_episode_steps`.
-      timeout_s: Longest wait for an environment, s; None for the run's own.
-      partial: File for the tasks of a suite as they are played, see `Evaluator.play`; the same call goes on with it.
-        Removed at the end.
+      workdir: Folder of the run.
+      suite: Suite to play, `atari57`, `dmlab30` or `minisuite`; None for the environment that the run was trained on.
+      episodes: Number of games to play; for a suite, of each task.
+      num_envs: Number of games played at the same time.
+      greedy: Whether to take the most likely action instead of sampling.
+      seed: Seed for games and actions.
+      video: An mp4 or gif file for a video of one game.
+      max_episode_steps: Number of agent steps after which a game is truncated; None for the run's
+        `evaluator.max_episode_steps`.
+      timeout_s: Longest wait for an environment, in seconds; None for the run's own setting.
+      partial: File for the scores of a suite's tasks as they are played, see `Evaluator.play`. The same call resumes
+        from it. The file is removed at the end.
 
     Returns:
-      What `launch/evaluate.py --json` writes: `episodes`, `mean_return`, `median_return`, `stderr`, `min_return`,
-      `max_return`, `human_normalised` (percent) and its `human_normalised_interval` (95 %, bootstrap), both None where
-      unknown; `truncated_episodes`, those that a limit of steps ended; `checkpoint_step`, `frames`, `environment`,
-      `greedy`, `seed`. Of a suite also `tasks`, by name the first eight of these, and `aggregates`, by name as in
-      `impala_jax.evaluation.scores` a `value` and an `interval`.
+      The scores that `launch/evaluate.py --json` writes: `episodes`, `mean_return`, `median_return`, `stderr`,
+      `min_return`, `max_return`, `human_normalised` (percent) and its `human_normalised_interval` (95 %, bootstrap),
+      both None if unknown; `truncated_episodes`, the number of games that a step limit ended; `checkpoint_step`,
+      `frames`, `environment`, `greedy` and `seed`. For a suite also `tasks`, with the first eight of these by task, and
+      `aggregates`, with a `value` and an `interval` by the names in `impala_jax.evaluation.scores`.
 
     Raises:
-      ConfigError: a video that cannot be written, an unknown suite, or one that the run's agent cannot play.
-      CheckpointError: the run has no checkpoint, or one whose parameters do not fit the environment as it is now.
-      TaskFailed: a task of a suite cannot be played; with `partial` the others have been.
-      VideoError: the games were played, but there is no video; the error has the scores.
+      ConfigError: The video cannot be written, the suite is unknown, or the run's agent cannot play it.
+      CheckpointError: The run has no checkpoint, or its parameters do not fit the environment in its current form.
+      TaskFailed: A task of a suite cannot be played; with `partial` the other tasks have been played and saved.
+      VideoError: The games were played, but the video could not be written; the error has the scores.
     """
     if video is not None:
         check_video(Path(video))
@@ -84,7 +85,7 @@ def evaluate(
 
 
 def _write_video(recording: Recording, path: Path, scores: dict[str, Any]) -> None:
-    """Raises VideoError with the scores, which the games have already cost."""
+    """Writes the video; a VideoError carries the scores, so that the games need not be played again."""
     try:
         recording.write(path)
     except VideoError as error:
@@ -106,10 +107,10 @@ def play(
     partial: Path | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, Any], Recording | None]:
-    """As `evaluate`: the scores, and the pictures of one game if wanted. The caller removes `partial`."""
+    """Plays as `evaluate` does, and returns the scores and the recording; the caller removes `partial`."""
     config = checkpoint.load_config(Path(workdir))
-    allocator.keep_memory()
-    compilation_cache.keep_programs()
+    allocator.configure_allocator()
+    compilation_cache.enable_cache()
     timeout_s = config.timeout_s if timeout_s is None else timeout_s
     agent = make_agent(config.network, environments.spec(config.environment, timeout_s), config.popart.enabled)
     params = jax.eval_shape(lambda: agent.init(jax.random.PRNGKey(0)))
@@ -152,7 +153,7 @@ def play(
 
 
 def _suite(suite: str, environment: EnvironmentConfig, agent: Agent, timeout_s: float) -> EnvironmentConfig:
-    """The suite in place of the environment that the agent was trained on, if it can play it."""
+    """Returns the configuration of a suite after checking that the agent can play it."""
     if suite not in suites.SUITES:
         raise ConfigError(f'unknown suite {suite!r}; {closest(suite, suites.SUITES)}')
     config = dataclasses.replace(environment, name=suite)

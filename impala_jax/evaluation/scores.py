@@ -1,8 +1,8 @@
-"""Scores of suites as the paper gives them: human-normalised, aggregated over tasks, with bootstrap intervals.
+"""Human-normalised scores of suites as in the paper, aggregated over tasks, with bootstrap intervals.
 
-A score s is normalised as 100 (s - random) / (human - random), in percent. The paper's headlines are the median over
-Atari-57's games (section 5.3.3), and over DMLab-30's test levels the mean of scores that are capped at 100 (section
-5.3.1). The reference scores, and where they are from, are in `impala_jax.data`.
+A score s is normalised as 100 (s - random) / (human - random), in percent. The paper's headline figures are the median
+over the Atari-57 games (section 5.3.3), and the mean over the DMLab-30 test levels of scores capped at 100 (section
+5.3.1). `impala_jax.data` has the reference scores and their sources.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from rich.table import Table
 from impala_jax import data
 
 AGGREGATES = {'median': 'median', 'capped_mean': 'mean capped at 100', 'mean': 'mean'}
-"""What is computed of the human-normalised scores of a suite's tasks -> how tables and figures call it."""
+"""Statistics of the human-normalised scores of a suite's tasks, and their names in tables and figures."""
 
 
 class Reference(NamedTuple):
-    """Scores to normalise with."""
+    """Scores for normalisation."""
 
     random: float
     human: float
 
 
 class Estimate(NamedTuple):
-    """A number, and its bootstrap interval; None for a single episode, which tells nothing of its spread."""
+    """A number and its bootstrap interval, which is None for a single episode."""
 
     value: float
     interval: tuple[float, float] | None
@@ -39,20 +39,19 @@ class Estimate(NamedTuple):
 class SuiteScores(NamedTuple):
     """Human-normalised scores, in percent."""
 
-    tasks: dict[str, Estimate | None]  # None where no human score is known
-    aggregates: dict[
-        str, Estimate
-    ]  # those of AGGREGATES; without human scores `mean_return`, of the tasks' mean returns
+    tasks: dict[str, Estimate | None]  # None if no human score is known
+    # By the names in AGGREGATES; without human scores, `mean_return` is the mean of the tasks' mean returns.
+    aggregates: dict[str, Estimate]
 
 
 class PaperAgent(NamedTuple):
-    """An agent of the paper's tables C.1 and B.1."""
+    """An agent from the paper's tables C.1 and B.1."""
 
     label: str
-    scores: dict[str, float]  # human-normalised; by a task's `_key`
+    scores: dict[str, float]  # human-normalised, in percent; by a task's `_key`
 
     def score(self, task: str) -> float:
-        """Its human-normalised score on a task of the suite, in percent."""
+        """Returns the agent's human-normalised score on a task of the suite, in percent."""
         return self.scores[_key(task)]
 
 
@@ -68,21 +67,21 @@ _DMLAB30 = {
 
 
 def reference(task: str) -> Reference | None:
-    """The reference scores of a game (`atari/space_invaders`) or a level (`dmlab/rooms_watermaze`), or None.
+    """Returns the reference scores of a game (`atari/space_invaders`) or a level (`dmlab/rooms_watermaze`).
 
-    A level that is held out for tests has those of its training level.
+    A held-out test level has the scores of its training level. The result is None for other tasks.
     """
     return _references().get(_key(task))
 
 
 def human_normalised(task: str, score: float) -> float | None:
-    """100 (score - random) / (human - random), in percent; None where no human score is known."""
+    """Returns 100 (score - random) / (human - random), in percent; None if no human score is known."""
     known = reference(task)
     return None if known is None else float(_normalise(known, score))
 
 
 def aggregate(normalised: Any) -> dict[str, Any]:
-    """AGGREGATES of human-normalised scores [..., tasks], each [...]."""
+    """Computes the AGGREGATES of human-normalised scores, [..., tasks]; each has shape [...]."""
     normalised = np.asarray(normalised, np.float64)
     return {
         'median': np.median(normalised, axis=-1),
@@ -96,23 +95,28 @@ def suite_scores(
 ) -> SuiteScores:
     """Scores the episodes of a suite, or of a part of it.
 
-    Intervals are percentile bootstrap intervals (Efron, 1979), stratified: each resample draws as many episodes of each
-    task as it has. They say how well these parameters are known, not how other seeds would have trained.
+    The intervals are percentile bootstrap intervals (Efron, 1979), stratified by task: each resample has as many
+    episodes of each task as the data. They measure the uncertainty of these parameters' scores, not the variation
+    between training runs with different seeds.
 
     Args:
-      returns: of each task, the raw returns of its episodes.
-      confidence: the share of the resamples between the limits.
-      num_resamples: how often episodes are drawn.
-      seed: the same seed draws the same.
+      returns: Unclipped returns of the episodes of each task.
+      confidence: Confidence level of the intervals, in (0, 1).
+      num_resamples: Number of bootstrap resamples.
+      seed: Seed for the resampling.
+
+    Returns:
+      Estimates for the tasks and the aggregates.
+
     Raises:
-      ValueError: no tasks, or a task without episodes.
+      ValueError: There are no tasks, or a task has no episodes.
     """
     if not returns:
         raise ValueError('there are no tasks to score')
     rng = np.random.default_rng(seed)
     resamples = np.stack([resampled_means(values, num_resamples, rng) for values in returns.values()], -1)  # [R, tasks]
     means = np.array([np.mean(values) for values in returns.values()])  # [tasks]
-    spread = np.array([len(values) > 1 for values in returns.values()])  # Does a task's interval mean anything?
+    spread = np.array([len(values) > 1 for values in returns.values()])  # whether a task's interval is meaningful
     known = [reference(task) for task in returns]
 
     def estimate(value: Any, resampled: np.ndarray, meaningful: Any) -> Estimate:
@@ -127,7 +131,7 @@ def suite_scores(
     if None not in known:
         values, resampled = aggregate(means), aggregate(resamples)
     elif any(known):
-        return SuiteScores(tasks, {})  # Raw and normalised scores have no mean.
+        return SuiteScores(tasks, {})  # Raw and normalised scores cannot be averaged together.
     else:
         values, resampled = {'mean_return': means.mean()}, {'mean_return': resamples.mean(axis=-1)}
     return SuiteScores(tasks, {name: estimate(values[name], resampled[name], spread.all()) for name in values})
@@ -136,15 +140,20 @@ def suite_scores(
 def resampled_means(
     values: Any, num_resamples: int, rng: np.random.Generator, strata: Sequence[Any] | None = None
 ) -> np.ndarray:
-    """Means of N values drawn with replacement: [N, ...] -> [num_resamples, ...]; the same draws for all other axes.
+    """Computes means of N values drawn with replacement, with the same draws for all trailing axes.
 
     Args:
-      values: [N, ...].
-      num_resamples: how often N values are drawn.
-      rng: what draws.
-      strata: [N], of which each value is: as many values are drawn of each stratum as it has. None: a single one.
+      values: Values to draw from, [N, ...].
+      num_resamples: Number of resamples.
+      rng: Random generator.
+      strata: Stratum of each value, [N]; each resample has as many values of a stratum as the data. None for a single
+        stratum.
+
+    Returns:
+      Means of the resamples, [num_resamples, ...].
+
     Raises:
-      ValueError: no values.
+      ValueError: There are no values.
     """
     values = np.asarray(values, np.float64)
     if values.ndim == 0 or len(values) == 0:
@@ -152,7 +161,7 @@ def resampled_means(
     members: dict[Any, list[int]] = {}
     for i, stratum in enumerate([None] * len(values) if strata is None else strata):
         members.setdefault(stratum, []).append(i)
-    # How often each value was drawn is all that a resample's mean depends on.
+    # The mean of a resample depends only on how often each value was drawn.
     counts = np.zeros([num_resamples, len(values)])
     for own in members.values():
         counts[:, own] = rng.multinomial(len(own), [1 / len(own)] * len(own), num_resamples)
@@ -161,13 +170,13 @@ def resampled_means(
 
 @functools.cache
 def paper_agents(suite: str) -> tuple[PaperAgent, ...]:
-    """The paper's agents on `atari57` (table C.1) and `dmlab30` (table B.1, test levels); () for other suites."""
+    """Returns the paper's agents on `atari57` (table C.1) and `dmlab30` (table B.1, test levels); else ()."""
     if suite == 'atari57':
         rows = data.rows('impala_table_c1.csv')
         names, labels = ['atari/' + row['game'] for row in rows], _ATARI57
     elif suite == 'dmlab30':
         rows, levels = data.rows('dmlab30_table_b1.csv'), data.rows('dmlab30_scores.csv')
-        # By their order: as printed, the table exchanges some of lasertag's names, as its human scores show.
+        # Matched by row, not by name: as its human scores show, the printed table swaps some of lasertag's names.
         names, labels = ['dmlab/' + level['level_train'] for level in levels], _DMLAB30
     else:
         return ()
@@ -185,10 +194,12 @@ def paper_agents(suite: str) -> tuple[PaperAgent, ...]:
 
 
 def table(result: Mapping[str, Any]) -> Table:
-    """A table for the terminal: a row a task, the aggregates below, and the paper's multi-task agent beside them.
+    """Formats the scores of a suite as a table for the terminal.
+
+    There is one row per task, followed by the aggregates, and a column for the paper's multi-task agent.
 
     Args:
-      result: of `impala_jax.evaluate` on a suite, or what its JSON file holds.
+      result: Result of `impala_jax.evaluate` on a suite, or the content of its JSON file.
     """
     tasks, suite = result['tasks'], result['environment']
     agents = paper_agents(suite)[:1]
@@ -215,15 +226,15 @@ def table(result: Mapping[str, Any]) -> Table:
 
 
 def estimate_text(value: float | None, interval: Sequence[float] | None, decimals: int = 1) -> str:
-    """`46.5 [45.1, 47.9]`, without an interval `46.5`, and `-` for what is not known."""
+    """Formats an estimate as `46.5 [45.1, 47.9]`, as `46.5` without an interval, and as `-` if it is None."""
     if value is None:
         return '-'
-    numbers = [f'{round(number, decimals) + 0.0:.{decimals}f}' for number in (value, *(interval or ()))]  # no -0.0
+    numbers = [f'{round(number, decimals) + 0.0:.{decimals}f}' for number in (value, *(interval or ()))]  # avoids -0.0
     return numbers[0] if interval is None else f'{numbers[0]} [{numbers[1]}, {numbers[2]}]'
 
 
 def task_label(task: str) -> str:
-    """A task's name within its suite; of a level that is held out for tests the one that evaluation plays."""
+    """Returns a task's name within its suite; for a level of DMLab-30, the name of the level that evaluation plays."""
     name = task.partition('/')[2]
     return data.dmlab30_levels().get(name, name) if task.startswith('dmlab/') else name
 
@@ -234,7 +245,7 @@ def _normalise(known: Reference, score: Any) -> Any:
 
 @functools.cache
 def _references() -> dict[str, Reference]:
-    """By a task's `_key`."""
+    """Returns the reference scores by a task's `_key`."""
     found = {}
     for row in data.rows('atari57_scores.csv'):
         found[_key('atari/' + row['game'])] = Reference(float(row['random']), float(row['human']))
@@ -245,5 +256,5 @@ def _references() -> dict[str, Reference]:
 
 
 def _key(task: str) -> str:
-    """A task's name without what writers differ in: case, and underscores."""
+    """Returns a task's name without underscores and in lower case, because spellings vary."""
     return re.sub('[^a-z0-9/]', '', task.lower())

@@ -1,4 +1,4 @@
-"""Videos of games: the pictures that environments render, checked, collected and written."""
+"""Videos of games, made from the frames that environments render."""
 
 from __future__ import annotations
 
@@ -13,36 +13,39 @@ from impala_jax.config import ConfigError
 from impala_jax.environments import base
 from impala_jax.types import Closed
 
-_SHORTEST_GIF_FRAME_MS = 20  # Browsers show shorter ones for 100 ms.
+_SHORTEST_GIF_FRAME_MS = 20  # Browsers display frames with shorter durations for 100 ms.
 
 
 class VideoError(ConfigError):
-    """A video that could not be made; the message is one line, and no game or score is lost."""
+    """A video cannot be written; the message is one line, and the scores are not lost."""
 
     scores: dict[str, Any] | None = None
-    """What `impala_jax.evaluate` would have returned."""
+    """Scores that `impala_jax.evaluate` would have returned."""
 
 
 class Recording:
-    """Pictures of one game.
+    """Frames of one game.
 
     Args:
-      frames_per_second: Of the video.
+      frames_per_second: Frame rate of the video.
     """
 
     def __init__(self, frames_per_second: float):
         self.frames_per_second = frames_per_second
         self.frames: list[np.ndarray] = []
-        """uint8 [H, W, 3], all of the first one's size."""
+        """Frames, [H, W, 3] uint8, all of the size of the first one."""
         self.problem: str | None = None
-        """Why there are no more pictures, in one line."""
+        """Reason why the recording stopped, in one line; None while it continues."""
 
     def add(self, render: Callable[[], np.ndarray]) -> None:
-        """Takes a picture, or notes in `problem` that there is none, and takes no more.
+        """Renders and appends a frame. If rendering fails, sets `problem` and ignores later calls.
+
+        Args:
+          render: Function that renders a frame.
 
         Raises:
-          Closed: the run has ended.
-          TimeoutError: the environment does not answer, and so cannot be played either.
+          Closed: The run has ended.
+          TimeoutError: The environment does not answer, so it cannot be played either.
         """
         if self.problem is not None:
             return
@@ -53,8 +56,9 @@ class Recording:
             return
         except (Closed, TimeoutError):
             raise
-        except Exception as error:  # Any can come from an environment; the games go on without it.
-            *_, reason = str(error).strip().splitlines() or [type(error).__name__]  # A worker's follows its traceback.
+        except Exception as error:  # Environments can raise anything; the games continue without a video.
+            # In errors of worker processes, the reason follows a traceback.
+            *_, reason = str(error).strip().splitlines() or [type(error).__name__]
             self.problem = f'render() failed: {reason}'
             return
         if self.frames and picture.shape != self.frames[0].shape:
@@ -62,11 +66,11 @@ class Recording:
         self.frames.append(picture)
 
     def write(self, path: Path) -> None:
-        """Writes an mp4 or gif file; what was there stays until the new one is complete.
+        """Writes an mp4 or gif file; an existing file is replaced only when the new one is complete.
 
         Raises:
-          ConfigError: as `check_video`.
-          VideoError: a picture is missing, or the file cannot be written.
+          ConfigError: `check_video` would raise it.
+          VideoError: Rendering failed, or the file cannot be written.
         """
         check_video(path)
         if self.problem is not None:
@@ -75,14 +79,18 @@ class Recording:
         try:
             _write(partial, self.frames, self.frames_per_second)
             os.replace(partial, path)
-        except Exception as error:  # imageio's have no common class.
+        except Exception as error:  # imageio's exceptions have no common base class.
             raise VideoError(f'--video {path}: cannot be written: {base.one_line(error)}') from error
         finally:
             partial.unlink(missing_ok=True)
 
 
 def check_video(path: Path) -> None:
-    """Raises ConfigError if no video could be written there; to be asked before long work."""
+    """Checks that a video can be written to `path`; to be called before long work.
+
+    Raises:
+      ConfigError: The suffix is not .mp4 or .gif, the folder does not exist, or imageio is not installed.
+    """
     if path.suffix not in ('.mp4', '.gif'):
         raise ConfigError(f'--video {path}: the name must end in .mp4 or .gif')
     if not path.absolute().parent.is_dir():
@@ -104,7 +112,7 @@ def check_video(path: Path) -> None:
 def _write(path: Path, frames: list[np.ndarray], frames_per_second: float) -> None:
     import imageio.v2 as imageio
 
-    # Most players want even sides.
+    # Most players require an even width and height.
     frames = [frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2] for frame in frames]
     if path.suffix == '.gif':
         duration_ms = max(1000 / frames_per_second, _SHORTEST_GIF_FRAME_MS)

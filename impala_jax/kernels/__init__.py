@@ -1,1 +1,1 @@
-"""CPU kernels called by XLA, and what a process sets up before it computes: allocator and compilation cache."""
+"""CPU kernels called by XLA, and the process-wide setup of the memory allocator and the compilation cache."""

@@ -1,4 +1,4 @@
-"""Keeps what XLA has compiled on disk, so that the next start of a like program does not compile it again."""
+"""A cache on disk for compiled XLA programs, so that later starts of the same program do not compile them again."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from jax.experimental.compilation_cache import compilation_cache
 from impala_jax.system.machine import expand_home
 
 _logger = logging.getLogger(__name__)
-_MAX_BYTES = 2**30  # The longest unused goes first.
+_MAX_BYTES = 2**30  # The least recently used programs are removed first.
 
 
-def keep_programs() -> Path | None:
-    """Applies to this process from now on; whoever set JAX's own cache, or forbade it, keeps what he set.
+def enable_cache() -> Path | None:
+    """Enables JAX's compilation cache in this process, unless the user has configured or disabled it.
 
     Returns:
-      The folder; None where there is none to write to. It is $XDG_CACHE_HOME/impala_jax (by default ~/.cache), can be
-      deleted at any time, and must not be one that others write to: JAX runs what it finds there.
+      The folder of the cache, within $XDG_CACHE_HOME/impala_jax (by default ~/.cache/impala_jax), or None if the cache
+      is disabled or the folder is not writable. The folder can be deleted at any time. It must not be writable by other
+      users, because JAX executes the programs in it.
     """
-    config: Any = jax.config  # Its values are attributes that type checkers do not know.
+    config: Any = jax.config  # Type checkers do not know its attributes.
     if config.jax_compilation_cache_dir is not None:
         return Path(config.jax_compilation_cache_dir)
     if not config.jax_enable_compilation_cache:
         return None
     caches = expand_home(os.environ.get('XDG_CACHE_HOME') or '~/.cache')
     if caches is None:
-        _logger.info('this user has no home directory: every start compiles again; set XDG_CACHE_HOME to a folder')
+        _logger.info('this user has no home directory, so compiled programs are not cached; set XDG_CACHE_HOME')
         return None
     folder = caches / 'impala_jax' / f'jax-{jax.__version__}-{_processor()}'
     try:
@@ -41,18 +42,18 @@ def keep_programs() -> Path | None:
     except OSError:
         writable = False
     if not writable:
-        _logger.info('%s cannot be written: every start compiles again', folder)
+        _logger.info('%s is not writable, so compiled programs are not cached', folder)
         return None
     jax.config.update('jax_compilation_cache_max_size', _MAX_BYTES)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
     jax.config.update('jax_compilation_cache_dir', str(folder))
-    # JAX decides at a process's first compilation whether there is a cache; it may be past that.
+    # JAX decides at the first compilation of a process whether to use a cache. That may have happened already.
     compilation_cache.reset_cache()
     return folder
 
 
 def _processor() -> str:
-    """Tells processors apart: a home may be shared by machines of which one lacks another's instructions."""
+    """Returns an id of the processor: machines with different instruction sets may have the same home directory."""
     description = platform.machine() + platform.processor()
     if os.path.exists('/proc/cpuinfo'):
         lines = Path('/proc/cpuinfo').read_text().splitlines()

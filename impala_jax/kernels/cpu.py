@@ -1,7 +1,7 @@
-"""Convolutions and V-trace of `kernels.cc`, which XLA's CPU backend calls in place of its own.
+"""The convolutions and V-trace of `kernels.cc`, which XLA's CPU backend calls in place of its own.
 
-They are compiled when the project is installed; without a compiler they are missing, `REASON` says so, and all goes on
-with XLA's. What they gain is in `docs/performance.md`.
+They are compiled when the project is installed. Without a compiler they are unavailable, `REASON` explains why, and
+XLA's own implementations are used. `docs/performance.md` has the speed-ups.
 """
 
 from __future__ import annotations
@@ -23,35 +23,46 @@ _LANES = 16
 
 
 class Convolution(NamedTuple):
-    """What of a convolution is not in its arguments' shapes."""
+    """Static parameters of a convolution that array shapes do not determine."""
 
     stride: int
     padding: str  # 'SAME' or 'VALID'
-    relu: bool  # Takes max(images, 0).
-    pool: bool  # Max-pools the outputs, 3 x 3, stride 2, 'SAME'.
+    relu: bool  # whether to apply a ReLU to the images
+    pool: bool  # whether to max-pool the outputs: 3 x 3, stride 2, 'SAME'
 
 
-def serve(convolution: Convolution, images: Array, kernel: Array) -> bool:
-    """Whether the kernels can compute this layer: [N, H, W, C] by [K, K, C, filters], with at least one output."""
+def is_supported(convolution: Convolution, images: Array, kernel: Array) -> bool:
+    """Whether the kernels support a layer with images [N, H, W, C] and kernel [K, K, C, filters].
+
+    The arrays must be float32, the number of filters a multiple of 16, and the output not empty.
+    """
     known = not REASON and images.dtype == kernel.dtype == jnp.float32 and kernel.shape[-1] % _LANES == 0
     return known and min(*images.shape, *kernel.shape, *_geometry(convolution, images, kernel)[2:]) > 0
 
 
-def serve_image_gradient(images: Array) -> bool:
-    """Whether `image_gradient` can, too; the images of a first layer need none."""
+def is_image_gradient_supported(images: Array) -> bool:
+    """Whether `image_gradient` supports these images; it is not needed for the first layer of a network."""
     return images.shape[-1] % _LANES == 0
 
 
-def serve_vtrace(arrays: Sequence[Array], constants: Sequence[Any]) -> bool:
-    """Whether `vtrace` can compute this: float32 on the CPU, with `constants` that are none of the program's inputs."""
+def is_vtrace_supported(arrays: Sequence[Array], constants: Sequence[Any]) -> bool:
+    """Whether `vtrace` supports these arguments: float32 arrays on the CPU, and `constants` that are not traced."""
     given = not any(isinstance(constant, jax.Array) for constant in constants)
     return not REASON and jax.default_backend() == 'cpu' and given and all(x.dtype == jnp.float32 for x in arrays)
 
 
 def conv(convolution: Convolution, images: Array, kernel: Array, bias: Array) -> tuple[Array, Array]:
-    """[N, H, W, C], [K, K, C, filters], [filters] -> [N, H', W', filters], and which pixels won the pooling.
+    """Computes a convolution with its ReLU, max-pooling and bias.
 
-    The latter is uint8 and empty without pooling. All else is float32.
+    Args:
+      convolution: Static parameters.
+      images: Images, [N, H, W, C] float32.
+      kernel: Filters, [K, K, C, filters] float32.
+      bias: Bias, [filters] float32.
+
+    Returns:
+      The outputs, [N, H', W', filters] float32, and the indices of the pooling's maxima, uint8 of the same shape, or
+      empty without pooling.
     """
     attributes = _attributes(convolution, images, kernel)
     shape = (images.shape[0], int(attributes['rows']), int(attributes['columns']), kernel.shape[-1])
@@ -65,14 +76,25 @@ def conv(convolution: Convolution, images: Array, kernel: Array, bias: Array) ->
 def kernel_gradient(
     convolution: Convolution, images: Array, kernel: Array, winners: Array, gradient: Array
 ) -> tuple[Array, Array]:
-    """The gradients of kernel and bias, [K, K, C, filters] and [filters]."""
+    """Computes the gradients of kernel and bias, [K, K, C, filters] and [filters].
+
+    Args:
+      convolution: Static parameters.
+      images: Images, [N, H, W, C] float32.
+      kernel: Filters, [K, K, C, filters] float32.
+      winners: Second output of `conv`.
+      gradient: Gradient of the outputs, [N, H', W', filters] float32.
+    """
     shapes = (jax.ShapeDtypeStruct(kernel.shape, jnp.float32), jax.ShapeDtypeStruct(kernel.shape[-1:], jnp.float32))
     call = _call('impala_conv_kernel_gradient', shapes)
     return call(images, gradient, winners, **_attributes(convolution, images, kernel))
 
 
 def image_gradient(convolution: Convolution, images: Array, kernel: Array, winners: Array, gradient: Array) -> Array:
-    """The gradient of the images, [N, H, W, C], of which C is a multiple of 16."""
+    """Computes the gradient of the images, [N, H, W, C], where C is a multiple of 16.
+
+    The arguments are those of `kernel_gradient`.
+    """
     call = _call('impala_conv_image_gradient', jax.ShapeDtypeStruct(images.shape, jnp.float32))
     return call(images, kernel, gradient, winners, **_attributes(convolution, images, kernel))
 
@@ -86,9 +108,19 @@ def vtrace(
     thresholds: tuple[float | None, float | None, float | None],
     lambda_: float,
 ) -> tuple[Array, Array]:
-    """Targets and advantages, [T, B], of `impala_jax.vtrace.from_importance_weights`; all arrays are float32.
+    """Computes the targets and advantages of `impala_jax.vtrace.from_importance_weights`.
 
-    `thresholds` are rho_bar, c_bar and that of the advantages.
+    Args:
+      log_rhos: Log importance weights, [T, B] float32.
+      discounts: Discounts, [T, B] float32.
+      rewards: Rewards, [T, B] float32.
+      values: Value estimates, [T, B] float32.
+      bootstrap_value: Value estimate after the last step, [B] float32.
+      thresholds: Truncation levels rho_bar, c_bar and that of the policy gradient; None for no truncation.
+      lambda_: Factor of the trace coefficients.
+
+    Returns:
+      Targets and advantages, each [T, B] float32.
     """
     attributes = {
         name: np.float32(np.inf if threshold is None else threshold)
@@ -104,7 +136,7 @@ def _call(name: str, result):
 
 
 def _geometry(convolution: Convolution, images: Array, kernel: Array) -> tuple[int, int, int, int]:
-    """Zeros before the first row and column; rows and columns of the outputs before pooling, not positive if none."""
+    """Returns padding at the top and left, and rows and columns of the outputs before pooling, <= 0 if empty."""
     sizes, strides = kernel.shape[:2], (convolution.stride, convolution.stride)
     (top, bottom), (left, right) = jax.lax.padtype_to_pads(images.shape[1:3], sizes, strides, convolution.padding)
     rows = (images.shape[1] + top + bottom - sizes[0]) // convolution.stride + 1
@@ -123,7 +155,7 @@ def _attributes(convolution: Convolution, images: Array, kernel: Array) -> dict[
 
 
 def _source(library: ctypes.CDLL) -> str | None:
-    """The SHA-256 of the source it was compiled from; None if it is too old to say."""
+    """Returns the SHA-256 of the source that the library was compiled from; None for versions without it."""
     if not hasattr(library, 'impala_source'):
         return None
     library.impala_source.restype = ctypes.c_char_p
@@ -131,22 +163,22 @@ def _source(library: ctypes.CDLL) -> str | None:
 
 
 def _load() -> str:
-    """Makes the kernels known to XLA; the reason if they cannot be, else ''."""
+    """Registers the kernels with XLA; returns the reason if that is impossible, otherwise an empty string."""
     spec = importlib.util.find_spec('impala_jax.kernels._kernels')
     if spec is None or spec.origin is None:
-        return 'not compiled: install a C++ compiler (g++ or clang++), and this project again'
+        return 'not compiled: install a C++ compiler (g++ or clang++), and reinstall this project'
     library = ctypes.CDLL(spec.origin)
     source = hashlib.sha256(Path(__file__).with_name('kernels.cc').read_bytes()).hexdigest()
     if _source(library) != source:
-        return 'compiled from another kernels.cc: install this project again'
+        return 'compiled from a different kernels.cc: reinstall this project'
     library.impala_supported.restype = ctypes.c_bool
     if not library.impala_supported():
-        return 'compiled for another processor: install this project again, on this machine'
+        return 'compiled for a different processor: reinstall this project on this machine'
     try:
         for name in ('impala_conv', 'impala_conv_kernel_gradient', 'impala_conv_image_gradient', 'impala_vtrace'):
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform='cpu')
-    except jax.errors.JaxRuntimeError as error:  # Of a jaxlib whose interface is another.
-        return f'refused by jaxlib, install this project again: {error}'
+    except jax.errors.JaxRuntimeError as error:  # The interface of this jaxlib version is different.
+        return f'rejected by jaxlib, reinstall this project: {error}'
     return ''
 
 

@@ -1,8 +1,9 @@
-// Convolutions, forward and backward, and V-trace on the CPU, for XLA to call; impala_jax/kernels/cpu.py has the shapes.
+// CPU kernels for XLA: convolutions, forward and backward, and V-trace. impala_jax/kernels/cpu.py documents the shapes.
 //
-// All arrays are float32, images NHWC, filters [height, width, channels, filters], the number of filters a multiple of
-// 16. An image at a time is worked on, so that it and its gradients stay in a core's cache; images are shared out over
-// XLA's own threads. An output's sum is made in one order, whatever the batch and the number of threads.
+// All arrays are float32. Images are NHWC, filters are [height, width, channels, filters], and the number of filters is
+// a multiple of 16. Each thread processes one image at a time, so that the image and its gradients stay in the core's
+// cache. Images are distributed over XLA's thread pool. The order of summation of an output does not depend on the
+// batch size or the number of threads.
 
 #include <algorithm>
 #include <array>
@@ -21,8 +22,8 @@ namespace ffi = xla::ffi;
 
 namespace {
 
-// A Vector is one register: GCC keeps larger ones in memory. The accumulators fit the registers beside what is multiplied,
-// 32 of 512 bits or 16 smaller ones.
+// A Vector is one register, because GCC keeps larger ones in memory. There are 32 registers of 512 bits, or 16 smaller
+// ones; the number of accumulators leaves enough of them for the factors.
 #if defined(__AVX512F__)
 constexpr int kLanes = 16, kAccumulators = 24;
 #elif defined(__AVX__)
@@ -46,8 +47,8 @@ inline void Store(T* to, V v) {
   std::memcpy(to, &v, sizeof(V));
 }
 
-// Calls work(i) for each i below count, on the caller's thread and those of the pool that are free. The caller never
-// waits for a task that has not begun: on a pool that is blocked it does everything itself.
+// Calls work(i) for each i < count, on the calling thread and on idle threads of the pool. The caller never waits for a
+// task that has not started, so with a blocked pool it does all the work itself.
 template <typename Work>
 void ForEach(ffi::ThreadPool& threads, int64_t count, const Work& work) {
   struct Shared {
@@ -57,7 +58,7 @@ void ForEach(ffi::ThreadPool& threads, int64_t count, const Work& work) {
     int64_t done = 0;
   };
   auto shared = std::make_shared<Shared>();
-  auto run = [shared, count, &work] {  // `work` is gone when the last is done, and only before that is it called.
+  auto run = [shared, count, &work] {  // Tasks may outlive `work`, but then no index is left.
     int64_t mine = 0;
     for (int64_t i; (i = shared->next++) < count; ++mine) work(i);
     if (mine == 0) return;
@@ -70,7 +71,7 @@ void ForEach(ffi::ThreadPool& threads, int64_t count, const Work& work) {
   shared->all_done.wait(lock, [&] { return shared->done == count; });
 }
 
-// One thread's memory, kept between calls: 0 for a padded image, 1 for outputs before pooling, or their gradient.
+// Thread-local buffers, reused between calls: 0 for a padded image, 1 for outputs before pooling or their gradient.
 float* Scratch(int which, size_t floats) {
   thread_local std::array<std::vector<float>, 2> buffers;
   if (buffers[which].size() < floats) buffers[which].resize(floats);
@@ -80,10 +81,10 @@ float* Scratch(int which, size_t floats) {
 struct Convolution {
   int64_t images, height, width, channels;
   int64_t size_y, size_x, filters, stride;
-  int64_t top, left;         // Zeros before the first row and column.
-  int64_t rows, columns;     // Of the convolution's output, before pooling.
-  bool relu;                 // Of the input, before the convolution.
-  bool pool;                 // 3 x 3, stride 2, as much padding after as before or one more, like XLA's SAME.
+  int64_t top, left;         // Padding before the first row and column.
+  int64_t rows, columns;     // Size of the convolution's output, before pooling.
+  bool relu;                 // Whether to apply a ReLU to the input.
+  bool pool;                 // Whether to max-pool: 3 x 3, stride 2, padded like XLA's SAME.
 
   int64_t image_size() const { return height * width * channels; }
   int64_t kernel_size() const { return size_y * size_x * channels * filters; }
@@ -94,7 +95,7 @@ struct Convolution {
   int64_t result_size() const { return pool ? pooled_size() : output_size(); }
 };
 
-// The part of an image that filters see, and zeros around it.
+// The part of an image that the filters cover, with its padding.
 struct Rows {
   const float* data;
   int64_t stride;
@@ -117,7 +118,7 @@ Rows Padded(const float* image, int64_t height, int64_t width, int64_t channels,
     const float* from = image + (y - top) * width * channels;
     std::fill(to, to + before, 0.0f);
     if (relu) {
-      for (int64_t i = 0; i < used; ++i) to[before + i] = from[i] < 0.0f ? 0.0f : from[i];  // A NaN stays.
+      for (int64_t i = 0; i < used; ++i) to[before + i] = from[i] < 0.0f ? 0.0f : from[i];  // Preserves NaN.
     } else {
       std::memcpy(to + before, from, used * sizeof(float));
     }
@@ -131,17 +132,17 @@ Rows PaddedImage(const Convolution& c, const float* image) {
                 (c.columns - 1) * c.stride + c.size_x, c.relu);
 }
 
-// A row of outputs. Each is a sum over `size_y` rows of `run` inputs that lie side by side, times as many weights for
-// each of `filters`; neighbours begin `step` inputs apart and are written `out_step` apart.
+// A row of outputs. Each output is the sum, over `size_y` rows of `run` contiguous inputs, of input times weight, for
+// each of `filters`. The inputs of neighbouring outputs are `step` apart, and the outputs are written `out_step` apart.
 struct RowOfOutputs {
   const float* in;
   int64_t in_stride, step, size_y, run;
   const float* weights;
   int64_t filters, columns;
-  const float* bias;  // Or null.
+  const float* bias;  // May be null.
   float* out;
   int64_t out_step;
-  const float* gate;  // Null, or laid out as `out`: where it is not positive the output is zero.
+  const float* gate;  // May be null. Same layout as `out`; outputs are zero where it is not positive.
 };
 
 template <int kPixels, int kVectors>
@@ -191,7 +192,7 @@ template <int kVectors>
 void Outputs(const RowOfOutputs& r) {
   constexpr int kMost = std::min(kAccumulators / kVectors, 14);
   static constexpr auto kTiles = Tiles<kVectors>(std::make_integer_sequence<int, kMost>());
-  // As few tiles as can be, and of one width: the last begins earlier, and writes some outputs again.
+  // The smallest number of tiles, all of the same width. The last one overlaps the previous and rewrites some outputs.
   const int64_t tiles = (r.columns + kMost - 1) / kMost, width = (r.columns + tiles - 1) / tiles;
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t x = std::min(tile * width, r.columns - width);
@@ -207,10 +208,10 @@ void Outputs(const RowOfOutputs& r) {
   }
 }
 
-// Calls visit(output, each_pixel) for some filters of each window, and each_pixel(at) calls at(which of the nine, input).
+// Calls visit(output, each_pixel) for each window and kLanes filters; each_pixel(at) calls at(index in window, input).
 template <typename Visit>
 void EachWindow(const Convolution& c, const Visit& visit) {
-  // XLA's SAME: an even number of rows has one more after them, an odd one has one more on both sides.
+  // XLA's SAME: an even number of rows is padded with one row at the end, an odd number with one at each end.
   const int64_t top = c.rows % 2, left = c.columns % 2;
   for (int64_t y = 0; y < c.pooled_rows(); ++y) {
     for (int64_t x = 0; x < c.pooled_columns(); ++x) {
@@ -230,7 +231,7 @@ void EachWindow(const Convolution& c, const Visit& visit) {
   }
 }
 
-// The largest of each window, and which of the nine it was, the first among equals; a NaN wins.
+// Computes the maximum of each window and its index among the nine pixels: the first of equal ones, but any NaN wins.
 void Pool(const Convolution& c, const float* in, float* out, uint8_t* winners) {
   EachWindow(c, [&](int64_t to, const auto& each_pixel) {
     Vector best = Vector{} - __builtin_inff();
@@ -246,7 +247,7 @@ void Pool(const Convolution& c, const float* in, float* out, uint8_t* winners) {
   });
 }
 
-// Gradients of the pixels that won.
+// Propagates gradients to the pixels with the maxima.
 void Unpool(const Convolution& c, const float* gradient, const uint8_t* winners, float* out) {
   std::fill(out, out + c.output_size(), 0.0f);
   EachWindow(c, [&](int64_t from, const auto& each_pixel) {
@@ -258,7 +259,7 @@ void Unpool(const Convolution& c, const float* gradient, const uint8_t* winners,
   });
 }
 
-// The gradient of the convolution's own output, of image n.
+// Returns the gradient of the convolution's output before pooling, for image n.
 const float* OutputGradient(const Convolution& c, const float* gradient, const uint8_t* winners, int64_t n) {
   gradient += n * c.result_size();
   if (!c.pool) return gradient;
@@ -281,8 +282,8 @@ void Forward(const Convolution& c, ffi::ThreadPool& threads, const float* images
   });
 }
 
-// Of the images' pixels, those `stride` apart depend on the same weights: for each of the stride x stride phases this
-// is a convolution of the gradients with every stride-th weight, in reverse.
+// Gradients of pixels that are `stride` apart use the same weights. For each of the stride x stride phases, this is a
+// convolution of the gradients with every stride-th weight, in reverse order.
 void ImageGradient(const Convolution& c, ffi::ThreadPool& threads, const float* images, const float* kernel,
                    const float* gradients, const uint8_t* winners, float* results) {
   struct Phase {
@@ -316,7 +317,7 @@ void ImageGradient(const Convolution& c, ffi::ThreadPool& threads, const float* 
       const int64_t first_y = (c.top - phase.y + s - 1) / s, first_x = (c.left - phase.x + s - 1) / s;
       for (int64_t y = std::max<int64_t>(first_y, 0); y * s + phase.y - c.top < c.height; ++y) {
         const int64_t x = std::max<int64_t>(first_x, 0);
-        // Not (... - phase.x) / s + 1: a division that rounds a negative number towards zero finds a column too many.
+        // Not (... - phase.x) / s + 1: C++ rounds negative quotients towards zero, which would add a column.
         const int64_t columns = (c.width - 1 - phase.x + c.left + s) / s - x;
         if (columns <= 0) continue;
         const int64_t at = ((y * s + phase.y - c.top) * c.width + x * s + phase.x - c.left) * c.channels;
@@ -329,7 +330,7 @@ void ImageGradient(const Convolution& c, ffi::ThreadPool& threads, const float* 
   });
 }
 
-// Adds to sums, [kInputs, filters], those of all outputs: inputs from `in` on times the output's gradient.
+// Adds the products of inputs, from `offset` on, and gradients, summed over all outputs, to `sums`, [kInputs, filters].
 template <int kInputs>
 void Products(const Convolution& c, const Rows& rows, int64_t offset, const float* gradient, float* sums) {
   Vector sum[kInputs];
@@ -355,8 +356,8 @@ constexpr std::array<ProductsFunction, sizeof...(kInputs)> AllProducts(std::inte
   return {Products<kInputs + 1>...};
 }
 
-// The gradients of kernel and bias. They are summed over parts of the batch, and then over the parts: as many as the
-// batch says, not as there are threads.
+// Computes the gradients of kernel and bias. They are summed within parts of the batch and then over the parts, whose
+// number depends on the batch size and not on the number of threads.
 void KernelGradient(const Convolution& c, ffi::ThreadPool& threads, const float* images, const float* gradients,
                     const uint8_t* winners, float* kernel, float* bias) {
   constexpr int kMost = std::min(kAccumulators, 16);
@@ -394,17 +395,17 @@ void KernelGradient(const Convolution& c, ffi::ThreadPool& threads, const float*
   }
 }
 
-// exp to about two units of the last place; 1 at 0, 0 at minus infinity. Cephes' polynomial.
+// Computes exp with an error of about two units in the last place; exact at 0 and minus infinity. Cephes' polynomial.
 inline Vector Exp(Vector x) {
-  x = x > 89.0f ? Vector{} + 89.0f : x;  // Infinity from 88.73 on.
-  x = x < -104.0f ? Vector{} - 104.0f : x;  // 0 from -103.98 on.
-  constexpr float kRound = 12582912.0f;  // 1.5 x 2^23: what is added to it loses its fraction.
+  x = x > 89.0f ? Vector{} + 89.0f : x;  // exp is infinity from 88.73 on.
+  x = x < -104.0f ? Vector{} - 104.0f : x;  // exp is 0 below -103.98.
+  constexpr float kRound = 12582912.0f;  // 1.5 x 2^23: adding it removes the fraction.
   const Vector n = (x * 1.44269504f + kRound) - kRound;
   const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
   Vector y = Vector{} + 1.9875691500e-4f;
   for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) y = y * r + c;
   y = y * r * r + r + 1.0f;
-  // Times 2^n in two steps: a float's exponent may be too small for n.
+  // Multiplies by 2^n in two steps, because n may exceed the exponent range of a float.
   const Integers half = __builtin_convertvector(n, Integers) >> 1, rest = __builtin_convertvector(n, Integers) - half;
   return y * (Vector)((half + 127) << 23) * (Vector)((rest + 127) << 23);
 }
@@ -416,7 +417,7 @@ struct VTrace {
   float *vs, *advantages;
 };
 
-// `count` columns of [T, B], at most kLanes, from the last step to the first; see impala_jax/vtrace.py.
+// Processes `count` <= kLanes columns of [T, B], from the last step to the first; see impala_jax/vtrace.py.
 void VTraceColumns(const VTrace& v, int64_t first, int64_t count) {
   const auto load = [&](const float* from) {
     if (count == kLanes) return Load<Vector>(from);
@@ -516,7 +517,7 @@ auto WithAttributes(Binding binding) {
 
 }  // namespace
 
-// Whether this processor has what the compiler was told to use.
+// Returns whether this processor supports the instruction sets that the code was compiled for.
 extern "C" bool impala_supported() {
 #if defined(__AVX512F__)
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
@@ -527,7 +528,7 @@ extern "C" bool impala_supported() {
 #endif
 }
 
-// The SHA-256 of this file.
+// Returns the SHA-256 of this file.
 extern "C" const char* impala_source() { return IMPALA_SOURCE; }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(impala_conv, ForwardCall,

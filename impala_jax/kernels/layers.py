@@ -1,8 +1,9 @@
-"""Convolutions with what stands around them: a ReLU before, max-pooling and a bias after.
+"""Convolutions fused with a preceding ReLU, max-pooling and a bias.
 
-On CPUs that is one of `kernels.cc`'s, chosen here and nowhere else; on other devices, and where the kernels do not
-serve, XLA's own. Parameters are those of `flax.linen.Conv`, numbers the same up to the order of sums
-(`tests/kernels/test_layers.py`), and what is gained is in `docs/performance.md`.
+On CPUs they use the kernels of `kernels.cc`; this module is the only place where they are chosen. On other devices,
+and for layers that the kernels do not support, they use XLA's own convolution. The parameters are those of
+`flax.linen.Conv`, and the results are equal up to the order of summation (`tests/kernels/test_layers.py`).
+`docs/performance.md` has the speed-ups.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from impala_jax.types import Array
 
 
 class Conv(nn.Module):
-    """A convolution with bias; if wanted, of what a ReLU leaves, and with max-pooling (3 x 3, stride 2) at the end."""
+    """A convolution with bias, optionally with a ReLU before it and max-pooling (3 x 3, stride 2) after it."""
 
     features: int
     kernel_size: int
@@ -30,13 +31,13 @@ class Conv(nn.Module):
     padding: str = 'SAME'
     relu: bool = False
     pool: bool = False
-    centre: bool = False  # Takes each filter's mean out.
+    centre: bool = False  # whether to subtract each filter's mean
     kernel_init: Callable[..., Array] = nn.linear.default_kernel_init
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[N, H, W, C] -> [N, H', W', features]."""
+        """Maps images [N, H, W, C] to features [N, H', W', features]."""
         kernel = self.param(
             'kernel', self.kernel_init, (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         )
@@ -47,13 +48,23 @@ class Conv(nn.Module):
 
 
 def centred(kernel: Array) -> Array:
-    """[H, W, C, filters] -> the same, with each filter's mean taken out."""
+    """Subtracts each filter's mean from a kernel [H, W, C, filters]."""
     return kernel - kernel.mean(axis=(0, 1, 2), keepdims=True)
 
 
 def conv(convolution: Convolution, images: Array, kernel: Array, bias: Array) -> Array:
-    """[N, H, W, C], [K, K, C, filters], [filters] -> [N, H', W', filters]."""
-    if cpu.serve(convolution, images, kernel):
+    """Computes a convolution with the CPU kernels if they support it, and with XLA otherwise.
+
+    Args:
+      convolution: Static parameters.
+      images: Images, [N, H, W, C].
+      kernel: Filters, [K, K, C, filters].
+      bias: Bias, [filters].
+
+    Returns:
+      The outputs, [N, H', W', filters].
+    """
+    if cpu.is_supported(convolution, images, kernel):
         return _fast_conv(convolution, images, kernel, bias)
     return _plain_conv(convolution, images, kernel, bias)
 
@@ -65,21 +76,20 @@ def _plain_conv(convolution: Convolution, images: Array, kernel: Array, bias: Ar
     )
     if convolution.pool:
         y = nn.max_pool(y, (3, 3), (2, 2), padding='SAME')
-    return (
-        y + bias[None, None, None]
-    )  # After pooling it is the same, and its gradient a sum over a quarter of the pixels.
+    # Adding the bias after pooling gives the same result, and its gradient sums over a quarter of the pixels.
+    return y + bias[None, None, None]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _fast_conv(convolution: Convolution, images: Array, kernel: Array, bias: Array) -> Array:
-    """The kernels on a CPU, whichever backend is the default: actors may use one beside a learner's accelerator."""
+    """Uses the kernels on CPUs whatever the default backend is: actors may run on the CPU of a GPU or TPU host."""
     fast = functools.partial(cpu.conv, convolution)
     plain = functools.partial(_plain_conv, convolution)
     return lax.platform_dependent(images, kernel, bias, cpu=lambda *args: fast(*args)[0], default=plain)
 
 
 def _fast_conv_forward(convolution: Convolution, images: Array, kernel: Array, bias: Array):
-    if jax.default_backend() != 'cpu':  # Where gradients are computed.
+    if jax.default_backend() != 'cpu':  # Gradients are computed on the default backend.
         return jax.vjp(functools.partial(_plain_conv, convolution), images, kernel, bias)
     y, winners = cpu.conv(convolution, images, kernel, bias)
     return y, (images, kernel, bias, winners)
@@ -90,7 +100,7 @@ def _fast_conv_backward(convolution: Convolution, residuals, gradient: Array) ->
         return residuals(gradient)
     images, kernel, bias, winners = residuals
     by_kernel, by_bias = cpu.kernel_gradient(convolution, images, kernel, winners, gradient)
-    if cpu.serve_image_gradient(images):
+    if cpu.is_image_gradient_supported(images):
         by_images = cpu.image_gradient(convolution, images, kernel, winners, gradient)
     else:
         by_images = jax.vjp(lambda x: _plain_conv(convolution, x, kernel, bias), images)[1](gradient)[0]

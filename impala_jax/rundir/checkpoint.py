@@ -92,7 +92,7 @@ class Checkpointer:
         what = f'cannot write checkpoint {self._path(step)}'
         size = sum(array.nbytes for array in arrays.values())
         space = (self._directory, size)
-        with stopping.unhurried(), _one_line_errors(what, 'the earlier checkpoints are intact', space=space):
+        with stopping.critical_section(), _one_line_errors(what, 'the earlier checkpoints are intact', space=space):
             _bounded(what, self._config.timeout_s, lambda: self._save(step, arrays, header))
 
     def restore_latest(self, template: PyTree) -> Checkpoint | None:

@@ -1,6 +1,6 @@
-"""Lines of JSON between the program of a host and its supervisor, and between the supervisors of a pod.
+"""Messages, as lines of JSON, between a host's program and its supervisor, and between the supervisors of a pod.
 
-Only the standard library is imported, as in `supervisor`.
+This module imports the standard library only, as `supervisor` does.
 """
 
 from __future__ import annotations
@@ -15,52 +15,63 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-_JOIN_S = 120.0  # How long a program waits for the supervisors to connect: twice the time that those take at most.
-_GREETING_S = 5.0  # How long a connection may take to say which host it is of.
+_JOIN_S = 120.0  # Longest wait of a program for the supervisors to connect, twice the longest time they take.
+_GREETING_S = 5.0  # Longest wait for the greeting of a connection.
 _GREETING_BYTES = 1000
 
 
 class Channel:
-    """The program's end of the channel to its supervisor; a program whose supervisor is gone ends at once.
+    """A program's end of the channel to its supervisor; the program exits at once if its supervisor ends.
 
     Args:
-      address: what the supervisor gave with `--supervisor`.
+      address: Value of the option `--supervisor`, set by the supervisor.
     """
 
     def __init__(self, address: str):
         descriptor, port = address.split(',')
         os.set_inheritable(int(descriptor), False)
         self.port = int(port)
-        """Where the supervisor listens."""
+        """Port at which the supervisor listens."""
         self._connection = Connection(socket.socket(fileno=int(descriptor)))
         self._connected = threading.Event()
 
         def watch():
-            while self._connection.receive() is not None:  # There is but one thing that it says.
+            while self._connection.receive() is not None:  # The supervisor sends one kind of message only.
                 self._connected.set()
             os._exit(1)
 
         threading.Thread(target=watch, name='supervisor watcher', daemon=True).start()
 
     def joined(self, host: int, names: Sequence[str], address: tuple[str, int], token: str) -> None:
-        """Tells the supervisor that this is `host` of those named, and where that of the first one listens.
+        """Describes the pod to the supervisor, and waits until the supervisors of all hosts are connected.
 
-        Returns when the supervisors are connected, so that from then on no host ends unheard.
+        From then on the end of any host is noticed by all.
+
+        Args:
+          host: Index of this host.
+          names: Names of all hosts.
+          address: Host and port at which the supervisor of host 0 listens.
+          token: Token that authenticates supervisors to each other.
 
         Raises:
-          TimeoutError: they are not.
+          TimeoutError: If they do not connect in time.
         """
         self._connection.send({'host': host, 'names': list(names), 'address': address, 'token': token})
         if not self._connected.wait(_JOIN_S):
             raise TimeoutError(f'waited {_JOIN_S:g} s for the supervisors of all hosts to connect')
 
     def ended(self, reason: str, follows: bool) -> None:
-        """Tells the supervisor why the program ends before the run is done."""
+        """Reports to the supervisor why the program ends before the run is complete.
+
+        Args:
+          reason: Cause, in one line.
+          follows: Whether the program ends because another host's program has ended.
+        """
         self._connection.send({'reason': reason, 'follows': follows})
 
 
 def new_token() -> str:
-    """What supervisors of one run know each other by."""
+    """Returns a token that authenticates the supervisors of a run to each other."""
     return secrets.token_hex(16)
 
 
@@ -73,33 +84,33 @@ class Connection:
         self._lock = threading.Lock()
 
     def send(self, message: dict[str, Any]) -> None:
-        """Does nothing when the other side is gone: `receive` tells."""
+        """Sends a message; does nothing if the other end is gone, which `receive` reports."""
         with self._lock, contextlib.suppress(OSError):
             self._socket.sendall(json.dumps(message).encode() + b'\n')
 
     def receive(self) -> dict[str, Any] | None:
-        """The next message; None when the other side is gone."""
+        """Returns the next message; None if the other end is gone."""
         try:
             return _message(self._lines.readline(1 << 20))
         except OSError:
             return None
 
     def finish(self) -> None:
-        """Nothing more will be sent."""
+        """Closes the connection for sending."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
 
 
-def read_greeting(stranger: socket.socket) -> dict[str, Any] | None:
-    """What somebody who has connected says of himself, read to the byte; None where that makes no sense, or is late."""
+def read_greeting(connected: socket.socket) -> dict[str, Any] | None:
+    """Reads the greeting of a new connection, and not a byte more; None if it is invalid or late."""
     deadline = time.monotonic() + _GREETING_S
     line = b''
     try:
         while not line.endswith(b'\n') and len(line) < _GREETING_BYTES:
-            stranger.settimeout(max(0.001, deadline - time.monotonic()))
-            # What follows the line is read by the connection.
-            seen = stranger.recv(_GREETING_BYTES - len(line), socket.MSG_PEEK)
-            part = stranger.recv(seen.find(b'\n') + 1 or len(seen))
+            connected.settimeout(max(0.001, deadline - time.monotonic()))
+            # Peeks, because `Connection` reads the bytes after the line.
+            seen = connected.recv(_GREETING_BYTES - len(line), socket.MSG_PEEK)
+            part = connected.recv(seen.find(b'\n') + 1 or len(seen))
             if not part:
                 return None
             line += part
@@ -109,7 +120,7 @@ def read_greeting(stranger: socket.socket) -> dict[str, Any] | None:
 
 
 def _message(line: bytes) -> dict[str, Any] | None:
-    """The message of a line; None where it is none."""
+    """Parses a line; None if it is not a message."""
     try:
         message = json.loads(line) if line.endswith(b'\n') else None
     except (ValueError, RecursionError):

@@ -1,8 +1,8 @@
-"""How a program's launching process and its nodes tell each other that they end: in memory, or over a socket.
+"""Control of a program: stop requests and failures between its launching process and nodes, in memory or by socket.
 
-Nothing here needs a disk, and no process is found by its number: a node's connection ends with the node, however that
-ends, and ends the node when the launching process is gone. The kernel says who is at the other end of a connection;
-other users are refused.
+Neither files nor process ids are needed. When a node ends, for whatever reason, its connection closes and the launching
+process notices; when the launching process ends, its nodes do too. The kernel identifies the user at the other end of a
+connection, and other users are refused.
 """
 
 from __future__ import annotations
@@ -24,55 +24,62 @@ _logger = logging.getLogger(__name__)
 
 
 class Control:
-    """What is known of a running program, by its nodes too where they are threads of this process."""
+    """State of a running program; nodes that are threads of the launching process use the same object."""
 
     def __init__(self):
         self.stop = threading.Event()
-        """All nodes are to end."""
+        """Set when all nodes have to end."""
         self.learner_ended = threading.Event()
         self.learns = False
-        """The learner has something to save."""
+        """Whether the learner has something to save."""
         self.saves = False
-        """It writes its last checkpoint."""
+        """Whether the learner is writing its last checkpoint."""
         self.num_updates: int | None = None
-        """In all, of a learner that has ended by itself."""
+        """Total number of updates, if the learner has ended without failure."""
         self.error: BaseException | None = None
-        """What ended the first node that failed; of a node in another process only its text."""
+        """Error of the first node that failed; for a node in another process, an error with its text only."""
         self.failure: str | None = None
-        """The last words of that node."""
+        """Final message of that node."""
 
     def fail(self, error: BaseException) -> None:
-        """A node has failed: all end."""
+        """Records the failure of a node, and stops all nodes."""
         if self.failure is None:
             self.error, self.failure = error, nodes.last_words(error)
         self.stop.set()
 
     def begin_to_learn(self) -> None:
+        """Records that the learner has something to save."""
         self.learns = True
 
     def begin_to_save(self) -> None:
+        """Records that the learner is writing its last checkpoint."""
         self.saves = True
 
     def end_learner(self, num_updates: int | None) -> None:
-        """The learner has ended, and needs no other node any more; None: it failed."""
+        """Records that the learner has ended and needs no other node.
+
+        Args:
+          num_updates: Total number of updates; None if the learner failed.
+        """
         self.num_updates = num_updates
         self.saves = False
         self.learner_ended.set()
 
 
 class Server:
-    """The launching process's end, where nodes are processes.
+    """Server of a `Control` in the launching process, for nodes that are processes.
 
     Args:
-      control: is changed by what nodes say, and tells them to stop.
-      how_it_died: says so of a node that has ended without a word, by the number that its parent process had.
+      control: Control that is updated by messages of nodes, and whose stop request is sent to them.
+      cause_of_death: Function from the id of a node's parent process to the cause of its death, for nodes that end
+        without a message.
     """
 
-    def __init__(self, control: Control, how_it_died: Callable[[int], str]):
+    def __init__(self, control: Control, cause_of_death: Callable[[int], str]):
         self._control = control
-        self._how_it_died = how_it_died
+        self._cause_of_death = cause_of_death
         self.address = f'\0impala_jax-{secrets.token_hex(8)}'
-        """For `Link`; Linux needs no file for a name that begins so."""
+        """Address for `Link`, in Linux's abstract namespace, which needs no file."""
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self.address)
         self._listener.listen(128)
@@ -95,7 +102,7 @@ class Server:
             except OSError:
                 return  # Closed.
             if not _is_of_this_user(connected):
-                _logger.warning('another user has connected to the control socket of this run, and was refused')
+                _logger.warning('refused a connection of another user to the control socket of this run')
                 connected.close()
                 continue
             connection = Connection(os.dup(connected.fileno()))
@@ -120,27 +127,27 @@ class Server:
                 else:
                     getattr(self._control, what)(*arguments)
         if not has_ended and not self._control.stop.is_set():
-            self._control.fail(nodes.NodeFailure(f'error: {node} {self._how_it_died(process)}'))
+            self._control.fail(nodes.NodeFailure(f'error: {node} {self._cause_of_death(process)}'))
 
     def _announce(self) -> None:
         self._control.stop.wait()
-        self._tell('stop')
+        self._send_all('stop')
         self._control.learner_ended.wait()
-        self._tell('learner_ended')
+        self._send_all('learner_ended')
 
-    def _tell(self, event: str) -> None:
+    def _send_all(self, event: str) -> None:
         with self._lock:
             for connected in self._sockets:
                 _send(Connection(os.dup(connected.fileno())), event)
 
 
 class Link(Control):
-    """The same `Control`, in a node's own process.
+    """Client of a `Server`: the `Control` of a node that is a process.
 
     Args:
-      address: of the `Server`.
-      node: the node's name.
-      on_loss: ends this process; called when the launching process is gone.
+      address: Address of the `Server`.
+      node: Name of the node.
+      on_loss: Function that ends this process; called when the launching process has ended.
     """
 
     def __init__(self, address: str, node: str, on_loss: Callable[[], None]):
@@ -149,7 +156,7 @@ class Link(Control):
         connected = socket.socket(socket.AF_UNIX)
         try:
             connected.connect(address)
-        except OSError:  # It has ended since it started this node.
+        except OSError:  # The launching process has already ended.
             on_loss()
         if not _is_of_this_user(connected):
             on_loss()
@@ -158,20 +165,24 @@ class Link(Control):
         threading.Thread(target=self._listen, name='control', daemon=True).start()
 
     def fail(self, error: BaseException) -> None:
+        """Records the failure here and in the launching process."""
         super().fail(error)
         _send(self._connection, ('fail', (self.failure,)))
 
     def begin_to_learn(self) -> None:
+        """Calls `Control.begin_to_learn` in the launching process."""
         _send(self._connection, ('begin_to_learn', ()))
 
     def begin_to_save(self) -> None:
+        """Calls `Control.begin_to_save` in the launching process."""
         _send(self._connection, ('begin_to_save', ()))
 
     def end_learner(self, num_updates: int | None) -> None:
+        """Calls `Control.end_learner` in the launching process."""
         _send(self._connection, ('end_learner', (num_updates,)))
 
     def close(self) -> None:
-        """The node has ended."""
+        """Reports that the node has ended without failure."""
         _send(self._connection, ('end', ()))
 
     def _listen(self) -> None:
@@ -182,7 +193,7 @@ class Link(Control):
 
 
 def _send(connection: Connection, message: Any) -> None:
-    """Does nothing where the other side is gone: who listens to it finds out."""
+    """Sends a message; does nothing if the other end is gone, which the thread that receives notices."""
     with contextlib.suppress(OSError, ValueError):
         connection.send(message)
 

@@ -1,9 +1,9 @@
-"""The port at which actors of other machines reach a learner's Reverb server: only those who know a secret get through.
+"""A TCP port through which authenticated actors on other machines reach a learner's Reverb server.
 
-Reverb takes every client for one of the run, and a malformed message ends its process. So the server listens at a Unix
-socket, and the gate in front of it at the port. A client has to answer a challenge before a byte reaches the
-server; the learner answers one, too. The secret never crosses the network. What follows is neither encrypted nor
-protected from who can change it on its way.
+Reverb has no authentication, and a malformed message ends its process. So the server listens at a Unix socket, and the
+gate in front of it at a TCP port. Both ends prove that they know a secret, by a challenge, before any byte reaches the
+server. The secret itself is never sent. The connection is not encrypted afterwards, nor protected against an attacker
+who can modify traffic.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from impala_jax.runtimes.seals import derived_key
 _logger = logging.getLogger(__name__)
 
 SECRET_VARIABLE = 'IMPALA_ACTORS_SECRET'
-SECRET_FILE = 'actors_secret'  # in the workdir
-_SHORTEST = 16  # characters
+SECRET_FILE = 'actors_secret'  # File in the workdir.
+_SHORTEST = 16  # Shortest secret, in characters.
 _HELLO = b'impala_jax gate 1\n'
 _LEARNER, _ACTOR = b'learner', b'actor'
 _NONCE_BYTES = _PROOF_BYTES = 32
 _REFUSAL = bytes(_PROOF_BYTES)
 _HANDSHAKE_S = 5.0
 _MAX_CONNECTIONS = 4096
-_MAX_STRANGERS = 64  # who have not answered yet
+_MAX_HANDSHAKES = 64  # Handshakes at the same time.
 _CHUNK_BYTES = 1 << 18
-# A machine that is gone without a word is found out after about 20 s.
+# The loss of the other machine is detected after about 20 s.
 _KEEP_ALIVE = {'TCP_KEEPIDLE': 5, 'TCP_KEEPINTVL': 5, 'TCP_KEEPCNT': 3}
 
 
 class WrongSecret(ConfigError):
-    """The two ends do not know the same secret."""
+    """The two ends have different secrets."""
 
 
 def learners_secret(workdir: Path) -> bytes:
-    """The secret of a learner: of the environment, or of a file in the workdir, which is made if it is not there.
+    """Returns the secret of a learner, from the environment or from a file in the workdir, made if it is missing.
 
     Raises:
-      ConfigError: It is too short, or others may read the file.
+      ConfigError: If the secret is too short, or other users may read the file.
     """
     if SECRET_VARIABLE in os.environ:
         return _checked(os.environ[SECRET_VARIABLE], SECRET_VARIABLE)
@@ -62,10 +62,13 @@ def learners_secret(workdir: Path) -> bytes:
 
 
 def actors_secret(path: Path | None) -> Callable[[], bytes]:
-    """How actors get the secret: from a file, which may be made later, or from the environment.
+    """Returns a function that reads the secret of actors.
+
+    Args:
+      path: Path of the file with the secret, which may be written later; None reads the environment.
 
     Raises:
-      ConfigError: There is neither, or the environment's is too short.
+      ConfigError: If `path` is None and the environment has no secret, or a secret that is too short.
     """
     if path is not None:
         return lambda: secret_in(path)
@@ -79,11 +82,11 @@ def actors_secret(path: Path | None) -> Callable[[], bytes]:
 
 
 def secret_in(path: Path) -> bytes:
-    """The secret in a file.
+    """Reads the secret in a file.
 
     Raises:
-      FileNotFoundError: It is not there.
-      ConfigError: It is too short, cannot be read, or others may read it.
+      FileNotFoundError: If the file does not exist.
+      ConfigError: If the file cannot be read, other users may read it, or the secret is too short.
     """
     try:
         with open(path, errors='backslashreplace') as file:
@@ -95,8 +98,8 @@ def secret_in(path: Path) -> bytes:
         raise ConfigError(f'the secret of actors cannot be read: {path}: {error.strerror}') from error
     if mode & 0o077:
         raise ConfigError(
-            f'the secret of actors in {path} can be read by others (mode {mode & 0o777:o}): chmod 600 it, and write '
-            'another one into it if somebody may have'
+            f'the secret of actors in {path} can be read by others (mode {mode & 0o777:o}): chmod 600 it, and replace '
+            'the secret if somebody may have read it'
         )
     return _checked(text, str(path))
 
@@ -105,28 +108,28 @@ def _checked(text: str, where: str) -> bytes:
     secret = text.strip().encode()
     if len(secret) < _SHORTEST:
         raise ConfigError(
-            f'the secret of actors in {where} has {len(secret)} characters; give at least {_SHORTEST}, as of: openssl '
-            'rand -hex 32'
+            f'the secret of actors in {where} has {len(secret)} characters; give at least {_SHORTEST}, as from: '
+            'openssl rand -hex 32'
         )
     return secret
 
 
 class Gate:
-    """Passes on what those who know the secret send, in threads, until `close`.
+    """Forwards the connections of clients that know the secret to a server, in threads, until `close`.
 
     Args:
       port: TCP port to listen at, on all addresses.
-      secret: As the actors have it.
-      server: What it stands in front of: unix:PATH, or HOST:PORT.
+      secret: Secret of the actors.
+      server: Address of the server behind the gate, unix:PATH or HOST:PORT.
 
     Raises:
-      OSError: The port is not free.
+      OSError: If the port is in use.
     """
 
     def __init__(self, port: int, secret: bytes, server: str):
         self._key = derived_key(secret, 'gate')
         self._server = server
-        self._strangers = threading.BoundedSemaphore(_MAX_STRANGERS)
+        self._handshakes = threading.BoundedSemaphore(_MAX_HANDSHAKES)
         self._pipes = _Pipes()
         dual = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if dual else socket.AF_INET
@@ -135,7 +138,7 @@ class Gate:
         threading.Thread(target=self._accept, name='gate', daemon=True).start()
 
     def close(self) -> None:
-        """Ends all connections, and listens no more."""
+        """Ends all connections and stops listening."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # Wakes the thread.
         self._listener.close()
@@ -144,25 +147,23 @@ class Gate:
     def _accept(self) -> None:
         while True:
             try:
-                stranger, address = self._listener.accept()
+                client, address = self._listener.accept()
             except OSError as error:
                 if self._listener.fileno() < 0:
                     return  # Closed.
-                self._refused('somebody', error)  # As for want of files; some will be closed.
+                self._refused('a client', error)  # For example no free file descriptor; some will be closed.
                 time.sleep(0.1)
                 continue
-            # One too many is sent away: the others have their chance within the time of a handshake.
-            if len(self._pipes) >= _MAX_CONNECTIONS or not self._strangers.acquire(blocking=False):
-                stranger.close()
+            # Closes a connection beyond the limits; a handshake ends within seconds and makes room for others.
+            if len(self._pipes) >= _MAX_CONNECTIONS or not self._handshakes.acquire(blocking=False):
+                client.close()
                 continue
-            admit = threading.Thread(
-                target=self._admit, args=(stranger, address[0]), name='gate handshake', daemon=True
-            )
+            admit = threading.Thread(target=self._admit, args=(client, address[0]), name='gate handshake', daemon=True)
             try:
                 admit.start()
-            except RuntimeError as error:  # There are too many threads.
-                stranger.close()
-                self._strangers.release()
+            except RuntimeError as error:  # Too many threads.
+                client.close()
+                self._handshakes.release()
                 self._refused(address[0], error)
 
     def _refused(self, address: str, error: Exception) -> None:
@@ -172,30 +173,30 @@ class Gate:
                 'a connection from %s did not get through: %s (%d so far)', address, error, self._num_refused
             )
 
-    def _admit(self, stranger: socket.socket, address: str) -> None:
+    def _admit(self, client: socket.socket, address: str) -> None:
         try:
-            with _closed_on_error(stranger):
-                _prove(stranger, self._key, _LEARNER, _ACTOR)
+            with _closed_on_error(client):
+                _prove(client, self._key, _LEARNER, _ACTOR)
                 server = _connected(self._server)
                 with _closed_on_error(server):
-                    self._pipes.join(stranger, server)
+                    self._pipes.join(client, server)
         except (OSError, WrongSecret) as error:
             self._refused(address, error)
         finally:
-            self._strangers.release()
+            self._handshakes.release()
 
 
-class Way:
-    """An actor's way to a learner, through its gate: Reverb's client connects to `address`, until `close`.
+class Tunnel:
+    """The actors' end of a `Gate`: a local address whose connections are forwarded to the learner, until `close`.
 
     Args:
-      host: The learner's machine.
-      port: Its gate's.
-      secret: As the learner has it.
+      host: Host name of the learner's machine.
+      port: Port of its gate.
+      secret: Secret of the learner.
 
     Raises:
-      OSError: Nobody listens there.
-      WrongSecret: Another secret is known there, or what listens is not a gate.
+      OSError: If nothing listens at the port.
+      WrongSecret: If the other end has another secret, or is not a gate.
     """
 
     def __init__(self, host: str, port: int, secret: bytes):
@@ -209,8 +210,8 @@ class Way:
         self._listener.bind(str(path))
         self._listener.listen(16)
         self.address = f'unix:{path}'
-        """What Reverb's client connects to."""
-        threading.Thread(target=self._accept, name='way to the learner', daemon=True).start()
+        """Address for Reverb's client."""
+        threading.Thread(target=self._accept, name='tunnel to the learner', daemon=True).start()
 
     def close(self) -> None:
         """Ends all connections."""
@@ -237,15 +238,21 @@ class Way:
                     learner = self._connect()
                     self._pipes.join(client, learner)
             except (OSError, WrongSecret) as error:
-                _logger.debug('no way to the learner: %s', error)  # Reverb's client reports that it is lost.
+                _logger.debug('cannot reach the learner: %s', error)  # Reverb's client reports the loss.
 
 
 def _prove(connected: socket.socket, key: bytes, own: bytes, others: bytes) -> None:
-    """Proves to the other end that this one knows the key, and has it prove the same.
+    """Proves to the other end that this one knows the key, and verifies the same of the other end.
+
+    Args:
+      connected: Connection to the other end.
+      key: Key derived from the secret.
+      own: Role of this end, `_LEARNER` or `_ACTOR`.
+      others: Role of the other end.
 
     Raises:
-      WrongSecret: It does not, or is something else.
-      OSError: It is gone, or silent.
+      WrongSecret: If the other end does not know the key, or speaks another protocol.
+      OSError: If the other end closes the connection or does not answer in time.
     """
     connected.settimeout(_HANDSHAKE_S)
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -260,21 +267,21 @@ def _prove(connected: socket.socket, key: bytes, own: bytes, others: bytes) -> N
     if hello[: len(_HELLO) + 1] != _HELLO + others[:1]:
         raise WrongSecret('it is not the gate of a learner, or of another version of impala_jax')
     both = b''.join(sorted([own + nonce, others + hello[len(_HELLO) + 1 :]]))
-    # The actor begins: a learner proves nothing to those who do not know the secret.
+    # The actor begins, so a learner sends no proof to a client that does not know the secret.
     if own == _ACTOR:
         connected.sendall(hmac.digest(key, own + both, 'sha256'))
     proof = _receive(connected, _PROOF_BYTES, deadline)
     if not hmac.compare_digest(proof, hmac.digest(key, others + both, 'sha256')):
         if own == _LEARNER:
-            connected.sendall(_REFUSAL)  # A connection that only ends may have been cut: the actor tries again.
-        raise WrongSecret('it knows another secret')
+            connected.sendall(_REFUSAL)  # A closed connection alone could be a network failure, which actors retry.
+        raise WrongSecret('it has another secret')
     if own == _LEARNER:
         connected.sendall(hmac.digest(key, own + both, 'sha256'))
     connected.settimeout(None)
 
 
 def _receive(connected: socket.socket, size: int, deadline: float) -> bytes:
-    """Raises ConnectionError where the other end closes, and TimeoutError after the deadline."""
+    """Receives `size` bytes; raises ConnectionError if the other end closes, TimeoutError after the deadline."""
     received = b''
     while len(received) < size:
         connected.settimeout(max(0.001, deadline - time.monotonic()))
@@ -305,7 +312,7 @@ def _closed_on_error(connected: socket.socket) -> Iterator[None]:
 
 
 class _Pipes:
-    """Pairs of connections, of which each gets what the other one receives."""
+    """Pairs of connections; data received on one is sent on the other."""
 
     def __init__(self):
         self._open: set[tuple[socket.socket, socket.socket]] = set()
@@ -316,6 +323,7 @@ class _Pipes:
         return len(self._open)
 
     def join(self, first: socket.socket, second: socket.socket) -> None:
+        """Adds a pair, which forwards in both directions until one end closes."""
         pair = (first, second)
         with self._lock:
             if self._closed:
@@ -326,6 +334,7 @@ class _Pipes:
         threading.Thread(target=self._run, args=(pair, back), name='gate pipe', daemon=True).start()
 
     def close(self) -> None:
+        """Closes all pairs."""
         with self._lock:
             self._closed = True
             pairs = list(self._open)
@@ -347,7 +356,7 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
     try:
         while size := source.recv_into(buffer):
             target.sendall(buffer[:size])
-    except OSError:  # One of the two has ended, and so does the other.
+    except OSError:  # One of the connections has ended; both are shut down.
         pass
     _shut(source)
     _shut(target)

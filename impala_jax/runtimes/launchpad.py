@@ -1,4 +1,4 @@
-"""The nodes as a Launchpad program: a Reverb server, actors, a learner, an evaluator; threads or processes."""
+"""Runtime `launchpad`: a Reverb server, actors, a learner and an evaluator as nodes in threads or processes."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ from impala_jax.system.quiet import quiet_libraries
 from impala_jax.trajectory_queue import from_arrays, to_arrays
 from impala_jax.types import Closed, EnvironmentSpec, PyTree
 
-_ENDING_S = 5.0  # How long nodes may take to end, but for a learner that saves.
-_SAVING_S = 30.0
+_ENDING_S = 5.0  # Time for nodes to end, except for a learner that saves a checkpoint.
+_SAVING_S = 30.0  # Time for a learner to save, without replay.
 _NATIVE_LOG = 'native.log'
-# In the program's folder: where the Reverb server listens, as nodes are told, and a socket that it listens at.
+# Files in the program's folder: the address of the Reverb server, and its Unix socket.
 _REVERB_ADDRESS = 'reverb_address'
 _REVERB_SOCKET = 'reverb'
-_LONGEST_SOCKET = 107  # bytes of a path
+_LONGEST_SOCKET = 107  # Longest path of a Unix socket, in bytes.
 
 Connect = Callable[[threading.Event], reverb.Client]
-"""Connects a node to the Reverb server; `Closed` once the event is set."""
+"""Function that connects a node to the Reverb server; raises `Closed` when the event is set."""
 
-# What a node's process is started by, in place of Python: somebody has to see how it ends.
+# Wrapper script that starts the Python process of a node and records the signal that killed it.
 _SHELL = """#!/bin/sh
 trap '' HUP
 {python} "$@"
@@ -68,21 +68,21 @@ status=$?
 
 
 class _Setup(NamedTuple):
-    """What every node gets; crosses to its process by pickle, when the program starts."""
+    """Arguments common to all nodes; pickled when the nodes are processes."""
 
     config: Config
     spec: EnvironmentSpec
     workdir: Path
-    control: Control | str  # of the program; where nodes are processes, the address of its server
-    folder: Path  # of the program, for temporary files; only this user can enter it
-    suffix: str  # of the names of Reverb's tables, see `reverb_tables.tables`
-    key: bytes  # of the seals of all that crosses Reverb
-    secret: bytes | None  # of the actors of other machines
-    inference: InferenceServer | None  # of `local_mt`
+    control: Control | str  # Control of the program; the address of its server if nodes are processes.
+    folder: Path  # Folder for the program's temporary files, accessible to this user only.
+    suffix: str  # Suffix of the names of Reverb's tables; see `reverb_tables.tables`.
+    key: bytes  # Key of the seals of all items in Reverb.
+    secret: bytes | None  # Secret of actors on other machines.
+    inference: InferenceServer | None  # With launch type `local_mt` only.
 
 
 class _Connection(NamedTuple):
-    """A node's queue, store and agent, and what it knows of the program's end."""
+    """The queue, store and agent of a node, and the control of its program."""
 
     client: reverb.Client
     queue: ReverbTrajectoryQueue
@@ -92,7 +92,7 @@ class _Connection(NamedTuple):
 
 
 def build_program(setup: _Setup) -> lp.Program:
-    """The topology: figure 1 of the paper, with Reverb between actors and learner."""
+    """Builds the topology of figure 1 of the paper, with Reverb between actors and learner."""
     share = host_share(setup.config)
     program = lp.Program('impala')
     with program.group('reverb'):
@@ -115,11 +115,11 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     """Trains until the budget is spent or the program is stopped.
 
     Returns:
-      The updates done in all; None if it was stopped, and the learner did not end in time to save.
+      The total number of updates; None if the program was stopped and the learner did not save in time.
 
     Raises:
-      ConfigError: the port of `config.serve_actors` is not free.
-      NodeFailure: a node raised, or its process died.
+      ConfigError: If the port `config.serve_actors` is in use.
+      NodeFailure: If a node raised an exception, or its process died.
     """
     if config.serve_actors is not None:
         _require_free(config.serve_actors)
@@ -137,15 +137,15 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
             _launch(build_program(setup), setup, control, stop)
     if control.failure is not None:
         raise NodeFailure(control.failure) from control.error
-    # Of several hosts another may have stopped.
+    # On several hosts, another host may have stopped the run.
     if not stop.is_set() and host() == (0, 1) and (control.num_updates or 0) < config.total_updates:
-        raise NodeFailure('error: a node of the program ended before the learner; its last words, if any, are above')
+        raise NodeFailure('error: a node of the program ended before the learner; its last output, if any, is above')
     return control.num_updates
 
 
 @contextlib.contextmanager
 def _program(config: Config, control: Control) -> Iterator[tuple[Control | str, Path]]:
-    """What the nodes of a program share: how they reach `control`, and a folder."""
+    """Provides the access of nodes to `control`, and a temporary folder for them."""
     with tempfile.TemporaryDirectory(dir=own_folder()) as name:
         folder = Path(name)
         if config.launch_type != 'local_mp':
@@ -153,7 +153,7 @@ def _program(config: Config, control: Control) -> Iterator[tuple[Control | str, 
             return
         mark = f'{START}={folder}'
         stopping.at_forced_end(lambda: kill_marked(mark))
-        server = Server(control, lambda shell: _how_it_died(shell, folder))
+        server = Server(control, lambda shell: _cause_of_death(shell, folder))
         try:
             yield server.address, folder
         finally:
@@ -162,8 +162,8 @@ def _program(config: Config, control: Control) -> Iterator[tuple[Control | str, 
 
 
 def _launch(program: lp.Program, setup: _Setup, control: Control, stop: threading.Event) -> None:
-    """Runs the program until all nodes have ended, or, after the request, for as long as they may take."""
-    # It would signal all descendants of this process, environments' too, and kill it after a while.
+    """Runs the program until all nodes have ended, or until their time to end after a request to stop is over."""
+    # Launchpad's handlers would signal all descendants of this process, even environments, and kill it after a while.
     worker_manager._SIGNAL_HANDLERS = {  # pyright: ignore[reportAttributeAccessIssue]
         number: set() for number in (*stopping.SIGNALS, signal.SIGQUIT, signal.SIGALRM, signal.SIGUSR1)
     }
@@ -186,20 +186,20 @@ def _launch(program: lp.Program, setup: _Setup, control: Control, stop: threadin
         name if in_threads else f'{name}/{i}' for name, group in program.groups.items() for i in range(len(group))
     ]
     try:
-        # The learner ends first; any other node that does has died.
+        # The learner ends first; another node that ends before it has died.
         first = _in_thread(lambda: manager.wait(labels, raise_error=False, return_on_first_completed=True))
         while first.is_alive() and not (stop.is_set() or control.stop.is_set()):
             first.join(0.1)
     finally:
-        with stopping.unhurried():
+        with stopping.critical_section():
             _end(_in_thread(lambda: manager.wait(raise_error=False)), setup, control)
 
 
 def _end(all_ended: threading.Thread, setup: _Setup, control: Control) -> None:
-    """Lets all nodes end. What does not is killed with its process, or left alone."""
+    """Ends all nodes. After their time to end, processes are killed and threads are abandoned."""
     control.stop.set()
     start = time.monotonic()
-    # Processes that still start do not hear of it, and have nothing worth waiting for.
+    # Processes that are still starting cannot receive the request, and have nothing to save.
     deadline = start + (_ENDING_S if control.learns or setup.control is control else 0.0)
     while all_ended.is_alive() and time.monotonic() < deadline:
         all_ended.join(0.1)
@@ -211,7 +211,7 @@ def _end(all_ended: threading.Thread, setup: _Setup, control: Control) -> None:
 
 
 def _saving_s(config: Config) -> float:
-    """How long a learner may take to save; 10,000 trajectories of Atari were saved in 20 s on two cores."""
+    """Time for a learner to save, in seconds; 10,000 trajectories of Atari were saved in 20 s on two cores."""
     return _SAVING_S + (config.replay.capacity / 100 if config.num_replayed else 0)
 
 
@@ -223,9 +223,9 @@ def _in_thread(target: Any) -> threading.Thread:
 
 @contextlib.contextmanager
 def _inherited_by_nodes(folder: Path) -> Iterator[None]:
-    """Within, Launchpad's own files lie in `folder`, and processes are started that signals do not reach.
+    """Sets what node processes inherit: `folder` for Launchpad's files, and blocked signals.
 
-    A signal to the process group, as Ctrl-C, is the launching process's business, which tells its nodes.
+    The launching process handles signals to the process group, such as Ctrl-C, and stops its nodes.
     """
     tempfile.tempdir, before = str(folder), tempfile.tempdir
     try:
@@ -236,15 +236,15 @@ def _inherited_by_nodes(folder: Path) -> Iterator[None]:
 
 
 def _interpreter(folder: Path) -> str:
-    """A script in place of Python that notes the signal that has ended it; Python where scripts must not be run."""
+    """Path of a script that runs Python and records the signal that killed it; Python if scripts cannot be run."""
     script = folder / 'python'
     script.write_text(_SHELL.format(python=shlex.quote(sys.executable), folder=shlex.quote(str(folder))))
     script.chmod(0o700)
     return str(script) if os.access(script, os.X_OK) else sys.executable
 
 
-def _how_it_died(shell: int, folder: Path) -> str:
-    """Of the node that this process has started."""
+def _cause_of_death(shell: int, folder: Path) -> str:
+    """The cause of death of the node that the process `shell` started, as half a sentence."""
     note = folder / f'killed-{shell}'
     deadline = time.monotonic() + 1.0
     while time.monotonic() < deadline:
@@ -253,11 +253,11 @@ def _how_it_died(shell: int, folder: Path) -> str:
             more = ', as by the system when memory runs out' if by == signal.SIGKILL else ''
             return f'was killed by signal {by:d} ({by.name}){more}'
         time.sleep(0.05)
-    return 'died without a Python error; its last words, if any, are above'
+    return 'died without a Python error; its last output, if any, is above'
 
 
 class _ReverbHandle(ReverbHandle):
-    """Gives nodes what connects them: where the server listens is known when it has started."""
+    """Handle whose `dereference` returns a `Connect`, because the address is known only when the server has started."""
 
     def __init__(self, address: Address, setup: _Setup):
         super().__init__(address)
@@ -268,22 +268,22 @@ class _ReverbHandle(ReverbHandle):
 
 
 def _connect(setup: _Setup, stop: threading.Event) -> reverb.Client:
-    """Raises: Closed: the program has stopped before the server had started."""
-    said = setup.folder / _REVERB_ADDRESS
+    """Waits for the server to start; raises Closed if the program stops before."""
+    address = setup.folder / _REVERB_ADDRESS
     deadline = time.monotonic() + setup.config.timeout_s
-    while not said.exists():
+    while not address.exists():
         if stop.wait(0.02):
             raise Closed
         if time.monotonic() > deadline:
             raise TimeoutError(f'waited {setup.config.timeout_s:g} s for the Reverb server to start')
-    return reverb.Client(said.read_text())
+    return reverb.Client(address.read_text())
 
 
 class _ReverbNode(lp.ReverbNode):
-    """Listens where other users cannot reach it, and stops when the program does."""
+    """A Reverb server that other users cannot reach, and that stops with the program."""
 
     def __init__(self, setup: _Setup):
-        super().__init__(list)  # `run` makes the tables.
+        super().__init__(list)  # `run` builds the tables.
         self._setup = setup
 
     def create_handle(self) -> ReverbHandle:
@@ -303,8 +303,8 @@ class _ReverbNode(lp.ReverbNode):
                 assert setup.secret is not None
                 cleanup.callback(Gate(setup.config.serve_actors, setup.secret, address).close)
                 print(
-                    f'port {setup.config.serve_actors} is open on all addresses of this machine; without the secret of '
-                    'the actors nobody gets further (docs/reliability.md)',
+                    f'port {setup.config.serve_actors} is open on all addresses of this machine; connections without '
+                    'the secret of the actors are refused (docs/reliability.md)',
                     flush=True,
                 )
             written = setup.folder / f'{_REVERB_ADDRESS}.new'
@@ -312,23 +312,25 @@ class _ReverbNode(lp.ReverbNode):
             written.rename(setup.folder / _REVERB_ADDRESS)
             control.stop.wait()
             if setup.config.num_replayed:
-                control.learner_ended.wait(_saving_s(setup.config))  # It reads replay from the server, to save it.
+                control.learner_ended.wait(
+                    _saving_s(setup.config)
+                )  # The learner reads replay from the server to save it.
             server.stop()
-            del server  # Its finaliser needs modules that are gone when the interpreter ends.
+            del server  # Its finaliser needs modules that do not exist any more when the interpreter exits.
 
 
 def _close_port(port: int, path: Path) -> str:
-    """Moves a server to a socket that other users cannot reach; returns the address where it listens."""
+    """Moves a server to a socket that other users cannot reach; returns its address."""
     if len(os.fsencode(path)) > _LONGEST_SOCKET:
-        # A name of the same folder that is short enough, for as long as this process keeps it open.
+        # A shorter name of the same folder, valid while this process keeps it open.
         path = Path(f'/proc/{os.getpid()}/fd/{os.open(path.parent, os.O_RDONLY)}') / path.name
     try:
         listen_privately(port, path)
     except OSError as error:
         print(
             f"Reverb's port {port} cannot be closed here ({error}), and is open on all addresses of this machine. "
-            'Anybody who reaches it can read the parameters, take trajectories away, and end the run with a malformed '
-            'message; nothing that they write is learned from or acted on. Shut it in the firewall',
+            'Anyone who can reach it can read parameters, remove trajectories, and end the run with a malformed '
+            'message; nothing that they write is used. Block the port in the firewall',
             flush=True,
         )
         return f'localhost:{port}'
@@ -336,14 +338,14 @@ def _close_port(port: int, path: Path) -> str:
 
 
 def _require_free(port: int) -> None:
-    """Refuses a port that is in use, before any work.
+    """Checks that a port is free before the program starts.
 
     Raises:
-      ConfigError: it is not free.
+      ConfigError: If the port is in use.
     """
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # Connections of the last run may linger.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # Connections of the last run may still be closing.
         try:
             probe.bind(('', port))
         except OSError as error:
@@ -362,7 +364,7 @@ def _learner(setup: _Setup, connect: Connect) -> None:
 
 
 def _learn(setup: _Setup, connection: _Connection) -> int:
-    """Returns the updates done in all."""
+    """Trains; returns the total number of updates."""
     config = setup.config
 
     def publish(version: int, params: PyTree) -> None:
@@ -386,13 +388,13 @@ def _learn(setup: _Setup, connection: _Connection) -> int:
     try:
         trajectories = from_arrays(replay, connection.agent.trajectory_structure())
         if trajectories is not None:
-            with contextlib.suppress(Closed):  # `loop.run` finds the end, too.
+            with contextlib.suppress(Closed):  # `loop.run` notices the stop as well.
                 queue.put_replay(trajectories)
         if config.serve_actors is not None:
             assert setup.secret is not None
             announced = reverb_actors.announce(connection.client, setup.secret, config, setup.spec, setup.suffix)
             cleanup.callback(announced.close)
-            # Those of other machines come and go; the program's own do not.
+            # Actors on other machines may join late; the program's own actors may not.
             fetch = fetch if config.actor.num_actors else reverb_actors.waiting_for_actors(fetch)
         loop.run(fetch, connection.control.stop)
     finally:
@@ -432,7 +434,7 @@ def _evaluator(setup: _Setup, connect: Connect) -> None:
 
 
 def _live_connected(setup: _Setup, connect: Connect, name: str, body: Callable[[_Connection], None]) -> None:
-    """As `_live`, with a node's connection to the server, which is closed when the program stops."""
+    """Runs a node as `_live` does, with a connection to the server that is closed when the program stops."""
 
     def connected(control: Control) -> None:
         config = setup.config
@@ -463,9 +465,9 @@ def _live_connected(setup: _Setup, connect: Connect, name: str, body: Callable[[
 
 
 def _live(setup: _Setup, name: str, body: Callable[[Control], None]) -> None:
-    """A node's life, in a thread or in a process of its own; its failure is told, and stops the program.
+    """Runs the body of a node, in a thread or in its own process; a failure stops the program.
 
-    `Closed` is no failure, wherever it is raised: the program has stopped.
+    `Closed` is not a failure: it means that the program has stopped.
     """
     if isinstance(setup.control, Control):
         try:
@@ -477,18 +479,18 @@ def _live(setup: _Setup, name: str, body: Callable[[Control], None]) -> None:
         return
 
     def end():
-        """At once, when the launching process is gone: another may have the workdir's lock by now."""
+        """Ends this process at once, because without the launching process another run may hold the workdir's lock."""
         kill_marked(f'{START}={setup.folder}')
         os._exit(1)
 
     for number in stopping.SIGNALS:
-        signal.signal(number, lambda *_: None)  # The launching process tells its nodes.
+        signal.signal(number, lambda *_: None)  # The launching process handles signals and stops its nodes.
     link = Link(setup.control, name, end)
     try:
         quiet_libraries()
-        absl.logging.set_verbosity(absl.logging.ERROR)  # Launchpad has set another since.
-        allocator.keep_memory()
-        compilation_cache.keep_programs()
+        absl.logging.set_verbosity(absl.logging.ERROR)  # Launchpad has changed it.
+        allocator.configure_allocator()
+        compilation_cache.enable_cache()
         with _native_messages_to(setup.workdir / _NATIVE_LOG):
             body(link)
     except Closed:
@@ -497,14 +499,14 @@ def _live(setup: _Setup, name: str, body: Callable[[Control], None]) -> None:
         link.fail(error)
     finally:
         link.close()
-    stopping.end_process(0)  # TensorFlow takes seconds to end.
+    stopping.end_process(0)  # TensorFlow's own shutdown takes seconds.
 
 
 @contextlib.contextmanager
 def _native_messages_to(path: Path) -> Iterator[None]:
-    """Sends what C++ libraries write to standard error to a file; Python's own messages still reach the person.
+    """Redirects the standard error of C++ libraries to a file; messages of Python still reach the terminal.
 
-    Reverb reports every server and sampler there, and has no setting that stops it.
+    Reverb logs every server and sampler to standard error, and has no setting that disables it.
     """
     previous = sys.stderr
     previous.flush()
@@ -524,7 +526,7 @@ def _native_messages_to(path: Path) -> Iterator[None]:
 
 
 def _write_to(stderr: TextIO) -> None:
-    """Makes `stderr` the standard error, also of log handlers, which keep the one that they began with."""
+    """Replaces `sys.stderr`, also in log handlers, which otherwise keep their original stream."""
     handlers = [*logging.getLogger().handlers, absl.logging.get_absl_handler().python_handler]
     for handler in handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr:

@@ -17,9 +17,9 @@ from impala_jax.agent import Agent
 from impala_jax.build import Training
 from impala_jax.config import Config, ConfigError, get
 from impala_jax.runtimes import nodes
-from impala_jax.runtimes.host_share import host_share
+from impala_jax.runtimes.host_share import HostShare, host_share
 from impala_jax.trajectory_queue import concatenate
-from impala_jax.types import Closed, PyTree
+from impala_jax.types import Closed, PyTree, Trajectory
 
 _PATIENCE_S = 2.0  # How long environments may take to answer after a signal.
 
@@ -49,77 +49,110 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     training = nodes.make_training(config, agent, workdir, publish=lambda *_: None)
     loop, metrics, checkpoints = training
     _require_same_environments(config, training)
-    patience = _Patience(stop)
-    actors: list[Actor] = []
-    replay = nodes.make_replay(share)
-    history: collections.deque[tuple[int, PyTree]] = collections.deque(maxlen=config.policy_lag + 1)
-    started = loop.num_updates
+    side = _ActingSide(config, share, agent, training, _Patience(stop))
     try:
-        for i in range(share.num_actors):
-            actors.append(nodes.make_actor(share, agent, i, loop.num_updates, closed=patience.is_over))
-        restored = checkpoints.restored_runtime_state
-        for version in sorted(restored.get('history', {}), key=int):
-            history.append((int(version), restored['history'][version]))
-        for i, state in restored.get('actors', {}).items():
-            actors[int(i)].set_state(np.asarray(state).tobytes())
-        replay.restore(nodes.restored_replay(config, workdir, training), agent.trajectory_structure())
-        if not history:
-            history.append((loop.num_updates, loop.params))
-        if loop.num_updates and not restored.get('history'):
-            _logger.warning(
-                'the checkpoint is not of a lockstep run: new episodes start, and the policy lag grows from 0 to %d',
-                config.policy_lag,
-            )
-        can_save_actors = _states(actors) is not None
+        side.start(workdir)
         loop.begin()
         if config.num_replayed:
-            metrics.log_with(lambda: {'replay_size': len(replay)})
-
-        def runtime_state() -> dict[str, Any]:
-            if history[-1][0] != loop.num_updates:  # The update raised after it was made.
-                history.append((loop.num_updates, loop.params))
-            state: dict[str, Any] = {
-                'history': {str(version): params for version, params in history},
-                'replay': replay.state(),
-            }
-            states = _states(actors) if can_save_actors else None
-            if states is not None:
-                state['actors'] = states
-            return state
-
-        checkpoints.save_with(runtime_state)
-        try:
-            while not loop.done and not stop.is_set():
-                started = loop.num_updates
-                version, params = history[0]
-                patience.has_end = True
-                unrolls = [
-                    actor.unroll(version, params) for _ in range(config.num_fresh // num_envs) for actor in actors
-                ]
-                patience.has_end = False
-                loop.step(loop.put(replay.mix(concatenate(unrolls))))
-                history.append((loop.num_updates, loop.params))
-                if loop.num_updates % config.logging.interval_updates == 0:
-                    metrics.log(loop)
-                if checkpoints.is_due:
-                    checkpoints.save(loop)
-            loop.finish()
-        except Closed:
-            if can_save_actors:
-                return None
-            checkpoints.save(loop)
-        except BaseException:
-            if loop.num_updates > started or not can_save_actors:
-                checkpoints.save(loop)
-            else:
-                # Actors have acted for an update that was not made: going on from here would be another run.
-                _logger.warning('the same command goes on from the last checkpoint, and repeats what came after it')
-            raise
+            metrics.log_with(lambda: {'replay_size': len(side.replay)})
+        checkpoints.save_with(side.state)
+        if not _train(config, training, side, stop):
+            return None
     finally:
         loop.close()
-        for actor in actors:
-            actor.environment.close()
+        side.close()
     return loop.num_updates
+
+
+def _train(config: Config, training: Training, side: _ActingSide, stop: threading.Event) -> bool:
+    """Acts and learns in turn; returns False if actors have acted for an update that was not made."""
+    loop, metrics, checkpoints = training
+    started = loop.num_updates
+    try:
+        while not loop.done and not stop.is_set():
+            started = loop.num_updates
+            loop.step(loop.put(side.act()))
+            side.update()
+            if loop.num_updates % config.logging.interval_updates == 0:
+                metrics.log(loop)
+            if checkpoints.is_due:
+                checkpoints.save(loop)
+        loop.finish()
+    except Closed:
+        if side.can_be_saved:
+            return False
+        checkpoints.save(loop)
+    except BaseException:
+        if loop.num_updates > started or not side.can_be_saved:
+            checkpoints.save(loop)
+        else:
+            # Actors have acted for an update that was not made: going on from here would be another run.
+            _logger.warning('the same command goes on from the last checkpoint, and repeats what came after it')
+        raise
+    return True
+
+
+class _ActingSide:
+    """Actors, replay, and the last parameters: what a checkpoint holds apart from the learner."""
+
+    def __init__(self, config: Config, share: HostShare, agent: Agent, training: Training, patience: _Patience):
+        self.replay = nodes.make_replay(share)
+        self.can_be_saved = False
+        """Whether a resumed run continues with the same environments."""
+        self._config, self._share, self._agent, self._training = config, share, agent, training
+        self._patience = patience
+        self._actors: list[Actor] = []
+        self._history: collections.deque[tuple[int, PyTree]] = collections.deque(maxlen=config.policy_lag + 1)
+
+    def start(self, workdir: Path) -> None:
+        """Builds the actors and restores what the checkpoint holds."""
+        loop, _, checkpoints = self._training
+        for i in range(self._share.num_actors):
+            closed = self._patience.is_over
+            self._actors.append(nodes.make_actor(self._share, self._agent, i, loop.num_updates, closed=closed))
+        restored = checkpoints.restored_runtime_state
+        for version in sorted(restored.get('history', {}), key=int):
+            self._history.append((int(version), restored['history'][version]))
+        for i, state in restored.get('actors', {}).items():
+            self._actors[int(i)].set_state(np.asarray(state).tobytes())
+        saved_replay = nodes.restored_replay(self._config, workdir, self._training)
+        self.replay.restore(saved_replay, self._agent.trajectory_structure())
+        if loop.num_updates and not self._history:
+            _logger.warning(
+                'the checkpoint is not of a lockstep run: new episodes start, and the policy lag grows from 0 to %d',
+                self._config.policy_lag,
+            )
+        self.update()
+        self.can_be_saved = _states(self._actors) is not None
+
+    def act(self) -> Trajectory:
+        """A batch [T + 1, B], acted with the parameters of `policy_lag` updates before."""
+        version, params = self._history[0]
+        num_unrolls = self._share.num_fresh // (self._share.num_actors * self._share.actor.num_envs)
+        self._patience.has_end = True
+        unrolls = [actor.unroll(version, params) for _ in range(num_unrolls) for actor in self._actors]
+        self._patience.has_end = False
+        return self.replay.mix(concatenate(unrolls))
+
+    def update(self) -> None:
+        """Takes the parameters of the learner, unless it has them."""
+        loop = self._training.loop
+        if not self._history or self._history[-1][0] != loop.num_updates:
+            self._history.append((loop.num_updates, loop.params))
+
+    def state(self) -> dict[str, Any]:
+        """Arrays of a checkpoint."""
+        self.update()  # A hook may have raised after the update was made.
+        state: dict[str, Any] = {
+            'history': {str(version): params for version, params in self._history},
+            'replay': self.replay.state(),
+        }
+        actors = _states(self._actors) if self.can_be_saved else None
+        return state if actors is None else state | {'actors': actors}
+
+    def close(self) -> None:
+        for actor in self._actors:
+            actor.environment.close()
 
 
 class _Patience:

@@ -1,7 +1,7 @@
-"""Starting up as one host of several: who is there, whether all are about to run the same, and how one ends.
+"""Start-up of a run on several hosts: initialisation, checks that all hosts run the same, and reports of failures.
 
-After `join` the process is one of `jax.process_count()`, and everything else runs as on a single host: the learner's
-mesh spans the devices of all hosts, and `host_share` is this host's share of the rest.
+After `join` this process is one of `jax.process_count()`, and everything else runs as on a single host: the learner's
+mesh spans the devices of all hosts, and `host_share` returns this host's part of the rest.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ _VERSIONS_OF = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
 
 
 class Host(NamedTuple):
-    """What a host tells the others when they meet."""
+    """Description of a host, which all hosts exchange."""
 
     name: str
-    address: str  # of the machine
-    port: int  # where its supervisor listens
+    address: str
+    port: int  # Port at which its supervisor listens.
     token: str
     num_devices: int
     versions: dict[str, str]
-    config: dict[str, Any]  # flat
+    config: dict[str, Any]  # Flat, keyed by field.
 
 
 def join(coordinator: str | None, num_hosts: int | None, host_id: int | None, timeout_s: float) -> None:
-    """Makes this process one of several, before anything else uses JAX.
+    """Initialises `jax.distributed`; call it before anything else uses JAX.
 
     Args:
-      coordinator: host:port of the first host; None, as the two others: what the TPU's metadata says.
-      num_hosts: how many there are.
-      host_id: which of them this is.
-      timeout_s: how long all may take to be there.
+      coordinator: host:port of host 0; None reads it, `num_hosts` and `host_id` from the TPU's metadata.
+      num_hosts: Number of hosts, or None.
+      host_id: Index of this host, or None.
+      timeout_s: Longest wait for all hosts, in seconds.
 
     Raises:
-      ConfigError: the hosts do not find each other.
+      ConfigError: If the hosts do not find each other.
     """
     connect_without_proxy(*([coordinator.rpartition(':')[0]] if coordinator else []))
     try:
@@ -67,31 +67,32 @@ def join(coordinator: str | None, num_hosts: int | None, host_id: int | None, ti
             num_hosts,
             host_id,
             initialization_timeout=max(1, int(timeout_s)),
-            # JAX's own choice is all addresses, where nobody has to say who he is.
+            # JAX would listen on all addresses, without authentication.
             coordinator_bind_address=coordinator if is_local(coordinator) else None,
         )
-    except Exception as error:  # JAX raises ValueError, RuntimeError and errors of what tells it of the cluster.
+    except Exception as error:  # JAX raises ValueError, RuntimeError, and errors of the cluster's metadata service.
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         if coordinator is None:
             raise ConfigError(
-                f'no TPU pod is found here ({cause}); give --coordinator HOST:PORT --num-hosts N --host-id I, or '
+                f'no TPU pod was found ({cause}); give --coordinator HOST:PORT --num-hosts N --host-id I, or '
                 '--simulate-hosts N to try it on this machine'
             ) from error
         raise ConfigError(
-            f'host {host_id} of {num_hosts} did not meet the others at {coordinator} ({cause}); start the same command '
+            f'host {host_id} of {num_hosts} did not find the others at {coordinator} ({cause}); start the same command '
             'on every host, with its own --host-id, and open the port'
         ) from error
-    # JAX has taken SIGTERM for itself, and would only note it.
+    # Removes JAX's handler of SIGTERM, which would only record the signal.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def meet(config: Config, channel: Channel, coordinator: str | None) -> list[str]:
-    """Hosts tell each other what they are about to run; returns the pre-flight report, a line a fact.
+def preflight(config: Config, channel: Channel, coordinator: str | None) -> list[str]:
+    """Exchanges the hosts' descriptions, checks that they agree, and connects the supervisors.
 
-    The supervisor hears from it where the others are.
+    Returns:
+      The pre-flight report, one line per fact.
 
     Raises:
-      ConfigError: the hosts differ in what they run, or a batch does not divide over their devices; on every host.
+      ConfigError: On every host, if versions or configurations differ, or a batch does not divide over the devices.
     """
     own = Host(
         name=socket.gethostname(),
@@ -109,12 +110,12 @@ def meet(config: Config, channel: Channel, coordinator: str | None) -> list[str]
         check_agreement(hosts)
         return report(config, hosts)
     except ConfigError:
-        jax.distributed.shutdown()  # All refuse, and wait here, so that none ends the others before they have said why.
+        jax.distributed.shutdown()  # Waits for all hosts, so that each can report the error before JAX aborts it.
         raise
 
 
 def check_agreement(hosts: Sequence[Host]) -> None:
-    """Raises ConfigError if a host would run another program, or another experiment, than the first."""
+    """Raises ConfigError if the versions or the configuration of a host differ from those of host 0."""
     first = hosts[0]
     for i, other in enumerate(hosts):
         for what, ours, theirs in (
@@ -131,10 +132,10 @@ def check_agreement(hosts: Sequence[Host]) -> None:
 
 
 def report(config: Config, hosts: Sequence[Host]) -> list[str]:
-    """The pre-flight report.
+    """Builds the pre-flight report.
 
     Raises:
-      ConfigError: a batch that the devices do not divide, or hosts with different numbers of devices.
+      ConfigError: If a batch does not divide over the devices, or the hosts' numbers of devices differ.
     """
     numbers = [host.num_devices for host in hosts]
     if config.learner.num_devices is None and len(set(numbers)) > 1:
@@ -159,27 +160,27 @@ def report(config: Config, hosts: Sequence[Host]) -> list[str]:
 
 
 def workdir_of_host(workdir: Path) -> Path:
-    """Where this host keeps its files: the first one, which keeps those of the run, in the workdir itself."""
+    """The folder for this host's files: the workdir on host 0, which writes the files of the run, else one inside."""
     index, _ = host()
     return workdir if index == 0 else workdir / 'hosts' / str(index)
 
 
 def code_versions() -> dict[str, str]:
-    """What must be the same on all hosts: Python, the packages that compute, this one, and its kernels."""
+    """The versions that must agree on all hosts: Python, this package and its kernels, and the numerical packages."""
     return {
         'python': platform.python_version(),
         'impala_jax': code_version(),
         **{name: metadata.version(name) for name in _VERSIONS_OF},
-        # All hosts must compile the same program, and the kernels are a part of it on CPUs.
+        # All hosts must compile the same program, of which the kernels are a part on CPUs.
         **({'CPU kernels': cpu.REASON or 'in use'} if jax.default_backend() == 'cpu' else {}),
     }
 
 
 @contextlib.contextmanager
-def told(channel: Channel) -> Iterator[None]:
-    """Tells the supervisor why what is inside fails, and whether that began on another host.
+def failures_reported(channel: Channel) -> Iterator[None]:
+    """Reports an exception of the body to the supervisor, and whether its cause is on another host.
 
-    Hosts that stopped in step leave together: none takes the others with it before they have said why.
+    Hosts that stop after the same update shut down together, so that each can report its reason before JAX aborts it.
     """
     try:
         yield
@@ -192,19 +193,19 @@ def told(channel: Channel) -> Iterator[None]:
         )
         channel.ended(reason, follows)
         if not follows and jax.distributed.is_initialized():
-            jax.distributed.shutdown()  # For as long as the supervisor lets it.
+            jax.distributed.shutdown()  # The supervisor limits this wait.
         raise
 
 
 def _address(coordinator: str | None) -> str:
-    """Where other hosts reach this one; asked of the first host only."""
+    """The address at which other hosts reach this one; used for host 0 only."""
     if coordinator is not None:
         return coordinator.rpartition(':')[0]
     return socket.gethostbyname(socket.gethostname())
 
 
 def _gather(text: str) -> list[str]:
-    """The texts of all hosts, in the order of the hosts."""
+    """Gathers a text from each host, in the order of the hosts."""
     encoded = np.frombuffer(text.encode(), np.uint8)
     sizes = np.ravel(multihost_utils.process_allgather(np.int32(encoded.size)))
     padded = np.zeros([sizes.max()], np.uint8)

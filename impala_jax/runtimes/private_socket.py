@@ -1,8 +1,8 @@
-"""Closing the TCP port of a gRPC server in favour of a Unix socket, which only this user can reach.
+"""Replacement of the TCP port of a gRPC server by a Unix socket that only this user can reach.
 
-Reverb's server listens on all addresses, without authentication, and has no option for anything else. Its listening
-socket is a file descriptor of this process, however: here it is replaced by one that listens at a path. Connections
-are then accepted and served as before, and the directory of the path decides who may connect. Linux only.
+Reverb's server listens on all addresses, without authentication, and has no option to change that. Its listening socket
+is a file descriptor of this process, which this module replaces by one that listens at a path. The server then accepts
+connections as before, and the permissions of the path's directory decide who can connect. Linux only.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class _EpollEvent(ctypes.Structure):
 
 
 def listen_privately(port: int, path: Path) -> None:
-    """Moves what listens at a TCP port in this process to a Unix socket; connections made before are cut.
+    """Moves a server of this process from a TCP port to a Unix socket; closes existing connections.
 
     Args:
       port: TCP port of a gRPC server of this process.
-      path: Where to listen instead; in a directory that other users cannot enter.
+      path: Path of the Unix socket, in a directory that other users cannot enter.
 
     Raises:
-      OSError: It is impossible here; the server listens where it did.
+      OSError: If this system does not allow it; the server is unchanged.
     """
     listeners = [descriptor for descriptor, listens in _sockets_at(port) if listens]
     watches = [(epoll, watch) for epoll, watch in _watches() if watch[0] in listeners]
@@ -45,7 +45,7 @@ def listen_privately(port: int, path: Path) -> None:
         private.setblocking(False)
         for descriptor in listeners:
             os.dup2(private.fileno(), descriptor, inheritable=False)  # Closes the port.
-    # The kernel forgot that the server waited for the old socket.
+    # Closing the old socket removed it from the server's epoll sets.
     for epoll, (descriptor, events, data) in watches:
         event = _EpollEvent(events, data)
         if ctypes.CDLL(None, use_errno=True).epoll_ctl(epoll, _EPOLL_CTL_ADD, descriptor, ctypes.byref(event)):
@@ -56,10 +56,10 @@ def listen_privately(port: int, path: Path) -> None:
 
 
 def _sockets_at(port: int) -> list[tuple[int, bool]]:
-    """This process's TCP sockets with that local port: descriptors, and whether they listen."""
+    """This process's TCP sockets with the local port: descriptors, and whether they listen."""
     found = []
     for name in os.listdir('/proc/self/fd'):
-        # It may be something else than a socket, or was closed meanwhile.
+        # The descriptor may not be a socket, or may have been closed in the meantime.
         with contextlib.suppress(OSError), _borrowed(int(name)) as candidate:
             if candidate.family in (socket.AF_INET, socket.AF_INET6) and candidate.getsockname()[1] == port:
                 found.append((int(name), bool(candidate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))))
@@ -68,7 +68,7 @@ def _sockets_at(port: int) -> list[tuple[int, bool]]:
 
 @contextlib.contextmanager
 def _borrowed(descriptor: int) -> Iterator[socket.socket]:
-    """The socket of a descriptor, which stays open."""
+    """Provides the socket of a descriptor, which stays open."""
     borrowed = socket.socket(fileno=descriptor)
     try:
         yield borrowed
@@ -77,10 +77,10 @@ def _borrowed(descriptor: int) -> Iterator[socket.socket]:
 
 
 def _watches() -> list[tuple[int, tuple[int, int, int]]]:
-    """What this process waits for: descriptors of epoll, each with a watched descriptor, its events and data."""
+    """The epoll descriptors of this process, each with a watched descriptor, its events and its data."""
     found = []
     for name in os.listdir('/proc/self/fd'):
-        with contextlib.suppress(OSError):  # It was closed meanwhile.
+        with contextlib.suppress(OSError):  # The descriptor may have been closed in the meantime.
             if os.readlink(f'/proc/self/fd/{name}') == 'anon_inode:[eventpoll]':
                 text = Path(f'/proc/self/fdinfo/{name}').read_text()
                 for descriptor, events, data in _WATCHED.findall(text):

@@ -1,9 +1,9 @@
-"""Actors of other machines: they join a learner over its Reverb server, and outlive it.
+"""Actors on other machines, which join a learner through its Reverb server and outlive it.
 
-The learner announces its session in a table of that server: its configuration, what the environment looks like, and
-which code it runs. `launch/actors.py` reads it, refuses what does not fit, and then does what any actor does. Nothing
-else crosses than Reverb's tensors, and JSON in one of them; both ends prove that they know a secret before that
-(`gate`), and the keys of all seals are derived from it.
+The learner announces its session in a table of that server: configuration, environment spec and code version.
+`impala actors` reads the session, verifies that it matches this machine, and runs actors. The messages are Reverb's
+tensors only, one of which contains JSON. Before that, both ends prove that they know a secret (`gate`), from which the
+keys of all seals are derived.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from impala_jax.config import Config, ConfigError, differences, from_dict, to_di
 from impala_jax.environments import suites
 from impala_jax.rundir.code_version import code_version
 from impala_jax.runtimes import nodes, seals
-from impala_jax.runtimes.gate import Way, WrongSecret
+from impala_jax.runtimes.gate import Tunnel, WrongSecret
 from impala_jax.runtimes.host_share import host_share
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.runtimes.reverb_items import ServerLost
@@ -42,48 +42,49 @@ from impala_jax.types import Closed, EnvironmentSpec, Trajectory
 
 _logger = logging.getLogger(__name__)
 
-_ANSWER_TIMEOUT_S = 5  # How long a learner may take to answer a question about its tables.
+_ANSWER_TIMEOUT_S = 5  # Longest wait for a learner's information on its tables, in seconds.
 _WATCH_INTERVAL_S = 3.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 10.0
-_MAX_REFUSALS = 6  # In a row, within 8 to 16 s: a connection that damages what it carries looks like another secret.
-_SESSION_BYTES = 1 << 18  # JSON, then zeros
+# Consecutive refusals, within 8 to 16 s; a single one may come from a connection that corrupts data.
+_MAX_REFUSALS = 6
+_SESSION_BYTES = 1 << 18  # JSON, padded with zeros.
 _SUFFIX = re.compile(r'-[0-9a-z]{1,64}')
 
 
 class Session(NamedTuple):
-    """What a learner tells of itself, and a connection to it."""
+    """The announcement of a learner, and a connection to it."""
 
-    way: Way
+    tunnel: Tunnel
     client: reverb.Client
-    key: bytes  # of the seals of trajectories and parameters
-    suffix: str  # of its tables' names
+    key: bytes  # Key of the seals of trajectories and parameters.
+    suffix: str  # Suffix of the tables' names.
     config: Config
-    spec: str  # of the environment
+    spec: str  # Text of the environment's spec.
 
 
 class _NotThere(Exception):
-    """No learner can be joined there now; one may come."""
+    """No learner can be joined at the address at present; one may start later."""
 
 
 def items_key(secret: bytes, suffix: str) -> bytes:
-    """The key of a start's trajectories and parameters; `suffix` is that of its tables' names."""
+    """Derives the key of trajectories and parameters for one start of a run, with its tables' `suffix`."""
     return seals.derived_key(secret, 'items', suffix)
 
 
 def announce(
     client: reverb.Client, secret: bytes, config: Config, spec: EnvironmentSpec, suffix: str
 ) -> ReverbParameterStore:
-    """Lets actors join, until what it returns is closed.
+    """Announces a session, so that actors can join until the returned store is closed.
 
     Args:
-      client: of the server with the run's tables.
-      secret: as the actors have it.
-      config: the experiment.
-      spec: of its environment.
-      suffix: of the tables' names.
+      client: Client of the server with the run's tables.
+      secret: Secret of the actors.
+      config: Configuration of the experiment.
+      spec: Spec of the environment.
+      suffix: Suffix of the tables' names.
 
     Raises:
-      ServerLost: it cannot be written to.
+      ServerLost: If the session cannot be written.
     """
     session = {'code': code_version(), 'suffix': suffix, 'config': to_dict(config), 'spec': str(spec)}
     text = json.dumps(session).encode()
@@ -98,14 +99,14 @@ def _session_store(client: reverb.Client, secret: bytes, timeout_s: float) -> Re
 
 
 def waiting_for_actors(fetch: Callable[[], Trajectory]) -> Callable[[], Trajectory]:
-    """`fetch` that outlasts its time-outs, and says so: where all actors are elsewhere, they may come late."""
+    """Wraps `fetch` to log its timeouts and try again, because actors on other machines may join late."""
 
     def wait() -> Trajectory:
         while True:
             try:
                 return fetch()
             except TimeoutError as error:
-                _logger.warning('%s; all actors are on other machines, and the learner goes on waiting', error)
+                _logger.warning('%s; all actors are on other machines, and the learner keeps waiting', error)
 
     return wait
 
@@ -120,22 +121,22 @@ def run(
     imports: Collection[str] = (),
     wait_s: float = 3600.0,
 ) -> None:
-    """Acts for the learner at `address` until `stop` is set; looks for it again whenever it is lost.
+    """Runs actors for the learner at `address` until `stop` is set; reconnects when the learner is lost.
 
     Args:
       address: HOST:PORT of a program with `config.serve_actors`.
-      num_actors: threads, each with its own environments.
-      stop: ends all within seconds.
-      secret: gives what the learner and its actors share; FileNotFoundError where that is not there yet.
-      adapt: makes the configuration to act with from the learner's; only how a run is executed may differ.
-      imports: code of the user's own, each `module:name`, that the learner's configuration may name.
-      wait_s: how long to look for a learner that is not there.
+      num_actors: Number of threads, each with its own environments.
+      stop: Event that ends all threads within seconds.
+      secret: Function that returns the secret; raises FileNotFoundError if it does not exist yet.
+      adapt: Function from the learner's configuration to this machine's; only fields of the execution may differ.
+      imports: User code, each `module:name`, that the learner's configuration may name.
+      wait_s: Longest wait for a learner that cannot be reached, in seconds.
 
     Raises:
-      ConfigError: the learner refuses these actors: another secret, code or environment, or something else than a
-        learner; or its configuration names code that is not among `imports`.
-      NodeFailure: there was no learner for `wait_s`.
-      Exception: whatever ended an actor.
+      ConfigError: If secret, code or environment differ from the learner's, the address is not a learner's, or the
+        learner's configuration names code that is not in `imports`.
+      NodeFailure: If there was no learner for `wait_s`.
+      Exception: If an actor failed; the error is that of the actor.
     """
     joined_before = False
     while not stop.is_set():
@@ -147,15 +148,15 @@ def run(
             joined_before = True
             joined.act(stop)
         finally:
-            session.way.close()
+            session.tunnel.close()
         if joined.lost is not None:
             print(f'lost the learner at {address}: {joined.lost}; looking for it again', flush=True)
-        # Connections that fail wait longer and longer, also for those made later, until the last of them is gone.
+        # Releases the connections: while one exists, its growing retry delay applies to new ones as well.
         del session, joined
 
 
-def code_of(config: Config) -> dict[str, str]:
-    """The user's own code, `module:name`, that actors of this configuration import, by the fields that name it."""
+def user_code(config: Config) -> dict[str, str]:
+    """The user code, `module:name`, that actors of a configuration import, keyed by the field that names it."""
     values = to_flat_dict(config)
     fields = ('environment.name', 'network.torso', 'network.core', 'network.module')
     return {field: values[field] for field in fields if ':' in (values[field] or '')}
@@ -164,27 +165,27 @@ def code_of(config: Config) -> dict[str, str]:
 def _join(
     session: Session, address: str, num_actors: int, adapt: Callable[[Config], Config], imports: Collection[str]
 ) -> _Joined:
-    """Raises: ConfigError: these actors do not fit the learner."""
-    for option, name in code_of(session.config).items():
+    """Builds the actors; raises ConfigError if they do not match the learner."""
+    for option, name in user_code(session.config).items():
         if name not in imports:
             raise ConfigError(
-                f'the learner at {address} uses code that is not of impala_jax, {name!r}, and nobody here has said '
-                f'that it may be imported; add --{option} {name} if you trust it'
+                f'the learner at {address} uses code outside impala_jax, {name!r}, which is imported here only if it '
+                f'is named; add --{option} {name} if you trust it'
             )
     config = adapt(session.config)
     changed = differences(session.config, config, 'at the learner')
     if changed:
-        raise ConfigError(f'what is learned is set at the learner alone: {"; ".join(changed)}')
+        raise ConfigError(f'these fields can be set at the learner only: {"; ".join(changed)}')
     spec = environments.spec(config.environment, config.timeout_s)
     if str(spec) != session.spec:
         raise ConfigError(
-            f'environment {config.environment.name!r} is not the one of the learner at {address}, which has '
+            f'environment {config.environment.name!r} differs from that of the learner at {address}, which has '
             f'{session.spec}; here it has {spec}; install the same versions of its packages'
         )
     joined = _Joined(session, config, make_agent(config.network, spec, config.popart.enabled), num_actors)
     print(
-        f'joined the learner at {address}: {config.environment.name}, {num_actors} actors of '
-        f'{config.actor.num_envs} environments',
+        f'joined the learner at {address}: {config.environment.name}, {num_actors} actors with '
+        f'{config.actor.num_envs} environments each',
         flush=True,
     )
     return joined
@@ -193,9 +194,9 @@ def _join(
 def _find(
     address: str, secret: Callable[[], bytes], stop: threading.Event, wait_s: float, joined_before: bool
 ) -> Session | None:
-    """The learner's session, asked for again and again, ever less often; None once `stop` is set.
+    """Requests the learner's session until it succeeds, with growing pauses; returns None when `stop` is set.
 
-    Raises: NodeFailure: there was none for `wait_s`; ConfigError: what is there cannot be joined.
+    Raises NodeFailure if there is no learner for `wait_s`, and ConfigError if it cannot be joined.
     """
     deadline = time.monotonic() + wait_s
     longest = _FIRST_WAIT_S
@@ -204,16 +205,16 @@ def _find(
         try:
             return _ask(address, secret)
         except (_NotThere, WrongSecret) as reason:
-            # After a first join the secret was right: something else listens there while the learner is gone.
+            # After a first join the secret is known to be right: another program listens there in the meantime.
             num_refusals = num_refusals + 1 if isinstance(reason, WrongSecret) and not joined_before else 0
             left = deadline - time.monotonic()
             if num_refusals == _MAX_REFUSALS or (num_refusals and left <= 0):
                 raise ConfigError(
-                    f'the learner at {address} cannot be joined: {reason}; give the secret of its start'
+                    f'the learner at {address} cannot be joined: {reason}; give the secret it was started with'
                 ) from reason
             if left <= 0:
                 raise NodeFailure(f'no learner at {address} for {wait_s:g} s: {reason}') from None
-            # Not all at once, after a learner that thousands have lost together.
+            # Randomised, because thousands of actors may lose their learner at the same time.
             pause = min(random.uniform(0.5, 1.0) * longest, left)
             print(f'no learner at {address} yet: {reason}; next try in {pause:.1f} s', flush=True)
             stop.wait(pause)
@@ -222,29 +223,29 @@ def _find(
 
 
 def _ask(address: str, secret: Callable[[], bytes]) -> Session:
-    """Raises: _NotThere; WrongSecret; ConfigError: what is there cannot be joined."""
+    """Requests the session once; raises _NotThere, WrongSecret, or ConfigError if it cannot be joined."""
     host, _, port = address.rpartition(':')
     try:
         known = secret()
-        way = Way(host.strip('[]'), int(port), known)
+        tunnel = Tunnel(host.strip('[]'), int(port), known)
     except FileNotFoundError as error:
         raise _NotThere(f'there is no file {error.filename} with its secret') from error
     except OSError as error:
         raise _NotThere(error.strerror or str(error)) from error
     try:
-        return _session(address, known, way)
+        return _session(address, known, tunnel)
     except BaseException:
-        way.close()
+        tunnel.close()
         raise
 
 
-def _session(address: str, secret: bytes, way: Way) -> Session:
-    """Raises: as `_ask`."""
-    client = reverb.Client(way.address)
+def _session(address: str, secret: bytes, tunnel: Tunnel) -> Session:
+    """Reads the session; raises the errors of `_ask`."""
+    client = reverb.Client(tunnel.address)
     try:
         tables = client.server_info(timeout=_ANSWER_TIMEOUT_S)
-    except Exception as error:  # Reverb's errors share no base class.
-        raise _NotThere(f'nobody answers ({error})') from error
+    except Exception as error:  # Reverb's errors have no common base class.
+        raise _NotThere(f'it does not answer ({error})') from error
     if SESSION not in tables or not tables[SESSION].current_size:
         raise _NotThere('the learner is starting')
     store = _session_store(client, secret, _ANSWER_TIMEOUT_S)
@@ -261,17 +262,17 @@ def _session(address: str, secret: bytes, way: Way) -> Session:
     except (ValueError, TypeError, KeyError):
         fits = False
     if not fits or not _SUFFIX.fullmatch(suffix):
-        raise ConfigError(f'what the learner at {address} tells of itself makes no sense here; install the same code')
+        raise ConfigError(f'the session of the learner at {address} cannot be read; install the same code on both')
     if code != code_version():
         raise ConfigError(
             f'the learner at {address} runs impala_jax {code}, and this machine {code_version()}; install the same '
             'code on both'
         )
-    return Session(way, client, items_key(secret, suffix), suffix, from_dict(config), spec)
+    return Session(tunnel, client, items_key(secret, suffix), suffix, from_dict(config), spec)
 
 
 class _Joined:
-    """A learner that was joined, for as long as it is there."""
+    """The actors of a joined learner, until it is lost."""
 
     def __init__(self, session: Session, config: Config, agent: Agent, num_actors: int):
         self.lost: str | None = None
@@ -279,7 +280,7 @@ class _Joined:
         self._share = share = host_share(config)
         self._agent = agent
         params = jax.eval_shape(agent.init, jax.random.PRNGKey(0))
-        self._ends = [  # of each actor
+        self._ends = [  # One queue and store per actor.
             (
                 ReverbTrajectoryQueue(session.client, session.key, share, agent, session.suffix),
                 ReverbParameterStore(session.client, session.key, params, share.timeout_s, PARAMETERS + session.suffix),
@@ -289,8 +290,8 @@ class _Joined:
         self._closed = threading.Event()
 
     def act(self, stop: threading.Event) -> None:
-        """Acts until the learner is lost or `stop` is set; raises whatever else ended an actor."""
-        # Each command takes its turns from another task on, so that all of them together leave none out.
+        """Runs the actors until the learner is lost or `stop` is set; raises the error of an actor that fails."""
+        # Each command starts at a random task, so that together they cover all tasks.
         first = secrets.randbelow(len(suites.tasks(self._share.environment)))
         task_ids = suites.take_turns(self._share.environment, len(self._ends), self._share.actor.num_envs, first)
         threads = NodeThreads(on_failure=self._close)
@@ -305,8 +306,8 @@ class _Joined:
             threads.join()
 
     def _act(self, task_ids: np.ndarray, queue: ReverbTrajectoryQueue, store: ReverbParameterStore) -> None:
-        """The life of one actor."""
-        # A seed that no other actor has, nor an earlier life of this one.
+        """Runs one actor."""
+        # A random seed, so that actors differ, also from those before a reconnection.
         try:
             with contextlib.suppress(Closed):
                 seed = secrets.randbits(31)
@@ -316,15 +317,15 @@ class _Joined:
             self._lose(str(error))
 
     def _watch(self) -> None:
-        """Asks for the learner's tables every so often: an actor itself may wait for minutes before it gives up."""
+        """Polls the learner, because an actor itself may wait for minutes before it gives up."""
         while not self._closed.wait(_WATCH_INTERVAL_S):
             try:
                 tables = self._session.client.server_info(timeout=_ANSWER_TIMEOUT_S)
-            except Exception as error:  # Reverb's errors share no base class.
+            except Exception as error:  # Reverb's errors have no common base class.
                 self._lose(f'it does not answer ({error})')
                 return
             if TRAJECTORIES + self._session.suffix not in tables:
-                self._lose('it was started anew')
+                self._lose('it was restarted')
                 return
 
     def _lose(self, reason: str) -> None:

@@ -1,6 +1,6 @@
-"""Items of Reverb tables: sealed when they are written, verified when they are read, with bounded waits.
+"""Items of Reverb tables, sealed when written and verified when read, with bounded waits.
 
-Reverb has no authentication. Every item carries a seal (`seals`); those that do not fit are dropped and counted.
+Reverb has no authentication. Every item carries a seal (`seals`); items that fail verification are dropped and counted.
 """
 
 from __future__ import annotations
@@ -19,21 +19,30 @@ from impala_jax.types import Closed
 
 _ANSWER_TIMEOUT_S = 10
 STOP_NOTICE_S = 3.0
-SLICE_MS = 200  # How long a wait goes on before it looks whether the run has ended.
+SLICE_MS = 200  # Time after which a wait checks whether the run has ended, in milliseconds.
 _AFTER_MALFORMED_S = 0.05
 _T = TypeVar('_T')
 
 
 class ServerLost(ConnectionError):
-    """The server cannot be reached, or has failed. (Reverb's own errors share no base class.)"""
+    """The server cannot be reached, or has failed; Reverb's own errors have no common base class."""
 
 
 class ServerTimeout(ServerLost, TimeoutError):
-    """It was waited for too long; the message says who waited for whom."""
+    """A wait for the server took too long; the message says what was waited for."""
 
 
 class ItemWriter:
-    """Seals and inserts items, lists of arrays, with a bounded wait."""
+    """Seals and inserts items, which are lists of arrays, with a bounded wait.
+
+    Args:
+      client: Client of the server.
+      tables: Names of the tables into which each item is inserted.
+      sealer: Sealer of the items.
+      closed: Event that ends a wait with `Closed`.
+      timeout_s: Longest wait for room in the tables, in seconds.
+      waits_for: Phrase for the message of a timeout.
+    """
 
     def __init__(
         self,
@@ -52,7 +61,13 @@ class ItemWriter:
         self._waits_for = waits_for
 
     def write(self, items: Sequence[list[Any]]) -> None:
-        """Returns when the server has them all: they are sent together, which takes half as long as one by one."""
+        """Sends items together, which takes half as long as one by one, and waits until the server has them.
+
+        Raises:
+          Closed: If `closed` is set.
+          ServerLost: If the server cannot be reached.
+          ServerTimeout: If the tables stay full for `timeout_s`.
+        """
         unless_closed(lambda: self._write(items), self._closed)
 
     def _write(self, items: Sequence[list[Any]]) -> None:
@@ -82,12 +97,21 @@ def read_items(
     *,
     once: bool,
 ) -> Iterator[Opened | None]:
-    """A table's items; None for one that does not fit, or with `once` was there before. Waits for each without end.
+    """Yields the items of a table, and None for each refused item; waits for each without a timeout.
+
+    Args:
+      client: Client of the server.
+      table: Name of the table.
+      opener: Verifier of the items.
+      refusals: Counter of refused items.
+      closed: Event that ends the iteration.
+      num_samples: Number of items to read.
+      once: Whether to refuse an item that was read before.
 
     Raises:
-      Exception: What Reverb's client raises when the server is gone.
+      Exception: If the server is gone; the type is that of Reverb's client.
     """
-    newest: dict[bytes, int] = {}  # of each writer, whose items keep their order
+    newest: dict[bytes, int] = {}  # Highest count per writer; the items of a writer are in order.
     num_left = num_samples
     while num_left and not closed.is_set():
         try:
@@ -104,7 +128,7 @@ def read_items(
                     opened = None
                 yield opened
         except Exception as error:
-            # Reverb's client raises all kinds for an item that it cannot unpack, and where the server is gone.
+            # Reverb's client raises many types, both for an item that it cannot unpack and for a lost server.
             try:
                 table_info(client, table)
             except Exception:
@@ -116,12 +140,12 @@ def read_items(
 
 
 def table_info(client: reverb.Client, table: str) -> Any:
-    """What the server tells of a table; raises KeyError if it has none of that name."""
+    """Returns the server's information on a table; raises KeyError if there is no such table."""
     return client.server_info(timeout=_ANSWER_TIMEOUT_S)[table]
 
 
 def unless_closed(fn: Callable[[], _T], closed: threading.Event) -> _T:
-    """Calls, and takes any failure of a server that is going away for the end of the run."""
+    """Calls `fn`; raises Closed for a failure of the server if the run is ending, else ServerLost."""
     if closed.is_set():
         raise Closed
     try:
@@ -129,7 +153,7 @@ def unless_closed(fn: Callable[[], _T], closed: threading.Event) -> _T:
     except (Closed, ServerTimeout):
         raise
     except Exception as error:
-        # Reverb's errors share no base class. A server that stops may do so a moment before this node is told.
+        # Reverb's errors have no common base class. A server may stop shortly before this node is notified.
         if closed.wait(STOP_NOTICE_S):
             raise Closed from None
         raise ServerLost(f'{type(error).__name__}: {error}') from error

@@ -12,30 +12,31 @@ from impala_jax.runtimes.host_share import HostShare
 TRAJECTORIES = 'trajectories'
 REPLAY = 'replay'
 REPLAY_IN_ORDER = 'replay_in_order'
-"""The items of the replay table once more, without copies, to be read out one by one: a table is only ever sampled."""
+"""Table with the items of the replay table, not copied, from which they are read in order to save them."""
 PARAMETERS = 'parameters'
 SESSION = 'session'
-"""What actors of other machines must know of a run, where they may join; see `reverb_actors`."""
+"""Table with the session that actors on other machines need to join a run; see `reverb_actors`."""
 
 
 class NoCheckpointer(CheckpointerBase):
-    """Refuses to write tables to the disk, which any client may ask for, and makes no folder for them."""
+    """Checkpointer that creates no folder, and refuses a client's request to write tables to the disk."""
 
     def internal_checkpointer(self) -> Any:
+        """None, for which Reverb refuses checkpoints."""
         return None
 
 
 def tables(share: HostShare, suffix: str = '', serve_actors: bool = False) -> list[reverb.Table]:
-    """The server's tables: a first-in-first-out queue of trajectories, the newest parameters only, and replay.
+    """Builds the server's tables: a first-in-first-out queue of trajectories, the newest parameters, and replay.
 
-    A trajectory is written into queue and replay at once, and stored once.
+    A trajectory is written into queue and replay at the same time, and stored once.
 
     Args:
-      share: Capacities of queue and replay.
-      suffix: of the tables' names; another one at each start of a program that serves the same port. Reverb's clients
-        go on by themselves with whatever server comes after the one they lost, with trajectories that may not fit
-        there: the new one then has no table of that name, and refuses them.
-      serve_actors: Whether actors of other machines can join; they read the session of the run.
+      share: This host's share of the experiment, with the capacities of queue and replay.
+      suffix: Suffix of the tables' names, which differs between starts at the same port. Reverb's clients reconnect by
+        themselves to a new server after the loss of the old one, and their trajectories may not fit. The new server
+        refuses them, because it has no table with their suffix.
+      serve_actors: Whether actors on other machines can join, for which a table holds the session of the run.
     """
     replay = reverb.Table(
         REPLAY + suffix,
@@ -61,7 +62,7 @@ def tables(share: HostShare, suffix: str = '', serve_actors: bool = False) -> li
 
 
 def _newest(name: str) -> reverb.Table:
-    """A table that keeps its newest item only."""
+    """A table of size 1, which holds the newest item."""
     return reverb.Table(
         name,
         sampler=reverb.selectors.Lifo(),

@@ -1,4 +1,4 @@
-"""Queue and store over Reverb: trajectories and parameters cross as plain tensors, through one server."""
+"""Trajectory queue and parameter store over Reverb, with trajectories and parameters as plain tensors."""
 
 from __future__ import annotations
 
@@ -31,19 +31,20 @@ from impala_jax.trajectory_queue import LocalTrajectoryQueue, batch_size, column
 from impala_jax.types import Closed, PyTree, Trajectory
 
 _logger = logging.getLogger(__name__)
-_WRITTEN_TOGETHER = 64  # trajectories
-_KEEP_S = 1.0  # How often the writer of parameters looks whether they are still there.
+_WRITTEN_TOGETHER = 64  # Number of trajectories.
+_CHECK_S = 1.0  # Interval at which the writer of parameters checks that they are still in the table.
 
 
 class ReverbTrajectoryQueue:
-    """A `TrajectoryQueue` over Reverb tables. Each process may hold one; a trajectory of one environment is one item.
+    """A `TrajectoryQueue` over Reverb tables, for use in several processes. An item is a trajectory of one environment.
 
     Args:
-      client: of the server with `tables`.
-      key: of this start of the run, [32] bytes; what was not written with it is never returned.
-      share: Sizes; a batch has `num_fresh` trajectories of the queue, then `num_replayed` of replay.
-      agent: gives the structure of what is read.
-      suffix: as that of `tables`.
+      client: Client of the server with `tables`.
+      key: Key of this start of the run, [32] bytes; items that were not written with it are dropped.
+      share: This host's share of the experiment. A batch has `num_fresh` trajectories from the queue, then
+        `num_replayed` from replay.
+      agent: Agent that determines the structure of trajectories.
+      suffix: Suffix of the tables' names, as in `tables`.
     """
 
     def __init__(self, client: reverb.Client, key: bytes, share: HostShare, agent: Agent, suffix: str = ''):
@@ -68,6 +69,7 @@ class ReverbTrajectoryQueue:
         ]
 
     def put(self, trajectories: Trajectory) -> None:
+        """Writes trajectories [T + 1, N]; waits while the queue is full."""
         if self._writer is None:
             waits_for = 'the learner to take trajectories from a full queue'
             sealer = Sealer(self._key, seals.TRAJECTORY)
@@ -75,7 +77,7 @@ class ReverbTrajectoryQueue:
         self._writer.write(_items(trajectories))
 
     def put_replay(self, trajectories: Trajectory) -> None:
-        """Fills the replay tables with trajectories [T + 1, N], the oldest first; raises as `put`."""
+        """Fills the replay tables with trajectories [T + 1, N], oldest first; raises the errors of `put`."""
         sealer = Sealer(self._key, seals.REPLAYED)
         writer = ItemWriter(
             self._client, self._replay_tables, sealer, self._closed, self._timeout_s, 'the replay tables'
@@ -84,10 +86,14 @@ class ReverbTrajectoryQueue:
             writer.write(_items(columns(trajectories, start, start + _WRITTEN_TOGETHER)))
 
     def take_replay(self) -> Trajectory | None:
-        """Takes all that is replayed from its table, the oldest first; None if there is nothing. Works once `close`d.
+        """Removes all trajectories from replay; can be called after `close`.
+
+        Returns:
+          Trajectories [T + 1, N], oldest first; None if there are none.
 
         Raises:
-          ServerLost, TimeoutError: the server is gone.
+          ServerLost: If the server cannot be reached.
+          TimeoutError: If the server does not answer in time.
         """
         table = self._replay_tables[-1]
         size = table_info(self._client, table).current_size
@@ -102,7 +108,7 @@ class ReverbTrajectoryQueue:
                 for opened in read_items(self._client, table, self._replayed, refusals, closed, size, once=True):
                     if opened is not None:
                         taken.append(jax.tree.unflatten(self._structure, opened.leaves))
-            except Exception as error:  # Reverb's errors share no base class.
+            except Exception as error:  # Reverb's errors have no common base class.
                 errors.append(error)
 
         thread = threading.Thread(target=take, name=f'reverb reader of {table}', daemon=True)
@@ -117,25 +123,27 @@ class ReverbTrajectoryQueue:
 
     @property
     def replay_size(self) -> int:
-        """How many trajectories there are to sample from."""
+        """Number of trajectories in replay."""
         return table_info(self._client, self._replay_tables[0]).current_size
 
     @property
     def num_refused(self) -> int:
-        """How many items that were read did not fit, and were dropped."""
+        """Number of items that failed verification and were dropped."""
         return sum(reader.refusals.count for reader in self._readers)
 
     def get_batch(self) -> Trajectory:
+        """Waits for a batch [T + 1, B]: new trajectories, then replayed ones."""
         return concatenate([reader.get() for reader in self._readers])
 
     def close(self) -> None:
+        """Ends all waits of this process with `Closed`."""
         self._closed.set()
         for reader in self._readers:
             reader.close()
 
 
 def _items(trajectories: Trajectory) -> list[list[np.ndarray]]:
-    """Trajectories [T + 1, N] as a list of arrays each."""
+    """Trajectories [T + 1, N] as N lists of arrays."""
     return [
         [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(columns(trajectories, i, i + 1))]
         for i in range(batch_size(trajectories))
@@ -143,7 +151,7 @@ def _items(trajectories: Trajectory) -> list[list[np.ndarray]]:
 
 
 class _Reader:
-    """Reads a table of trajectories in a thread, so that the wait for a batch is bounded: Reverb's own is not."""
+    """Reads a table of trajectories in a thread, so that the wait for a batch is bounded, as Reverb's own is not."""
 
     def __init__(
         self,
@@ -168,7 +176,7 @@ class _Reader:
         self._error: Exception | None = None
 
     def get(self) -> Trajectory:
-        """The next trajectories; starts the thread."""
+        """Returns the next trajectories; starts the thread at the first call."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=f'reverb reader of {self._table}', daemon=True)
             self._thread.start()
@@ -180,10 +188,11 @@ class _Reader:
             raise
 
     def close(self) -> None:
+        """Ends the wait of `get` with `Closed`."""
         self._read.close()
 
     def _run(self) -> None:
-        """Moves items from the server to `_read`; ends when the server or the queue does."""
+        """Moves items from the server to `_read` until the server fails or the queue is closed."""
         try:
             for opened in read_items(
                 self._client, self._table, self._opener, self.refusals, self._closed, once=self._once
@@ -192,26 +201,25 @@ class _Reader:
                     self._read.put(jax.tree.unflatten(self._structure, opened.leaves))
         except Closed:
             return
-        except Exception as error:  # Reverb's errors share no base class; `get` raises it.
+        except Exception as error:  # Reverb's errors have no common base class; `get` raises it.
             if not self._closed.wait(STOP_NOTICE_S):
                 self._error = error
                 self._read.close()
 
 
 class ReverbParameterStore:
-    """A `ParameterStore` over a Reverb table that keeps the newest item only.
+    """A `ParameterStore` over a Reverb table of size 1.
 
-    What others write there is not returned, nor are older parameters than the last; the last ones are, until newer
-    come. The one that publishes looks every second whether somebody else has written or removed something, and
-    publishes again.
+    `latest` never returns items that fail verification, nor parameters older than those of the last call. The writer
+    checks every second whether another client has written to the table or emptied it, and then publishes again.
 
     Args:
-      client: of the server with `tables`.
-      key: of this start of the run, [32] bytes.
-      structure: parameters of the experiment's shapes and dtypes.
-      timeout_s: longest wait.
-      table: its name.
-      purpose: of the items, of those of `seals`.
+      client: Client of the server with `tables`.
+      key: Key of this start of the run, [32] bytes.
+      structure: Parameters with the shapes and dtypes of the experiment.
+      timeout_s: Longest wait, in seconds.
+      table: Name of the table.
+      purpose: Purpose of the items, one of those in `seals`.
     """
 
     def __init__(
@@ -231,35 +239,37 @@ class ReverbParameterStore:
         self._closed = threading.Event()
         self._sealer = Sealer(key, purpose)
         self._writer: ItemWriter | None = None
-        self._newest: tuple[int, PyTree] | None = None  # of those that were read
+        self._newest: tuple[int, PyTree] | None = None  # Newest version and parameters that were read.
         self._refusals = Refusals(table)
-        # A server that stops in the middle of a sample leaves its client waiting without end.
+        # Samples in a thread, because a client waits forever if its server stops in the middle of a sample.
         self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Opened | Exception | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._published: list[Any] | None = None
         self._publishing = threading.Lock()
-        self._num_inserts = 0  # that the table should count
+        self._num_inserts = 0  # Expected number of inserts into the table.
 
     def publish(self, version: int, params: PyTree) -> None:
+        """Writes parameters into the table; waits at most `timeout_s`."""
         with self._publishing:
             if self._writer is None:
                 waits_for = 'the parameter server'
                 self._writer = ItemWriter(
                     self._client, [self._table], self._sealer, self._closed, self._timeout_s, waits_for
                 )
-                threading.Thread(target=self._keep, name=f'keeper of {self._table}', daemon=True).start()
+                threading.Thread(target=self._restore, name=f'checker of {self._table}', daemon=True).start()
             self._published = [np.int64(version), *jax.tree.leaves(params)]
             self._num_inserts += 1
             self._writer.write([self._published])
 
     def latest(self) -> tuple[int, PyTree]:
+        """Returns the newest version and parameters; waits at most `timeout_s` for the first ones."""
         deadline = time.monotonic() + self._timeout_s
         while not self._closed.is_set():
             opened = unless_closed(lambda: self._sample(deadline), self._closed)
             if opened is not None:
                 version, *leaves = opened.leaves
-                # The same version again is the same parameters, which actors need not put on their device again.
+                # For the same version it returns the same object, which actors need not transfer again.
                 if self._newest is None or int(version) > self._newest[0]:
                     self._newest = int(version), jax.tree.unflatten(self._treedef, leaves)
                 elif int(version) < self._newest[0]:
@@ -272,13 +282,14 @@ class ReverbParameterStore:
         raise Closed
 
     def close(self) -> None:
+        """Ends all waits of this process with `Closed`."""
         self._closed.set()
         self._requests.put(False)
 
     def _sample(self, deadline: float) -> Opened | None:
-        """What the server has now; None if that is nothing, or does not fit.
+        """Returns the item in the table; None if the table is empty or the item fails verification.
 
-        Waits in slices for a thread that waits without end.
+        Waits in slices for the thread, which itself waits without a timeout.
         """
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name='reverb reader of parameters', daemon=True)
@@ -299,20 +310,20 @@ class ReverbParameterStore:
     def _run(self) -> None:
         while self._requests.get():
             try:
-                # A sample from an empty table would wait without end.
+                # A sample from an empty table would wait forever.
                 filled = table_info(self._client, self._table).current_size
                 opened = read_items(
                     self._client, self._table, self._opener, self._refusals, self._closed, 1, once=False
                 )
                 self._answers.put(next(opened, None) if filled else None)
-            except Exception as error:  # Reverb's errors share no base class; `latest` raises it.
+            except Exception as error:  # Reverb's errors have no common base class; `latest` raises it.
                 self._answers.put(error)
 
-    def _keep(self) -> None:
-        """Publishes again whenever the table has changed otherwise; ends with the server, which `publish` reports."""
+    def _restore(self) -> None:
+        """Publishes again if another client has changed the table; ends with the server, which `publish` reports."""
         refusals = Refusals(self._table)
         try:
-            while not self._closed.wait(_KEEP_S):
+            while not self._closed.wait(_CHECK_S):
                 with self._publishing:
                     info = table_info(self._client, self._table)
                     inserts = info.rate_limiter_info.insert_stats.completed
@@ -322,5 +333,5 @@ class ReverbParameterStore:
                     self._num_inserts = inserts + 1
                     assert self._writer is not None and self._published is not None
                     self._writer.write([self._published])
-        except Exception as error:  # Reverb's errors share no base class.
-            _logger.debug('the table %s is not looked after any more: %s', self._table, error)
+        except Exception as error:  # Reverb's errors have no common base class.
+            _logger.debug('the table %s is no longer checked: %s', self._table, error)

@@ -86,8 +86,46 @@ def run(
       Exception: The exception that ended a node of the run.
     """
     if configure_process:
-        allocator.keep_memory()
+        allocator.configure_allocator()
     runtime = default_runtime() if runtime is None else runtime
+    _check_runtime(runtime, config)
+    workdir = Path(workdir).absolute()
+    require_utf8(workdir)
+    config = resolved(config)
+    share = host_share(config)
+    if share.num_actors:
+        suites.assign(share.environment, share.num_actors, share.actor.num_envs)  # Refused before any work.
+    # Imports the user's modules before Launchpad: on Python 3.10 TensorFlow Probability, which rlax imports, refuses
+    # Launchpad's TensorFlow if that is imported first.
+    make_loss(config.loss, config.vtrace)
+    make_optimizer_factory(config.optimizer)
+    agent = make_agent(config.network, environments.spec(config.environment, config.timeout_s), config.popart.enabled)
+    if host()[0] == 0:
+        print(f'the network reads {agent.reads}', flush=True)
+    with only_process(workdir):
+        check_config(workdir, config)
+        if configure_process:
+            compilation_cache.enable_cache()
+
+        stop = threading.Event()
+        with stopping.StopSignals(stop) as signals:
+            num_updates = _train(runtime, config, agent, workdir, stop)
+            if jax.distributed.is_initialized():
+                jax.distributed.shutdown()  # Waits for the others, who meet no more: the first evaluates for all.
+            if num_updates is None:
+                raise Interrupted(signals.received or 0, None, workdir)
+            frames = num_updates * config.frames_per_update
+            if num_updates < config.total_updates:
+                raise Interrupted(signals.received or 0, frames, workdir)
+            try:
+                evaluation = _evaluate_last(config, agent, workdir, stop) if share.evaluates else None
+            except Closed:
+                raise Interrupted(signals.received or 0, frames, workdir) from None
+        return RunResult(workdir, frames, num_updates, evaluation)
+
+
+def _check_runtime(runtime: str, config: Config) -> None:
+    """Raises ConfigError if the runtime does not have what the configuration asks for."""
     if runtime not in RUNTIMES:
         raise ConfigError(f'unknown runtime {runtime!r}; {closest(runtime, RUNTIMES)}')
     if config.serve_actors is not None and runtime != 'launchpad':
@@ -106,50 +144,18 @@ def run(
             "vtrace.implementation 'rlax': rlax does not load in the processes of local_mp, which have loaded "
             "Launchpad's TensorFlow before; use --launch-type local_mt, or another runtime"
         )
-    workdir = Path(workdir).absolute()
-    require_utf8(workdir)
-    config = resolved(config)
-    share = host_share(config)
-    if share.num_actors:
-        suites.assign(share.environment, share.num_actors, share.actor.num_envs)  # Refused before any work.
-    # Imports the user's modules before Launchpad: on Python 3.10 TensorFlow Probability, which rlax imports, refuses
-    # Launchpad's TensorFlow if that is imported first.
-    make_loss(config.loss, config.vtrace)
-    make_optimizer_factory(config.optimizer)
-    agent = make_agent(config.network, environments.spec(config.environment, config.timeout_s), config.popart.enabled)
-    if host()[0] == 0:
-        print(f'the network reads {agent.reads}', flush=True)
-    with only_process(workdir):
-        check_config(workdir, config)
-        if configure_process:
-            compilation_cache.keep_programs()
-
-        stop = threading.Event()
-        with stopping.StopSignals(stop) as signals:
-            try:
-                num_updates = _train(runtime, config, agent, workdir, stop)
-            except Closed:
-                num_updates = None
-            if jax.distributed.is_initialized():
-                jax.distributed.shutdown()  # Waits for the others, who meet no more: the first evaluates for all.
-            if num_updates is None:
-                raise Interrupted(signals.received or 0, None, workdir)
-            frames = num_updates * config.frames_per_update
-            if num_updates < config.total_updates:
-                raise Interrupted(signals.received or 0, frames, workdir)
-            try:
-                evaluation = _evaluate_last(config, agent, workdir, stop) if share.evaluates else None
-            except Closed:
-                raise Interrupted(signals.received or 0, frames, workdir) from None
-        return RunResult(workdir, frames, num_updates, evaluation)
 
 
 def _train(runtime: str, config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> int | None:
-    if runtime == 'launchpad':
-        from impala_jax.runtimes import launchpad
+    """Updates done in all; None if the run was stopped before it could save."""
+    try:
+        if runtime == 'launchpad':
+            from impala_jax.runtimes import launchpad
 
-        return launchpad.run(config, agent, workdir, stop)
-    return (threads.run if runtime == 'threads' else lockstep.run)(config, agent, workdir, stop)
+            return launchpad.run(config, agent, workdir, stop)
+        return (threads.run if runtime == 'threads' else lockstep.run)(config, agent, workdir, stop)
+    except Closed:
+        return None
 
 
 def _evaluate_last(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> Evaluation:

@@ -1,7 +1,8 @@
-"""Keyed checksums of what crosses a Reverb server, whose port lets anybody write.
+"""Keyed checksums of the items in a Reverb server, which has no authentication.
 
-An item is a list of arrays and, last, its seal: what it is for, who wrote it as which of its items, and an HMAC-SHA256
-of all that. Without the key nobody can write an item that is taken, or pass one off as something else.
+An item is a list of arrays, the last of which is its seal: the item's purpose, its writer, its number among the items
+of this writer, and an HMAC-SHA256 of these and the arrays. Without the key it is impossible to forge an item, or to use
+one for another purpose.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 _logger = logging.getLogger(__name__)
 
 KEY_BYTES = 32
-# Purposes, of one byte.
+# Purposes of items, one byte each.
 TRAJECTORY, REPLAYED, PARAMETERS, SESSION = b'T', b'R', b'P', b'S'
 
 _WRITER_BYTES, _COUNT_BYTES, _DIGEST_BYTES = 16, 8, 32
@@ -26,25 +27,25 @@ _HEADER_BYTES = 1 + _WRITER_BYTES + _COUNT_BYTES
 
 
 class Refused(Exception):
-    """An item that was not written with the key, or not for this; the message says what is wrong with it."""
+    """An item that was not written with the key, or for another purpose; the message is the reason."""
 
 
 class Opened(NamedTuple):
-    """An item that fits."""
+    """A verified item."""
 
     leaves: list[np.ndarray]
     writer: bytes
-    count: int  # how many items its writer had sealed before
+    count: int  # Number of items that its writer had sealed before.
     seal: bytes
 
 
 def new_key() -> bytes:
-    """A key for one start of a run."""
+    """Returns a random key for one start of a run."""
     return secrets.token_bytes(KEY_BYTES)
 
 
 def derived_key(secret: bytes, *path: str) -> bytes:
-    """A key that only those who know `secret` can make; one for each path."""
+    """Derives a key from a secret; each path gives another key."""
     return hmac.digest(secret, '/'.join(path).encode(), 'sha256')
 
 
@@ -52,8 +53,8 @@ class Sealer:
     """Seals the items of one writer.
 
     Args:
-      key: The run's.
-      purpose: One of this module's.
+      key: Key of the run, [32] bytes.
+      purpose: One of this module's purposes.
     """
 
     def __init__(self, key: bytes, purpose: bytes):
@@ -62,18 +63,18 @@ class Sealer:
         self._counts = itertools.count()
 
     def seal(self, leaves: Sequence[Any]) -> np.ndarray:
-        """The seal of the writer's next item, uint8 [57]."""
+        """Returns the seal of the writer's next item, [57] uint8."""
         header = self._start + next(self._counts).to_bytes(_COUNT_BYTES, 'little')
         return np.frombuffer(header + _digest(self._key, header, leaves), np.uint8)
 
 
 class Opener:
-    """Checks items as Reverb's client reads them.
+    """Verifies items read by Reverb's client.
 
     Args:
-      key: The run's.
-      purposes: What items may be for.
-      leaves: Arrays of an item's shapes and dtypes.
+      key: Key of the run, [32] bytes.
+      purposes: Accepted purposes.
+      leaves: Arrays with the shapes and dtypes of an item.
     """
 
     def __init__(self, key: bytes, purposes: Sequence[bytes], leaves: Sequence[Any]):
@@ -83,10 +84,10 @@ class Opener:
         self._expected.append((np.dtype(np.uint8), (1, _HEADER_BYTES + _DIGEST_BYTES)))
 
     def open(self, columns: Sequence[np.ndarray]) -> Opened:
-        """The item of these columns, each [1, ...].
+        """Verifies the item with these columns, each [1, ...].
 
         Raises:
-          Refused: It is not one that a `Sealer` with the key and such a purpose has sealed.
+          Refused: If shapes or dtypes differ, or no `Sealer` with the key and an accepted purpose has sealed the item.
         """
         if len(columns) != len(self._expected):
             raise Refused(f'it has {len(columns)} arrays instead of {len(self._expected)}')
@@ -99,16 +100,16 @@ class Opener:
         if not hmac.compare_digest(_digest(self._key, header, leaves), digest):
             raise Refused('its checksum is wrong')
         if header[:1] not in self._purposes:
-            raise Refused('it was written for something else')
+            raise Refused('it was written for another purpose')
         count = int.from_bytes(header[1 + _WRITER_BYTES :], 'little')
         return Opened(leaves, header[1 : 1 + _WRITER_BYTES], count, seal)
 
 
 class Refusals:
-    """Counts the refused items of one table, and warns of them, ever less often.
+    """Counts the refused items of a table, and logs a warning whenever the count reaches a power of two.
 
     Args:
-      table: Its name.
+      table: Name of the table.
     """
 
     def __init__(self, table: str):
@@ -116,6 +117,7 @@ class Refusals:
         self._table = table
 
     def add(self, reason: Exception | str) -> None:
+        """Counts a refused item."""
         self.count += 1
         if self.count & (self.count - 1) == 0:
             _logger.warning(

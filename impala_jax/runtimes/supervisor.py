@@ -1,10 +1,9 @@
-"""The process that a person starts on each host of a pod: it runs the host's program, and knows how the others fare.
+"""Supervisor of a host of a pod: the process that the user starts, which runs and watches the host's program.
 
-It is a process of its own because JAX aborts the programs of all hosts, without a word to Python, as soon as that of
-the first one is gone, and because a collective that waits for a host that is gone cannot be interrupted. Supervisors
-hear from their programs where the others are, connect to that of the first host, and tell each other how their
-programs ended; a host whose connection breaks is gone. Only the standard library is imported: this must cost the host
-nothing.
+It is a separate process for two reasons. JAX aborts the programs of all hosts, without a Python exception, when the
+program of host 0 ends. And a collective operation that waits for a lost host cannot be interrupted. Supervisors learn
+the addresses of the others from their programs, connect to the supervisor of host 0, and exchange how their programs
+ended. A host whose connection closes is considered lost. This module imports the standard library only, to start fast.
 """
 
 from __future__ import annotations
@@ -27,35 +26,35 @@ from typing import Any, NamedTuple
 from impala_jax.runtimes.channel import Connection, read_greeting
 from impala_jax.system import stopping
 
-_STOPPED_S = 30.0  # How long a process may be stopped, as by SIGSTOP; JAX would take two minutes to say less.
-_CONNECT_S = 60.0  # How long a supervisor waits for the others.
-_ENDING_S = 20.0  # How long a program may take to end by itself after that of another host has ended.
-_VERDICT_S = 10.0  # How long a supervisor whose program followed another one waits to hear which.
-_MAX_GREETINGS = 256  # at the same time
-_LAST_WORDS_S = 2.0  # How long a supervisor that has ended lets the others hear it.
-# A machine that is gone without a word is found out after about 20 s.
+_STOPPED_S = 30.0  # Longest time for which a process may be stopped, as by SIGSTOP; JAX notices it after two minutes.
+_CONNECT_S = 60.0  # Longest wait of a supervisor for the others.
+_ENDING_S = 20.0  # Time for a program to end by itself after the program of another host has ended.
+_VERDICT_S = 10.0  # Longest wait for the host whose end made this host's program end.
+_MAX_GREETINGS = 256  # Greetings at the same time.
+_FLUSH_S = 2.0  # Time for the last messages to reach the other supervisors.
+# The loss of the other machine is detected after about 20 s.
 _KEEP_ALIVE = {'SO_KEEPALIVE': 1, 'TCP_KEEPIDLE': 5, 'TCP_KEEPINTVL': 5, 'TCP_KEEPCNT': 3}
 
 
 class End(NamedTuple):
-    """How the program of a host ended."""
+    """The end of a host's program."""
 
     host: int
-    reason: str  # '': it had nothing left to do
-    follows: bool  # it ended because another one did
+    reason: str  # Cause in one line; '' if the run was complete.
+    follows: bool  # Whether it ended because another host's program did.
 
 
 def supervise(command: Sequence[str], parent: int | None = None, coordinator: str | None = None) -> int:
-    """Runs a host's program until it ends, or has to because another host's did.
+    """Runs a host's program until it ends, or has to end because another host's program did.
 
     Args:
-      command: of the program; `--supervisor` with the address of the channel is added.
-      parent: the process to end with, if any.
-      coordinator: host:port of the first host; where that is this machine itself, nobody else's can connect.
+      command: Command of the program; `--supervisor` with the address of the channel is appended.
+      parent: Id of a process with which this one ends; None for no such process.
+      coordinator: host:port of host 0; with a local address, only processes of this machine can connect.
 
     Returns:
-      The exit status: 0 when the run is done; when it is not, the last line of standard error says why, and on which
-      host it began.
+      The exit status, 0 if the run is complete. Otherwise the last line on standard error is the reason and the host
+      where it began.
     """
     if parent is not None:
         end_with(parent)
@@ -63,10 +62,15 @@ def supervise(command: Sequence[str], parent: int | None = None, coordinator: st
 
 
 def simulate(num_hosts: int, num_devices: int, command: Sequence[str]) -> int:
-    """Runs `command` as several hosts on this machine, with CPU devices and gloo between them.
+    """Runs `command` as several hosts on this machine, with CPU devices that communicate by gloo.
+
+    Args:
+      num_hosts: Number of hosts.
+      num_devices: Number of CPU devices per host.
+      command: Command of a supervisor; the options of its host are appended.
 
     Returns:
-      0, or the exit status of the first host whose own is another.
+      The exit status of the first host for which it is not 0, else 0.
     """
     address = f'localhost:{free_port()}'
     flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={num_devices}'.strip()
@@ -81,7 +85,7 @@ def simulate(num_hosts: int, num_devices: int, command: Sequence[str]) -> int:
                     hosts.append(subprocess.Popen([*command, *own], env=environment, start_new_session=True))
             deadline = None
             watches = [_StopWatch(host.pid) for host in hosts]
-            while None in [host.poll() for host in hosts]:  # All of them are asked.
+            while None in [host.poll() for host in hosts]:  # Polls all hosts.
                 for i, host in enumerate(hosts):
                     if watches[i].seconds() > _STOPPED_S and host.poll() is None:
                         sys.stderr.write(
@@ -91,7 +95,7 @@ def simulate(num_hosts: int, num_devices: int, command: Sequence[str]) -> int:
                 if deadline is None and any(host.returncode for host in hosts):
                     deadline = time.monotonic() + _CONNECT_S
                 if deadline is not None and time.monotonic() > deadline:
-                    break  # One failed before the others knew of it.
+                    break  # A host failed before the others were connected to it.
                 time.sleep(0.1)
         finally:
             for host in hosts:
@@ -106,17 +110,17 @@ def simulate(num_hosts: int, num_devices: int, command: Sequence[str]) -> int:
 
 
 def is_local(coordinator: str | None) -> bool:
-    """Whether all hosts are on this machine, by the address of the first one."""
+    """Whether all hosts are on this machine, judged by the address of host 0."""
     return coordinator is not None and coordinator.rpartition(':')[0] in ('localhost', '127.0.0.1')
 
 
 def free_port() -> int:
-    """A port of this machine that a program can listen at some seconds later.
+    """Returns a port of this machine at which a program can listen some seconds later.
 
-    Not one that the system would choose: those it also gives to connections that anybody opens meanwhile.
+    The port is outside the range from which the system assigns ports to other connections in the meantime.
 
     Raises:
-      OSError: None was found.
+      OSError: If no free port is found.
     """
     for port in secrets.SystemRandom().sample(range(20_000, 32_768), 100):
         with contextlib.suppress(OSError), socket.create_server(('', port)):
@@ -125,7 +129,7 @@ def free_port() -> int:
 
 
 def end_with(parent: int) -> None:
-    """Ends this process, by SIGTERM, when its parent has ended, even by a signal that it could not handle."""
+    """Ends this process, by SIGTERM, when its parent process has ended for any reason, even by SIGKILL."""
 
     def watch():
         while os.getppid() == parent:
@@ -136,17 +140,18 @@ def end_with(parent: int) -> None:
 
 
 class _StopWatch:
-    """For how long a process has been stopped, as by SIGSTOP; to be asked again and again."""
+    """Measures for how long a process has been stopped, as by SIGSTOP; to be polled."""
 
     def __init__(self, process: int):
         self._path = f'/proc/{process}/stat'
         self._since: float | None = None
 
     def seconds(self) -> float:
+        """Time since the first poll that found the process stopped, in seconds; 0 if it runs."""
         try:
             with open(self._path) as file:
                 state = file.read().rpartition(')')[2].split()[0]
-        except OSError:  # It has ended, or there is no /proc.
+        except OSError:  # The process has ended, or there is no /proc.
             state = ''
         if state != 'T':
             self._since = None
@@ -163,17 +168,17 @@ class _Supervisor:
         self._channel = Connection(ours)
         with theirs:
             address = f'{theirs.fileno()},{self._listener.getsockname()[1]}'
-            # In a session of its own, so that Ctrl-C reaches it once, and nothing of it is left behind.
+            # Its own session, so that Ctrl-C reaches it only once, and its children can be killed as a group.
             with stopping.deferred():
                 self._program = subprocess.Popen(
                     [*command, '--supervisor', address], pass_fds=[theirs.fileno()], start_new_session=True
                 )
         self._host = 0
-        self._names: list[str] = []  # of all hosts, once they have met
+        self._names: list[str] = []  # Names of all hosts, when known.
         self._others: dict[int, Connection] = {}
-        self._missing: set[int] = set()  # of the others, on host 0: those that have not connected yet
+        self._missing: set[int] = set()  # On host 0, the hosts that have not connected yet.
         self._greeted = threading.Lock()
-        self._cause: End | None = None  # how the first host that ended too early did, of which we know
+        self._cause: End | None = None  # The first known end of a host before the run was complete.
         self._threads: list[threading.Thread] = []
 
     def run(self) -> int:
@@ -186,16 +191,16 @@ class _Supervisor:
                 self._listener.close()
                 for connection in self._others.values():
                     connection.finish()
-                deadline = time.monotonic() + _LAST_WORDS_S
+                deadline = time.monotonic() + _FLUSH_S
                 for thread in self._threads:
                     thread.join(max(0.0, deadline - time.monotonic()))
 
     def _watch(self) -> End:
-        """Until the program has ended."""
+        """Handles events until the program has ended; returns how it ended."""
         self._start(self._wait, 'program')
         self._start(self._listen, 'channel')
         threading.Thread(target=self._watch_stops, name='stop watch', daemon=True).start()
-        said: End | None = None
+        reported: End | None = None
         deadline, killed = None, False
         while True:
             try:
@@ -209,45 +214,45 @@ class _Supervisor:
             if what == 'joined':
                 self._host, self._names = value['host'], value['names']
                 self._start(lambda joined=value: self._connect(**joined), 'hosts')
-            elif what == 'said':
-                said = End(self._host, value['reason'], value['follows'])
-                self._tell(said)
+            elif what == 'reported':
+                reported = End(self._host, value['reason'], value['follows'])
+                self._send(reported)
             elif what == 'stopped':
-                said = said or End(self._host, f'its program was stopped for {_STOPPED_S:g} s', False)
-                self._tell(said)
+                reported = reported or End(self._host, f'its program was stopped for {_STOPPED_S:g} s', False)
+                self._send(reported)
                 self._kill()
             elif what == 'host':
-                self._heard(value)
-            if what == 'said' or (what == 'host' and value.reason):
+                self._record(value)
+            if what == 'reported' or (what == 'host' and value.reason):
                 if not killed and deadline is None:
                     deadline = time.monotonic() + _ENDING_S
             if what == 'ended':
-                self._kill()  # What it has left behind.
-                return self._end(said, killed)
+                self._kill()  # Ends the children that the program has left.
+                return self._end(reported, killed)
 
-    def _end(self, said: End | None, killed: bool) -> End:
+    def _end(self, reported: End | None, killed: bool) -> End:
         code = self._program.returncode
         if code == 0:
             return End(self._host, '', False)
-        if said is not None:
-            return said
+        if reported is not None:
+            return reported
         if killed:
             return End(self._host, 'it did not end by itself', True)
         if code < 0:
             reason = f'its program was killed by signal {-code} ({signal.Signals(-code).name})'
-            # JAX aborts a program that does not find the other hosts, or whose first host is gone.
+            # JAX aborts a program that does not find the other hosts, or loses host 0.
             aborted = -code == signal.SIGABRT
             if aborted and not self._names:
                 reason += (
-                    ' before it met the other hosts: start the same command on every one, each with its own --host-id, '
+                    ' before it found the other hosts: start the same command on every host, with its own --host-id, '
                     'and open the ports between them'
                 )
             return End(self._host, reason, follows=aborted and len(self._names) > 1)
         return End(self._host, f'its program ended with exit status {code}', False)
 
     def _conclude(self, end: End) -> int:
-        """Tells the others, and the person, how it ended; returns the exit status."""
-        self._tell(end)  # Whoever has heard it from the program takes no notice.
+        """Reports the end to the other supervisors and on standard error; returns the exit status."""
+        self._send(end)  # Ignored by supervisors that already know it.
         if not end.reason:
             return 0
         status = _status(self._program.returncode)
@@ -262,7 +267,7 @@ class _Supervisor:
             except queue.Empty:
                 break
             if what == 'host':
-                self._heard(value)
+                self._record(value)
         if self._cause is None:
             self._print(end)
         else:
@@ -271,21 +276,21 @@ class _Supervisor:
 
     def _print(self, end: End, more: str = '') -> None:
         host = f'host {end.host} ({self._names[end.host]})' if self._names else 'this host'
-        # One write: supervisors of simulated hosts share the stream, and print() writes a line in two parts.
+        # A single write, because supervisors of simulated hosts use the same stream and print() writes in two parts.
         sys.stderr.write(f'error: {host}: {end.reason}{more}\n')
         sys.stderr.flush()
 
-    def _heard(self, end: End) -> None:
+    def _record(self, end: End) -> None:
         if end.reason and (self._cause is None or (self._cause.follows and not end.follows)):
             self._cause = end
 
-    def _tell(self, end: End, but: int | None = None) -> None:
+    def _send(self, end: End, exclude: int | None = None) -> None:
         for host, connection in list(self._others.items()):
-            if host != but:
+            if host != exclude:
                 connection.send(end._asdict())
 
     def _kill(self) -> None:
-        """Ends the program and whatever it has started."""
+        """Kills the program and its children."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._program.pid, signal.SIGKILL)
 
@@ -296,7 +301,7 @@ class _Supervisor:
 
     def _wait(self) -> None:
         self._program.wait()
-        # What it has said last comes first.
+        # Its last message has to precede this event.
         for thread in self._threads:
             if thread.name == 'channel':
                 thread.join(2.0)
@@ -312,10 +317,10 @@ class _Supervisor:
 
     def _listen(self) -> None:
         while (message := self._channel.receive()) is not None:
-            self._events.put(('joined' if 'names' in message else 'said', message))
+            self._events.put(('joined' if 'names' in message else 'reported', message))
 
     def _connect(self, host: int, names: list[str], address: tuple[str, int], token: str) -> None:
-        """Connects to the first host's supervisor, or, being that, waits for the others."""
+        """Connects to the supervisor of host 0; on host 0, waits for the others."""
         deadline = time.monotonic() + _CONNECT_S
         if host:
             try:
@@ -334,16 +339,16 @@ class _Supervisor:
         while missing := self._still_missing():
             try:
                 if greetings.acquire(timeout=0.2):
-                    stranger, _ = self._listener.accept()
-                    # Each by itself: one that is silent holds up no other.
-                    greet = functools.partial(self._greet, stranger, token, greetings)
+                    connected, _ = self._listener.accept()
+                    # One thread per greeting, so that a silent connection does not delay others.
+                    greet = functools.partial(self._greet, connected, token, greetings)
                     threading.Thread(target=greet, name='greeting', daemon=True).start()
             except OSError as error:
                 greetings.release()
                 if self._listener.fileno() < 0:
                     return
                 if not isinstance(error, TimeoutError):
-                    time.sleep(0.1)  # As of too many connections.
+                    time.sleep(0.1)  # For example too many connections.
             if time.monotonic() > deadline:
                 for other in missing:
                     reason = f'its supervisor did not connect to that of host 0 within {_CONNECT_S:g} s'
@@ -355,22 +360,22 @@ class _Supervisor:
         with self._greeted:
             return sorted(self._missing)
 
-    def _greet(self, stranger: socket.socket, token: str, greetings: threading.BoundedSemaphore) -> None:
-        """Finds out which host it is, if it is one of this run."""
+    def _greet(self, connected: socket.socket, token: str, greetings: threading.BoundedSemaphore) -> None:
+        """Identifies the host of a new connection, and closes the connection if it is not of this run."""
         try:
-            greeting = read_greeting(stranger) or {}
-            host, said = greeting.get('host'), greeting.get('token')
+            greeting = read_greeting(connected) or {}
+            host, given = greeting.get('host'), greeting.get('token')
             if (
                 type(host) is int
-                and isinstance(said, str)
-                and secrets.compare_digest(said.encode(errors='replace'), token.encode())
+                and isinstance(given, str)
+                and secrets.compare_digest(given.encode(errors='replace'), token.encode())
             ):
                 with self._greeted:
                     if host in self._missing:
-                        self._add(host, stranger)
+                        self._add(host, connected)
                         self._missing.remove(host)
                         return
-            stranger.close()
+            connected.close()
         finally:
             greetings.release()
 
@@ -386,7 +391,7 @@ class _Supervisor:
         return connection
 
     def _follow(self, host: int, connection: Connection) -> None:
-        """Takes what another host's supervisor says until it is gone; the first host's passes it on to all."""
+        """Receives the messages of another host's supervisor until it ends; host 0 forwards them to all."""
         has_ended = False
         while not has_ended or host == 0:
             message = connection.receive()
@@ -396,29 +401,29 @@ class _Supervisor:
             has_ended |= end.host == host
             self._pass_on(end, host)
         if not has_ended:
-            self._pass_on(End(host, 'it is gone, or cannot be reached any more', False), host)
+            self._pass_on(End(host, 'it has ended, or cannot be reached any more', False), host)
 
     def _pass_on(self, end: End, source: int) -> None:
         if self._host == 0:
-            self._tell(end, but=source)
+            self._send(end, exclude=source)
         self._events.put(('host', end))
 
 
 def _status(returncode: int) -> int:
-    """As a shell has it."""
+    """Exit status as a shell reports it."""
     return 128 - returncode if returncode < 0 else returncode
 
 
 @contextlib.contextmanager
 def _signals_to(send: Callable[[int], Any]) -> Iterator[None]:
-    """While active, signals to stop are handed on to programs, which end in time by themselves."""
+    """Passes stop signals on to programs, which end by themselves, in the body of the `with`."""
 
     def handle(number: int, _: types.FrameType | None) -> None:
         send(number)
 
     previous = {number: signal.signal(number, handle) for number in stopping.SIGNALS}
     try:
-        with stopping.unhurried():
+        with stopping.critical_section():
             yield
     finally:
         for number, handler in previous.items():

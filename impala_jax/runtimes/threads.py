@@ -1,4 +1,4 @@
-"""The nodes as threads of one process, with the queue and the store in memory."""
+"""Runtime `threads`: the nodes are threads of one process, with the queue and the parameter store in memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ _JOIN_TIMEOUT_S = 3.0
 
 
 class NodeThreads:
-    """Threads that end together: the first one to fail stops all, and its error is raised where they are joined."""
+    """Threads that end together: the first failure stops all threads, and `join` raises its error.
+
+    Args:
+      on_failure: Function that makes all threads end.
+    """
 
     def __init__(self, on_failure: Callable[[], None]):
         self._on_failure = on_failure
@@ -30,7 +34,7 @@ class NodeThreads:
         self._lock = threading.Lock()
 
     def start(self, name: str, target: Callable[[], None]) -> None:
-        """Starts a node."""
+        """Starts a thread that calls `target`."""
 
         def run():
             try:
@@ -45,7 +49,7 @@ class NodeThreads:
         thread.start()
 
     def join(self) -> None:
-        """Waits a few seconds for all to end; raises the first failure among them."""
+        """Waits a few seconds for all threads to end; raises the first failure."""
         deadline = time.monotonic() + _JOIN_TIMEOUT_S
         for thread in self._threads:
             thread.join(max(deadline - time.monotonic(), 0.0))
@@ -57,7 +61,7 @@ class NodeThreads:
 
 
 def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> int:
-    """Trains until the budget is spent or `stop` is set; returns the updates done in all."""
+    """Trains until the budget is spent or `stop` is set; returns the total number of updates."""
     share = host_share(config)
     queue = LocalTrajectoryQueue(share.num_fresh, share.queue_capacity, config.timeout_s)
     store = LocalParameterStore(config.timeout_s)

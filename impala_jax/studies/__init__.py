@@ -1,1 +1,1 @@
-"""Studies: sweeps over settings, populations, exact solutions, and figures."""
+"""Studies: sweeps over settings, population based training, exact solutions, and figures."""

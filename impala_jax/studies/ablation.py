@@ -1,4 +1,4 @@
-"""Ablations: a grid of independent runs, spread over processes, and one tidy table of their results."""
+"""Ablations: a grid of independent runs in several processes, and one tidy table of their results."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from impala_jax.system.quiet import quiet_libraries
 RESULTS = 'results.csv'
 _CELLS = 'cells'
 _DONE = 'done.json'
-_ENDING_S = stopping.LIMIT_S - 1.0  # How long a worker may take after its sweep has ended, but to write a checkpoint.
-# What a repeated run does not repeat.
+_ENDING_S = stopping.LIMIT_S - 1.0  # Time for a worker to exit after the sweep has ended, except for checkpoints.
+# Metrics that differ between repetitions of a run.
 _TIMES = ('wall_time_s', 'frames_per_second', 'learner_wait_fraction')
-# Of a worker process.
+# The state of a worker process.
 _sweep_is_over, _cell_runs = threading.Event(), threading.Event()
 
 
 class Cell(NamedTuple):
     """One run of a grid."""
 
-    id: str  # of the configuration's content: a cell whose configuration changes is another cell
+    id: str  # hash of the configuration; a cell with a changed configuration is a different cell
     values: dict[str, Any]  # `task`, and the value of each axis
     config: Config
 
@@ -53,20 +53,23 @@ class Cell(NamedTuple):
 class Grid:
     """The product of tasks and axes.
 
-    Combinations in which an axis has no effect are left out: truncation levels other than 1 of a correction that is not
-    V-trace, and replay capacities other than the first without replay.
+    Combinations in which an axis has no effect are left out: truncation levels other than 1 for corrections other than
+    V-trace, and replay capacities other than the first one without replay.
     """
 
     tasks: Mapping[str, Config]
-    """By name: everything that is not an axis."""
+    """Configurations by the name of the task, with all settings that are not axes."""
     axes: Mapping[str, Sequence[Any]]
-    """By field of Config, as in `vtrace.rho_bar`: its values."""
+    """Values by the field of Config that they are for, such as `vtrace.rho_bar`."""
 
     def cells(self, outside_theory: bool = False) -> list[Cell]:
-        """All runs of the grid, those with c_bar > rho_bar only with `outside_theory`.
+        """Returns all runs of the grid.
+
+        Args:
+          outside_theory: Whether to include runs with c_bar > rho_bar.
 
         Raises:
-          ConfigError: a field that does not exist, or a value that cannot work.
+          ConfigError: A field does not exist, or a value is invalid.
         """
         cells: dict[str, Cell] = {}
         for (task, config), *values in itertools.product(self.tasks.items(), *self.axes.values()):
@@ -82,20 +85,23 @@ class Grid:
         return list(cells.values())
 
     def num_outside_theory(self) -> int:
-        """How many cells have c_bar > rho_bar."""
+        """Returns the number of cells with c_bar > rho_bar."""
         return len(self.cells(outside_theory=True)) - len(self.cells())
 
     def override(self, change: Callable[[Config], Config]) -> Grid:
-        """The grid with every task's configuration changed.
+        """Returns the grid with a change to every task's configuration.
+
+        Args:
+          change: Function from a configuration to the changed one.
 
         Raises:
-          ConfigError: the change sets a field that is an axis: the axis would undo it.
+          ConfigError: The change sets a field that is an axis, whose values would override it.
         """
         tasks = {task: change(config) for task, config in self.tasks.items()}
         for task, config in tasks.items():
             for axis in self.axes:
                 if get(config, axis) != get(self.tasks[task], axis):
-                    raise ConfigError(f'{axis} is an axis of the grid, and cannot be set for all of it; edit the grid')
+                    raise ConfigError(f'{axis} is an axis of the grid and cannot be overridden; edit the grid')
         return dataclasses.replace(self, tasks=tasks)
 
     def _without_effect(self, config: Config, axes: dict[str, Any]) -> bool:
@@ -109,22 +115,26 @@ class Grid:
 
 
 def experts(config: Config, seeds: Sequence[int] = (0,), multitask: bool = True) -> Grid:
-    """An expert for each task of a suite and one agent for all of them, on the same total of frames (section 5.3.1).
+    """Returns a grid with one expert per task of a suite, and one agent for all tasks (section 5.3.1).
 
-    Each expert gets its share of the multi-task agent's frames, so that where the latter does as well as they on a
-    task, or better, the other tasks have helped: positive transfer.
+    The experts together train on as many frames as the multi-task agent, divided equally. If the multi-task agent is at
+    least as good as the expert on a task, the other tasks have helped: this is positive transfer.
 
     Args:
-      config: of the multi-task agent; its environment is the suite.
-      seeds: runs of each.
-      multitask: whether to train the multi-task agent too, as the task of the suite's name.
+      config: Configuration of the multi-task agent; its environment is the suite.
+      seeds: Seeds for the runs of every agent.
+      multitask: Whether to include the multi-task agent, as a task with the name of the suite.
+
+    Returns:
+      The grid.
+
     Raises:
-      ConfigError: the environment is no suite, or the configuration has no evaluator to score with.
+      ConfigError: The environment is not a suite, or the evaluator, which scores the agents, is disabled.
     """
     tasks = suites.tasks(config.environment)
     if len(tasks) == 1:
         raise ConfigError(
-            f'{config.environment.name!r} is no suite of tasks; {closest(config.environment.name, suites.SUITES)}'
+            f'{config.environment.name!r} is not a suite of tasks; {closest(config.environment.name, suites.SUITES)}'
         )
     if not config.evaluator.episodes:
         raise ConfigError('evaluator.episodes is 0, but experts are compared by evaluations; give it a positive number')
@@ -142,27 +152,27 @@ def run_sweep(
     on_done: Callable[[Cell], None] = lambda cell: None,
     runtime: str = 'lockstep',
 ) -> Path:
-    """Runs the cells that are not finished yet, and writes the table of all that are, also when it is interrupted.
+    """Runs the cells that are not finished yet, and writes the table of the finished ones, also when interrupted.
 
-    A cell's numbers depend neither on the number of processes nor on interruptions: each is a lockstep run on one CPU
-    thread, which goes on from its last checkpoint, or from the start if its environments cannot be saved. (Other
-    runtimes promise no numbers, and take the devices they find.)
+    The results of a cell depend neither on the number of processes nor on interruptions: each cell is a lockstep run on
+    one CPU thread that resumes from its last checkpoint, or restarts if its environments cannot be saved. (Other
+    runtimes are not reproducible, and use all available devices.)
 
     Args:
-      cells: of `Grid.cells`.
-      folder: holds all of the sweep; made when missing.
-      processes: how many cells run at once.
-      on_done: called after each cell.
-      runtime: of each cell.
+      cells: Cells returned by `Grid.cells`.
+      folder: Folder of the sweep, created if necessary.
+      processes: Number of cells that run at the same time.
+      on_done: Function that is called after each cell.
+      runtime: Runtime of each cell.
 
     Returns:
-      The table's path: a row for each row of metrics of each cell. Its columns are `cell`, those of `Cell.values`, the
-      metrics, and `final_return`, the mean return of the evaluation after training, the same in all rows of a cell; of
-      a suite also `final_return/<task>`.
+      Path of the table, which has a row for each row of metrics of each cell. The columns are `cell`, those of
+      `Cell.values`, the metrics, and `final_return`, the mean return of the evaluation after training, which is the
+      same in all rows of a cell. A suite also has `final_return/<task>`.
 
     Raises:
-      ConfigError: the folder cannot be written, or another process runs a sweep in it.
-      CellFailed: a cell raised. What others did until then is kept.
+      ConfigError: The folder is not writable, or another process runs a sweep in it.
+      CellFailed: A cell failed. The results of other cells are preserved.
     """
     with only_process(folder, '--output'):
         (folder / _CELLS).mkdir(exist_ok=True)
@@ -173,9 +183,9 @@ def _run_sweep(
     cells: Sequence[Cell], folder: Path, processes: int, on_done: Callable[[Cell], None], runtime: str
 ) -> Path:
     todo = [cell for cell in cells if not is_finished(cell, folder)]
-    # Not forked: JAX has threads.
+    # Not forked, because JAX is multithreaded.
     context = multiprocessing.get_context('spawn')
-    with stopping.deferred():  # It keeps account of semaphores, and ignores all signals to stop but SIGHUP.
+    with stopping.deferred():  # The tracker ignores SIGINT and SIGTERM by itself, but not SIGHUP.
         multiprocessing.resource_tracker.ensure_running()
     stop = context.Event()
     try:
@@ -186,8 +196,8 @@ def _run_sweep(
             ) as pool:
                 futures: dict[concurrent.futures.Future[None], Cell] = {}
                 try:
-                    # What starts a worker must not be cut short; and a terminal's Ctrl-C reaches it until it has a
-                    # session.
+                    # The start of a worker must not be interrupted, and until the worker has its own session it
+                    # receives a terminal's Ctrl-C.
                     with stopping.StopSignals(threading.Event()) as signals, stopping.deferred():
                         for cell in todo:
                             futures[pool.submit(_run_cell, cell, folder, runtime)] = cell
@@ -198,7 +208,7 @@ def _run_sweep(
                         on_done(futures[future])
                 except BaseException:
                     stop.set()
-                    with stopping.unhurried():  # Workers do not take long, or are writing checkpoints.
+                    with stopping.critical_section():  # Workers exit soon, or are writing checkpoints.
                         pool.shutdown(cancel_futures=True)
                     raise
     finally:
@@ -207,32 +217,32 @@ def _run_sweep(
 
 
 def is_finished(cell: Cell, folder: Path) -> bool:
-    """Whether the sweep in `folder` has the cell's results."""
+    """Whether the sweep in `folder` has results of the cell."""
     return (_workdir(cell, folder) / _DONE).exists()
 
 
 class CellFailed(RuntimeError):
-    """A cell raised; the message is its traceback."""
+    """A cell failed; the message is its traceback."""
 
 
 def _start_worker(stop: Any, folder: Path, runtime: str) -> None:
-    """Prepares a worker process, before it imports JAX: in lockstep one thread, and an end when the sweep ends."""
-    stopping.begin()  # Under `python -m impala_jax` no script has done so.
+    """Prepares a worker process before it imports JAX: one thread in lockstep, and an exit when the sweep ends."""
+    stopping.begin()  # Under `python -m impala_jax`, it has not been called yet.
     if runtime == 'lockstep':
         os.environ |= {
             'JAX_PLATFORMS': 'cpu',
-            'NPROC': '1',  # XLA's thread pool.
+            'NPROC': '1',  # size of XLA's thread pool
             'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_multi_thread_eigen=false',
         }
     os.environ |= {
-        # Cells that differ in their seed only are compiled once.
+        # Cells that differ only in their seed are compiled once.
         'JAX_COMPILATION_CACHE_DIR': str((folder / '.compiled').absolute()),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
     }
     quiet_libraries()
-    os.setsid()  # The sweep's process hears signals to its group, and sets `stop`.
-    # An idle worker must not die of one: the pool would be broken, and since Python 3.12 wait for the others for ever.
+    os.setsid()  # The sweep's process receives signals to its group, and sets `stop`.
+    # A signal must not kill an idle worker: the pool would break, and since Python 3.12 wait for the others forever.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: None)
@@ -248,9 +258,11 @@ def _start_worker(stop: Any, folder: Path, runtime: str) -> None:
             pass
         _sweep_is_over.set()
         deadline = time.monotonic() + _ENDING_S
-        # An idle worker is ended by its pool, if that is still there.
-        while stopping.is_unhurried() or (time.monotonic() < deadline and (_cell_runs.is_set() or not is_orphan())):
-            # A cell that runs writes a checkpoint now. Repeated, for it may have begun but not listen yet.
+        # An idle worker is ended by its pool, if the pool still exists.
+        while stopping.in_critical_section() or (
+            time.monotonic() < deadline and (_cell_runs.is_set() or not is_orphan())
+        ):
+            # Makes a running cell write a checkpoint. Repeated, because the cell may not handle signals yet.
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.2)
         os._exit(1)
@@ -259,10 +271,10 @@ def _start_worker(stop: Any, folder: Path, runtime: str) -> None:
 
 
 def _run_cell(cell: Cell, folder: Path, runtime: str) -> None:
-    """Runs a cell in a worker, or goes on with it."""
+    """Runs or resumes a cell in a worker process."""
     from impala_jax.runtimes.run import Interrupted, run
 
-    stopped = f'cell {cell.id} was stopped; the same command goes on with it'
+    stopped = f'cell {cell.id} was stopped; the same command resumes it'
     workdir = _workdir(cell, folder)
     _cell_runs.set()
     try:
@@ -280,33 +292,33 @@ def _run_cell(cell: Cell, folder: Path, runtime: str) -> None:
             except OSError:
                 raise
             except Exception:
-                # As text: an exception of a library may not survive the way to another process.
+                # As text, because exceptions of libraries cannot always be pickled.
                 raise CellFailed(f'cell {cell.id} ({_describe(cell)}):\n{traceback.format_exc()}') from None
         final: dict[str, float | None] = {'final_return': None}
         if result.evaluation is not None:
             final['final_return'] = result.evaluation.mean
             final |= {f'final_return/{task}': scores.mean for task, scores in result.evaluation.tasks.items()}
         write_atomically(workdir / _DONE, json.dumps(final))
-        shutil.rmtree(workdir / 'checkpoints')  # Thousands of cells would fill a disk.
-    except OSError as error:  # Of the log too, whose last words a full disk does not take.
+        shutil.rmtree(workdir / 'checkpoints')  # The checkpoints of thousands of cells would fill a disk.
+    except OSError as error:  # Includes errors from closing the log on a full disk.
         raise CellFailed(f'cell {cell.id}: {error.filename or workdir}: {error.strerror or error}') from None
     finally:
         _cell_runs.clear()
 
 
 def _remove_partial_checkpoints(workdir: Path) -> None:
-    """A run that went on with new episodes would have other numbers."""
+    """Removes checkpoints without environments: resuming with new episodes would change the results."""
     from impala_jax.rundir import checkpoint
 
     with only_process(workdir):
         folder = workdir / checkpoint.DIRECTORY
         if checkpoint.steps(folder) and not checkpoint.holds(workdir, 'runtime/actors'):
-            print('the checkpoint has no environments, which cannot be saved: the cell starts again', flush=True)
+            print('the environments could not be saved with the checkpoint: the cell restarts', flush=True)
             shutil.rmtree(folder)
 
 
 def _write_results(cells: Sequence[Cell], folder: Path) -> None:
-    """The table of the cells that are finished, in the grid's order: the same however the sweep went."""
+    """Writes the table of the finished cells in the grid's order, which does not depend on the order of execution."""
     rows = []
     for cell in cells:
         workdir = _workdir(cell, folder)

@@ -1,4 +1,4 @@
-"""Finite Markov decision processes, solved exactly. NumPy in float64; nothing is sampled."""
+"""Finite Markov decision processes and their exact solutions, in NumPy with float64 and without sampling."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Array = NDArray[np.float64]
 class MDP:
     """A finite Markov decision process whose rewards are deterministic given state and action.
 
-    An episodic task is one whose last state leads to itself with reward 0, or back to the first one.
+    In an episodic task, the last state leads to itself with reward 0, or back to the first state.
 
     Raises:
-      ValueError: shapes that do not agree, rows of `transitions` that are no distributions, numbers that are not
-        finite, or a discount outside of [0, 1).
+      ValueError: Shapes do not agree, rows of `transitions` are not probability distributions, numbers are not finite,
+        or the discount is outside [0, 1).
     """
 
     transitions: Array  # [S, A, S] float64, p(y|x, a)
@@ -36,31 +36,33 @@ class MDP:
         if self.rewards.shape != shape[:2]:
             raise ValueError(f'rewards must be [S, A] = {shape[:2]} to fit transitions, got shape {self.rewards.shape}')
         if not np.isfinite(self.rewards).all():
-            raise ValueError('rewards must be finite, and some are not')
+            raise ValueError('rewards must be finite')
         require_distributions('transitions', self.transitions)
         if not 0 <= self.discount < 1:
             raise ValueError(f'discount must lie in [0, 1), got {self.discount}')
 
     @property
     def num_states(self) -> int:
+        """Number of states S."""
         return self.rewards.shape[0]
 
     @property
     def num_actions(self) -> int:
+        """Number of actions A."""
         return self.rewards.shape[1]
 
     @classmethod
     def random(
         cls, num_states: int, num_actions: int, seed: int, discount: float = 0.9, concentration: float = 1.0
     ) -> MDP:
-        """Transitions from a Dirichlet distribution, rewards from a standard normal one.
+        """Samples transitions from a Dirichlet distribution and rewards from a standard normal distribution.
 
         Args:
-          num_states: S.
-          num_actions: A.
-          seed: of NumPy's default generator.
-          discount: gamma.
-          concentration: of the Dirichlet distribution; near 0 the transitions are almost deterministic.
+          num_states: Number of states S.
+          num_actions: Number of actions A.
+          seed: Seed for NumPy's default generator.
+          discount: Discount gamma, in [0, 1).
+          concentration: Concentration of the Dirichlet distribution; near 0 the transitions are almost deterministic.
         """
         rng = np.random.default_rng(seed)
         transitions = rng.dirichlet(np.full(num_states, concentration), size=(num_states, num_actions))
@@ -68,10 +70,15 @@ class MDP:
 
     @classmethod
     def chain(cls, num_states: int = 19, discount: float = 0.99) -> MDP:
-        """The random walk of Sutton & Barto (2018, example 7.1), without end: action 0 steps left, action 1 right.
+        """Returns a continuing version of the random walk in Sutton & Barto (2018, example 7.1).
 
-        A step off the left end pays -1, off the right end 1, and leads back to the middle, so that every state recurs.
-        A uniform walk takes about (num_states / 2)^2 steps to an end: 100 for 19 states, the horizon of the discount.
+        Action 0 steps left, action 1 right. A step off the left end has reward -1, off the right end 1, and leads back
+        to the middle, so every state is recurrent. A uniform walk takes about (num_states / 2)^2 steps to an end: 100
+        for 19 states, which is the horizon of the default discount.
+
+        Args:
+          num_states: Number of states.
+          discount: Discount gamma, in [0, 1).
         """
         steps = np.arange(num_states)[:, None] + np.array([-1, 1])  # [S, A]
         outside = (steps < 0) | (steps >= num_states)
@@ -80,10 +87,17 @@ class MDP:
 
 
 def value(mdp: MDP, policy: ArrayLike) -> Array:
-    """V of a policy [S, A], [S] float64: solves V = r + gamma P V.
+    """Computes the value function of a policy by solving V = r + gamma P V.
+
+    Args:
+      mdp: The MDP.
+      policy: Policy, [S, A].
+
+    Returns:
+      V, [S] float64.
 
     Raises:
-      ValueError: the policy does not belong to this MDP.
+      ValueError: The policy does not fit this MDP.
     """
     policy = as_policies(mdp.rewards.shape, policy=policy)[0]
     return np.linalg.solve(
@@ -92,26 +106,41 @@ def value(mdp: MDP, policy: ArrayLike) -> Array:
 
 
 def stationary_distribution(mdp: MDP, policy: ArrayLike) -> Array:
-    """How often a policy [S, A] visits each state in the long run, [S] float64.
+    """Computes the stationary distribution of the states under a policy.
+
+    Args:
+      mdp: The MDP.
+      policy: Policy, [S, A].
+
+    Returns:
+      State probabilities, [S] float64.
 
     Raises:
-      ValueError: the policy does not belong to this MDP, or where it ends up depends on where it starts.
+      ValueError: The policy does not fit this MDP, or has more than one stationary distribution.
     """
     policy = as_policies(mdp.rewards.shape, policy=policy)[0]
     balance = np.vstack([np.eye(mdp.num_states) - transition_matrix(mdp, policy).T, np.ones(mdp.num_states)])
     distribution, _, rank, _ = np.linalg.lstsq(balance, np.eye(mdp.num_states + 1)[-1], rcond=None)
     if rank < mdp.num_states:
-        raise ValueError('the policy has more than one stationary distribution; give weights of the states instead')
+        raise ValueError('the policy has more than one stationary distribution; pass weights for the states instead')
     return np.maximum(distribution, 0) / np.maximum(distribution, 0).sum()
 
 
 def transition_matrix(mdp: MDP, weights: Array) -> Array:
-    """[S, S]: the transitions under a policy, or any other weights [S, A] of the actions."""
+    """Computes transitions between states, [S, S], under a policy or other weights of the actions, [S, A]."""
     return np.einsum('xa,xay->xy', weights, mdp.transitions)
 
 
 def as_policies(shape: tuple[int, ...], **policies: ArrayLike) -> list[Array]:
-    """Policies, given by name, as float64 arrays of this shape [S, A]; raises ValueError for one that is not."""
+    """Converts policies to float64 arrays, [S, A].
+
+    Args:
+      shape: The expected shape (S, A).
+      **policies: Policies by name.
+
+    Raises:
+      ValueError: A policy has a different shape, or its rows are not probability distributions.
+    """
     arrays = []
     for name, policy in policies.items():
         array = np.asarray(policy, np.float64)
@@ -127,7 +156,7 @@ def as_policies(shape: tuple[int, ...], **policies: ArrayLike) -> list[Array]:
 def require_distributions(name: str, array: Array) -> None:
     """Raises ValueError unless each row, along the last axis, is a probability distribution."""
     sums = array.sum(axis=-1)
-    # Generous enough for what was computed in float32.
+    # The tolerance allows for values computed in float32.
     wrong = ~(np.abs(sums - 1) < 1e-5) | ~(array >= 0).all(axis=-1)
     if wrong.any():
         index = tuple(int(i) for i in np.argwhere(wrong)[0])

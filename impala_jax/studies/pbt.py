@@ -1,13 +1,12 @@
 """Population based training (Espeholt et al., 2018, section 5.3.2 and appendix F; Jaderberg et al., 2017).
 
-A population is a folder, and each member a run in a folder of its own inside it: an ordinary run, with an ordinary
-checkpoint. There is no server. Every so often a member looks at the newest good checkpoint of another, and where that
-one's fitness is better by a margin, goes on with its weights and with its hyperparameters, changed a little. All that a
-member publishes is its checkpoint, which holds weights, hyperparameters and fitness, appears by one rename and is
-verified by its readers: a member that dies leaves its last one, and one that comes late finds those of the others.
-Beside it, `pbt.jsonl` has a row for each comparison, for people and figures.
+A population is a folder, and each member is an ordinary run in its own subfolder. There is no server. At regular
+intervals, a member reads the newest valid checkpoint of another member. If that member's fitness is better by a margin,
+it continues with that member's weights and with a mutation of its hyperparameters. A member publishes only its
+checkpoint, which contains weights, hyperparameters and fitness. Checkpoints are renamed into place and verified by
+readers, so members may die or join late. In addition, `pbt.jsonl` records each comparison, for users and figures.
 
-The hyperparameters are inputs of the compiled update, so that nothing is compiled, and no environment built, anew.
+The hyperparameters are inputs of the compiled update, so a change requires neither recompilation nor new environments.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ _FIELDS = ('optimizer.learning_rate', 'loss.entropy_cost', 'optimizer.epsilon')
 
 
 def draw(config: PBTConfig, rng: np.random.Generator) -> Hyperparameters:
-    """The first hyperparameters of a member."""
+    """Samples the initial hyperparameters of a member."""
 
     def log_uniform(low: float, high: float) -> float:
         return math.exp(rng.uniform(math.log(low), math.log(high)))
@@ -61,18 +60,18 @@ def draw(config: PBTConfig, rng: np.random.Generator) -> Hyperparameters:
 
 
 def mutate(hyperparameters: Hyperparameters, config: PBTConfig, rng: np.random.Generator) -> Hyperparameters:
-    """Each one is, with the probability of `config`, multiplied or divided by its factor."""
+    """Multiplies or divides each hyperparameter by `mutation_factor`, with probability `mutation_probability`."""
     chosen = rng.choice([config.mutation_factor, 1 / config.mutation_factor], size=len(hyperparameters))
     mutated = rng.random(len(hyperparameters)) < config.mutation_probability
     return Hyperparameters(*np.multiply(hyperparameters, np.where(mutated, chosen, 1.0)).tolist())
 
 
 def fitness(tasks: Sequence[str], returns: Sequence[float]) -> float:
-    """What members are compared by: the mean over tasks of capped human-normalised scores, 1 as good as a human.
+    """Computes the fitness of a member: the mean over tasks of capped human-normalised scores, where 1 is human level.
 
     Args:
-      tasks: their names. Where no human score is known, the raw return stands for the score.
-      returns: the mean return of each.
+      tasks: Names of the tasks. For a task without a known human score, the unnormalised return is used.
+      returns: Mean return on each task.
     """
     normalised = [human_normalised(task, value) for task, value in zip(tasks, returns, strict=True)]
     scores = [
@@ -83,33 +82,41 @@ def fitness(tasks: Sequence[str], returns: Sequence[float]) -> float:
 
 
 def member_config(config: Config, index: int) -> Config:
-    """The configuration of member `index` of the population of `config`: a seed of its own, and what was drawn for it.
+    """Returns the configuration of a member, with its own seed and initial hyperparameters.
 
-    The same whenever and wherever it is asked for, so that a member can be restarted.
+    It is deterministic, so that a member can be restarted on any machine.
+
+    Args:
+      config: Configuration of the population.
+      index: Index of the member.
     """
-    entropy = (config.seed, 5, index)  # 0 to 4 are roles within a run: `runtimes.nodes`.
+    entropy = (config.seed, 5, index)  # 0 to 4 are roles within a run, see `runtimes.nodes`.
     first = draw(config.pbt, np.random.default_rng(seeds.sequence(*entropy)))
     values = {'pbt.member': index, 'seed': seeds.derived_seed(*entropy)}
     return config_lib.replace(config, values | dict(zip(_FIELDS, first, strict=True)))
 
 
 def member_folder(population: Path, index: int) -> Path:
-    """The workdir of member `index`."""
+    """Returns the run folder of member `index`."""
     return Path(population) / f'{_MEMBER}{index:02d}'
 
 
 def members(population: Path) -> list[Path]:
-    """The workdirs of the members that have published something, by their numbers."""
+    """Returns the run folders of the members that have a checkpoint, in the order of their indices."""
     folders = [path for path in Path(population).glob(f'{_MEMBER}*') if path.name.removeprefix(_MEMBER).isdecimal()]
     published = [path for path in folders if checkpoint.steps(path / checkpoint.DIRECTORY)]
     return sorted(published, key=lambda path: int(path.name.removeprefix(_MEMBER)))
 
 
 def join(population: Path, config: Config) -> None:
-    """Makes the population's folder, or checks that this configuration is that of the others who share it.
+    """Creates the population's folder, or checks that its configuration is the same.
+
+    Args:
+      population: Folder of the population.
+      config: Configuration of the population.
 
     Raises:
-      ConfigError: it is another one, or the folder cannot be written.
+      ConfigError: The folder has a different configuration, or is not writable.
     """
     path = Path(population) / _POPULATION
     try:
@@ -120,7 +127,7 @@ def join(population: Path, config: Config) -> None:
     except OSError as error:
         raise ConfigError(f'cannot write to --workdir {population}: {error.strerror}; give another folder') from error
     except ValueError as error:
-        raise ConfigError(f'{path} is damaged; delete it, and the next start writes it anew') from error
+        raise ConfigError(f'{path} is damaged; delete it, and the next start writes it again') from error
     fields = config_lib.differences(known, config, 'there')
     if fields:
         raise ConfigError(
@@ -130,7 +137,7 @@ def join(population: Path, config: Config) -> None:
 
 
 def summary(population: Path) -> str:
-    """What the members came to, in a few lines, from their files; the best one first."""
+    """Summarises the results of the members in one line each, best first, with a command for evaluation."""
     lines = []
     for workdir in members(population):
         schedule, evaluations, rows = (
@@ -148,11 +155,11 @@ def summary(population: Path) -> str:
 
 
 class Member:
-    """A member's part in its population: what it publishes, and whom it copies.
+    """A member of a population: its hyperparameters, its comparisons with others, and its published metadata.
 
     Args:
-      config: the member's, of `member_config`.
-      workdir: of `member_folder`.
+      config: Configuration returned by `member_config`.
+      workdir: Run folder returned by `member_folder`.
     """
 
     def __init__(self, config: Config, workdir: Path):
@@ -161,18 +168,23 @@ class Member:
         self._workdir = workdir
 
     def resume(self, frames: int, metadata: dict[str, Any] | None) -> None:
-        """Goes on from a checkpoint's metadata; None: from the start."""
+        """Resumes from the metadata of a checkpoint, or starts if it is None.
+
+        Args:
+          frames: Number of frames at which to resume; later rows of the schedule are removed.
+          metadata: Metadata of the checkpoint.
+        """
         if metadata is not None:
             self.hyperparameters = Hyperparameters(**metadata['hyperparameters'])
         if not drop_rows(self._workdir / SCHEDULE, frames):
             self._record(0, {'fitness': None})
 
     def metadata(self, fitness: float | None) -> dict[str, Any]:
-        """What a checkpoint says to the others."""
+        """Returns the metadata that the member publishes in its checkpoints."""
         return {'hyperparameters': self.hyperparameters._asdict(), 'fitness': fitness}
 
     def is_due(self, num_updates: int) -> bool:
-        """Whether a comparison is due after so many updates; after the last, there is nothing left to change for."""
+        """Whether a comparison is due after `num_updates` updates; never after the last update."""
         config, frames = self._config, num_updates * self._config.frames_per_update
         before = frames - config.frames_per_update
         interval = config.pbt.interval_frames
@@ -180,20 +192,21 @@ class Member:
         return crossed and frames >= config.pbt.burn_in_frames and num_updates < config.total_updates
 
     def evolve(self, frames: int, fitness: float | None, template: PyTree) -> PyTree | None:
-        """Compares this member with another, drawn uniformly, and copies that one where it is better by the margin.
+        """Compares this member with a uniformly sampled one, and copies that member if it is better by the margin.
 
-        A member whose fitness is not known, as of one that has just become a copy, waits. One that cannot be read is
-        no better than none: a member never ends because of another.
+        While its own fitness is unknown, for example after copying, a member does not copy. If the other member cannot
+        be read, the comparison is skipped, so members never fail because of others.
 
         Args:
-          frames: of this member.
-          fitness: of this member; None where it is not known yet.
-          template: the structure of the state, as `checkpoint.restore` takes it.
+          frames: Number of frames of this member.
+          fitness: Fitness of this member; None if it is not known yet.
+          template: Structure of the state, as in `checkpoint.restore`.
+
         Returns:
-          The state to go on from, with `hyperparameters` changed; or None to go on as before.
+          The copied state to continue from, in which case `hyperparameters` has changed; None to continue unchanged.
         """
         config = self._config.pbt
-        # Without a state of its own to save: a member that was killed and repeats a comparison draws the same.
+        # Seeded by the number of frames, so that a restarted member repeats a comparison with the same random numbers.
         rng = np.random.default_rng(seeds.sequence(self._config.seed, frames))
         others = [path for path in members(self._workdir.parent) if path.name != self._workdir.name]
         row: dict[str, Any] = {'fitness': fitness}
@@ -203,7 +216,7 @@ class Member:
             try:
                 saved = checkpoint.restore(other, template)
             except CheckpointError as error:
-                _logger.warning('%s cannot be compared with: %s', other.name, error)
+                _logger.warning('skipping the comparison with %s: %s', other.name, error)
             else:
                 published = saved.metadata['pbt']
                 row |= {'other': int(other.name.removeprefix(_MEMBER)), 'other_fitness': published['fitness']}
@@ -218,15 +231,15 @@ class Member:
 
 
 class Evolution(Hook):
-    """Makes a training loop that of a member.
+    """A hook that turns a training loop into a member of a population.
 
     Args:
-      config: The member's, of `member_config`.
-      workdir: That of `member_folder`.
+      config: Configuration returned by `member_config`.
+      workdir: Run folder returned by `member_folder`.
       tasks: Names of a suite's tasks; () for a single environment.
-      learner: Puts what is copied on its mesh.
-      metrics: Knows the returns, which are the fitness.
-      checkpoints: Publish.
+      learner: Learner that places copied states on its devices.
+      metrics: Hook with the mean returns, from which the fitness is computed.
+      checkpoints: Hook that writes the checkpoints of the member.
     """
 
     def __init__(
@@ -244,12 +257,13 @@ class Evolution(Hook):
         checkpoints.save_with(dict, lambda: {'pbt': self._member.metadata(self._fitness)})
 
     def begin(self, loop: TrainingLoop) -> None:
+        """Sets the loop's hyperparameters, from a checkpoint if there is one."""
         restored = self._checkpoints.restored_metadata
         self._member.resume(loop.frames, None if restored is None else restored['pbt'])
         loop.hyperparameters = self._member.hyperparameters
 
     def updated(self, loop: TrainingLoop, update: Updated) -> None:
-        """A comparison, where one is due; the checkpoint that follows it makes it last."""
+        """Compares this member with another if that is due, and requests a checkpoint to save the result."""
         own = loop.state
         if own is None or not self._member.is_due(loop.num_updates):
             return
@@ -263,6 +277,6 @@ class Evolution(Hook):
 
     @property
     def _fitness(self) -> float | None:
-        """None while it is not known."""
+        """Fitness of the member; None while it is unknown."""
         returns = self._metrics.stats.mean_returns
         return None if returns is None else fitness(self._tasks, returns)

@@ -1,4 +1,4 @@
-"""Confidence intervals of what a study measures."""
+"""Confidence intervals for the results of studies."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ def bootstrap_interval(
     seed: int = 0,
     strata: Sequence[Any] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The percentile bootstrap interval of the mean over the first axis (Efron, 1979).
+    """Computes the percentile bootstrap interval of the mean over the first axis (Efron, 1979).
 
-    With few values it is too narrow: of five normal ones, it holds the true mean in 84 % of cases, not in 95 %.
+    With few values the interval is too narrow: with five normally distributed values, a 95 % interval contains the true
+    mean in 84 % of cases.
 
     Args:
-      values: [N, ...]; the same N are drawn, with replacement, for all that the other axes hold.
-      confidence: the share of the resamples' means between the limits.
-      num_resamples: how often N values are drawn.
-      seed: the same seed draws the same.
-      strata: [N], what of each value was chosen and not sampled, such as its task: as many values are drawn of each
-        stratum as it has, so that differences between strata do not count as noise. None: a single one.
+      values: Values, [N, ...]; all trailing axes are resampled together.
+      confidence: Confidence level of the interval, in (0, 1).
+      num_resamples: Number of bootstrap resamples.
+      seed: Seed for the resampling.
+      strata: Stratum of each value, [N], such as its task, for properties that were chosen and not sampled. Each
+        resample has as many values of a stratum as the data, so differences between strata do not count as noise. None
+        for a single stratum.
+
     Returns:
-      (low, high), each float64 [...]; NaN where a stratum has one value, which tells nothing about its spread.
+      (low, high), each [...] float64; NaN if a stratum has a single value, whose spread is unknown.
+
     Raises:
-      ValueError: no values, or a confidence or a number of resamples that cannot be.
+      ValueError: There are no values, or `confidence` or `num_resamples` is out of range.
     """
     if not 0 < confidence < 1:
         raise ValueError(f'confidence must lie in (0, 1), got {confidence}')

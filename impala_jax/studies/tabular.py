@@ -1,21 +1,23 @@
-"""V-trace (Espeholt et al., 2018, section 4.1 and appendix A) on a small MDP, exactly: what it converges to, how fast,
-and the variance of its targets. NumPy in float64; nothing is sampled.
+"""Exact analysis of V-trace (Espeholt et al., 2018, section 4.1 and appendix A) on a small MDP.
 
-Everywhere mu is the behaviour policy, pi the target policy, both [S, A], and with the ratio r = pi(a|x) / mu(a|x)
+This module computes what V-trace converges to, how fast, and the variance of its targets, in NumPy with float64 and
+without sampling.
+
+Throughout, mu is the behaviour policy and pi the target policy, both [S, A]. With the ratio r = pi(a|x) / mu(a|x),
 
     rho = min(rho_bar, r)    c = lambda min(c_bar, r)    delta V = rho (reward + gamma V(y) - V(x)).
 
-The expected n-step target is an affine operator (equation 5; n = infinity there):
+The expected n-step target is an affine operator (equation 5, where n = infinity):
 
     R V = V + sum_{t<n} C^t E_mu[delta V],    C[x, y] = gamma E_mu[c p(y|x, a)]  [S, S].
 
-c_bar > rho_bar, which Theorem 1 leaves out: rows of C sum to at most gamma for any truncation, so R is well defined;
-the matrix sum_{t<n} C^t is invertible, so the fixed point is still V of pi_rho_bar and no other. What is lost is the
-contraction. The linear part of R may have negative entries; eta is then only a lower bound of its norm. The norm may
-exceed 1, and so may the spectral radius, where iterating R diverges although every expectation is exact: `MDP.chain()`
-with mu = (.95, .05) and pi = (.5, .5) in every state has at rho_bar = 1 the modulus .988 for c_bar = 1, but for c_bar =
-inf the modulus 9.6 and the spectral radius 1.39. All functions here take such truncations; `contraction_modulus` gives
-the numbers.
+Theorem 1 does not cover c_bar > rho_bar. For any truncation, rows of C sum to at most gamma, so R is well defined. The
+matrix sum_{t<n} C^t is invertible, so V of pi_rho_bar is still the only fixed point. But R need not be a contraction:
+its linear part may have negative entries, and eta is then only a lower bound of its norm. The norm may exceed 1, and so
+may the spectral radius, in which case iterating R diverges although every expectation is exact. For example,
+`MDP.chain()` with mu = (.95, .05) and pi = (.5, .5) in every state has at rho_bar = 1 the modulus .988 for c_bar = 1,
+but the modulus 9.6 and the spectral radius 1.39 for c_bar = inf. All functions of this module accept such truncations;
+`contraction_modulus` computes these numbers.
 """
 
 from __future__ import annotations
@@ -39,37 +41,37 @@ from impala_jax.studies.mdp import (
 
 
 class Contraction(NamedTuple):
-    """The factor that an application of the operator multiplies the distance to its fixed point by."""
+    """Factors by which an application of the operator multiplies the distance to its fixed point."""
 
-    modulus: float  # the sup-norm Lipschitz constant: the factor of one application, at worst
-    spectral_radius: float  # the factor of each application in the limit of many; below 1 where iteration converges
-    eta: float  # Theorem 1's constant; equals the modulus where c_bar <= rho_bar
+    modulus: float  # the sup-norm Lipschitz constant: the worst case of one application
+    spectral_radius: float  # the asymptotic factor per application; iteration converges if it is below 1
+    eta: float  # the constant of Theorem 1, equal to the modulus if c_bar <= rho_bar
 
 
 class Moments(NamedTuple):
-    """Of the sampled target v_s, by the state x_s."""
+    """Moments of the sampled target v_s, by the state x_s."""
 
     mean: Array  # [S]
-    variance: Array  # [S], inf where the second moment does not exist
+    variance: Array  # [S], inf if the second moment does not exist
 
 
 def target_policy(mu: ArrayLike, pi: ArrayLike, rho_bar: float) -> Array:
-    """pi_rho_bar, the policy whose value V-trace converges to (equation 3): min(rho_bar mu, pi), normalised.
+    """Computes pi_rho_bar, the policy whose value V-trace converges to (equation 3): min(rho_bar mu, pi), normalised.
 
-    It is pi for rho_bar = inf and tends to mu for rho_bar -> 0. What mu never does cannot be learnt from its data: such
-    actions have no probability here, even where rho_bar = inf.
+    It is pi for rho_bar = inf and tends to mu for rho_bar -> 0. Actions that mu never takes cannot be learned from its
+    data, so they have probability 0 even for rho_bar = inf.
 
     Args:
-      mu: [S, A], the behaviour policy.
-      pi: [S, A], the target policy.
-      rho_bar: truncation of the temporal differences; inf for none.
+      mu: Behaviour policy, [S, A].
+      pi: Target policy, [S, A].
+      rho_bar: Truncation level of the temporal differences; inf for no truncation.
 
     Returns:
-      [S, A] float64.
+      The policy, [S, A] float64.
 
     Raises:
-      ValueError: policies that are none or do not agree, a rho_bar that is not positive, or a state where mu takes none
-        of pi's actions.
+      ValueError: The policies are invalid or have different shapes, `rho_bar` is not positive, or in some state mu
+        takes none of pi's actions.
     """
     mu, pi = as_policies(np.shape(mu), mu=mu, pi=pi)
     rhos, _ = _truncated_ratios(mu, pi, rho_bar)
@@ -86,26 +88,27 @@ def operator(
     lambda_: float = 1.0,
     n: float | None = None,
 ) -> Array:
-    """R V, the expected n-step V-trace target (section 4.1; equation 5 for n = infinity).
+    """Computes R V, the expected n-step V-trace target (section 4.1; equation 5 for n = infinity).
 
     R V(x) = V(x) + E_mu[sum_{t<n} gamma^t c_0 ... c_{t-1} rho_t (r_t + gamma V(x_{t+1}) - V(x_t)) | x_0 = x]
 
     Args:
-      mdp: the MDP.
-      mu: [S, A], the behaviour policy.
-      pi: [S, A], the target policy.
-      values: [S], V.
-      rho_bar: truncation of the temporal differences; inf for none.
-      c_bar: truncation of the trace; inf for none. May exceed rho_bar (see the module's text).
-      lambda_: multiplies the trace coefficients (remark 2).
-      n: length of the trajectories; None or inf for the operator of Theorem 1.
+      mdp: The MDP.
+      mu: Behaviour policy, [S, A].
+      pi: Target policy, [S, A].
+      values: Value estimates V, [S].
+      rho_bar: Truncation level of the temporal differences; inf for no truncation.
+      c_bar: Truncation level of the trace coefficients; inf for no truncation. It may exceed rho_bar (see the module's
+        docstring).
+      lambda_: Factor of the trace coefficients (remark 2), in [0, 1].
+      n: Length of the trajectories, in steps; None or inf for the operator of Theorem 1.
 
     Returns:
-      [S] float64.
+      R V, [S] float64.
 
     Raises:
-      ValueError: shapes that do not agree, policies that are none, a truncation, lambda_ or n out of its range, or a
-        state where mu takes none of pi's actions.
+      ValueError: Shapes do not agree, a policy is invalid, a truncation level, `lambda_` or `n` is out of range, or in
+        some state mu takes none of pi's actions.
     """
     values = _values(mdp, values)
     traces, differences, rewards = _affine(mdp, mu, pi, rho_bar, c_bar, lambda_, n)
@@ -121,10 +124,11 @@ def fixed_point(
     lambda_: float = 1.0,
     n: float | None = None,
 ) -> Array:
-    """The V with R V = V, [S] float64, solved from `operator` itself; arguments and errors are those of `operator`.
+    """Computes the fixed point of `operator`, the V with R V = V, [S] float64, by solving the linear system.
 
-    By Theorem 1 it is `value(mdp, target_policy(mu, pi, rho_bar))`, whatever c_bar, lambda_ and n are. It exists and is
-    unique for c_bar > rho_bar too, but iterating R need not lead there.
+    By Theorem 1 it equals `value(mdp, target_policy(mu, pi, rho_bar))` for all c_bar, lambda_ and n. It exists and is
+    unique for c_bar > rho_bar too, but iterating R need not converge to it. Arguments and errors are those of
+    `operator`.
     """
     traces, differences, rewards = _affine(mdp, mu, pi, rho_bar, c_bar, lambda_, n)
     return np.linalg.solve(traces @ differences, traces @ rewards)
@@ -139,19 +143,21 @@ def contraction_modulus(
     lambda_: float = 1.0,
     n: float | None = None,
 ) -> Contraction:
-    """How fast `operator` contracts, exactly, beside the constant of Theorem 1; arguments and errors are its own.
+    """Computes how fast `operator` contracts, and the constant of Theorem 1.
 
-    R is affine, so its Lipschitz constant in the sup-norm is the norm of its linear part, and not only bounded by it.
-    Theorem 1 (appendix A.1) says that for c_bar <= rho_bar this is at most
+    R is affine, so its Lipschitz constant in the sup-norm equals the norm of its linear part. Theorem 1 (appendix A.1)
+    states that for c_bar <= rho_bar it is at most
 
         eta = gamma^-1 - (gamma^-1 - 1) E_mu[sum_{t>=0} gamma^t (c_0 ... c_{t-2}) rho_{t-1}]
             = 1 - (1 - gamma) E_mu[sum_{t>=0} gamma^t (c_0 ... c_{t-1}) rho_t]
            <= 1 - (1 - gamma) beta < 1,    beta = min_x E_mu[rho_0 | x_0 = x],
 
-    with c_{-1} = rho_{-1} = 1 and, as the expectation depends on x_0, the largest over x_0; for n steps the second
-    form's sum ends at t = n - 1. It falls with growing c_bar and lambda_. The proof shows more: eta(x_0) is the sum of
-    row x_0 of the linear part, whose entries are not negative for c_bar <= rho_bar, so there eta IS the modulus. For
-    c_bar > rho_bar it is only a lower bound of it; both the modulus and the spectral radius may exceed 1.
+    with c_{-1} = rho_{-1} = 1. The expectation depends on x_0, and eta is its maximum over x_0. For n steps, the sum in
+    the second form ends at t = n - 1. Eta falls as c_bar or lambda_ grows. The proof shows more: eta(x_0) is the sum
+    of row x_0 of the linear part, whose entries are not negative for c_bar <= rho_bar, so eta equals the modulus. For
+    c_bar > rho_bar, eta is only a lower bound of the modulus, and both modulus and spectral radius may exceed 1.
+
+    Arguments and errors are those of `operator`.
     """
     traces, differences, _ = _affine(mdp, mu, pi, rho_bar, c_bar, lambda_, n)
     linear = np.eye(mdp.num_states) - traces @ differences
@@ -164,14 +170,23 @@ def contraction_modulus(
 
 
 def bias(mdp: MDP, mu: ArrayLike, pi: ArrayLike, rho_bar: float = 1.0) -> Array:
-    """V of pi_rho_bar minus V of pi, [S] float64: what the truncation of rho costs in the limit.
+    """Computes the asymptotic bias due to the truncation of rho: V of pi_rho_bar minus V of pi.
 
-    It is 0 for rho_bar = inf if mu takes all of pi's actions. On the way there it need not fall: pi_rho_bar approaches
-    pi, but the values of two policies can agree by chance. On a third of 300 random MDPs (5 states, 3 actions, policies
-    from a Dirichlet distribution) its maximum rose somewhere between rho_bar = .5 and inf.
+    It is 0 for rho_bar = inf if mu takes all of pi's actions. It does not always decrease with rho_bar: pi_rho_bar
+    approaches pi, but the values of two policies can agree by chance. On a third of 300 random MDPs (5 states, 3
+    actions, policies from a Dirichlet distribution), its maximum increased somewhere between rho_bar = .5 and inf.
+
+    Args:
+      mdp: The MDP.
+      mu: Behaviour policy, [S, A].
+      pi: Target policy, [S, A].
+      rho_bar: Truncation level of the temporal differences; inf for no truncation.
+
+    Returns:
+      The bias, [S] float64.
 
     Raises:
-      ValueError: as `target_policy`, and for policies that are none of this MDP.
+      ValueError: `target_policy` would raise it, or the policies do not fit this MDP.
     """
     mu, pi = as_policies(mdp.rewards.shape, mu=mu, pi=pi)
     return value(mdp, target_policy(mu, pi, rho_bar)) - value(mdp, pi)
@@ -187,22 +202,21 @@ def target_moments(
     lambda_: float = 1.0,
     n: float | None = None,
 ) -> Moments:
-    """Mean and variance of the n-step target v_s over trajectories of mu, by state x_s; arguments as for `operator`.
+    """Computes mean and variance of the n-step target v_s over trajectories of mu, by state x_s.
 
-    With e_s = v_s - V(x_s), remark 1 reads e_s = delta_s V + gamma c_s e_{s+1}. Given (x_s, a_s, x_{s+1}) only e_{s+1}
-    is random, so that the law of total variance makes both moments recursions backwards in time:
+    With e_s = v_s - V(x_s), remark 1 states e_s = delta_s V + gamma c_s e_{s+1}. Given (x_s, a_s, x_{s+1}), only
+    e_{s+1} is random, so by the law of total variance both moments satisfy a backward recursion in time:
 
         E[e_s]   = E_mu[delta_s V + gamma c_s E[e_{s+1}]]
         Var[e_s] = Var_mu[delta_s V + gamma c_s E[e_{s+1}]] + E_mu[gamma^2 c_s^2 Var[e_{s+1}]].
 
-    The mean is `operator`'s. While E_mu[c] <= 1, E_mu[c^2] is bounded by c_bar alone: where gamma^2 E_mu[c^2] exceeds 1
+    The mean equals `operator`. While E_mu[c] <= 1, E_mu[c^2] is bounded only by c_bar. If gamma^2 E_mu[c^2] exceeds 1,
     the variance grows exponentially with n, and is inf for n = infinity.
+
+    Arguments and errors are those of `operator`.
 
     Returns:
       Moments, each [S] float64.
-
-    Raises:
-      ValueError: as `operator`.
     """
     values = _values(mdp, values)
     mu, pi = as_policies(mdp.rewards.shape, mu=mu, pi=pi)
@@ -239,33 +253,35 @@ def trade_off(
     values: ArrayLike | None = None,
     weights: ArrayLike | None = None,
 ) -> list[dict[str, Any]]:
-    """Speed, bias and variance for every pair of truncations: a tidy table, one row a pair, rho_bars outermost.
+    """Computes speed, bias and variance for every pair of truncation levels.
 
     Args:
-      mdp: the MDP.
-      mu: [S, A], the behaviour policy.
-      pi: [S, A], the target policy.
-      rho_bars: truncations of the temporal differences.
-      c_bars: truncations of the trace; pairs with c_bar > rho_bar are computed too (see the module's text).
-      lambda_: multiplies the trace coefficients.
-      n: length of the trajectories; None or inf for no end.
-      values: [S], the V that the targets are computed with; None for each rho_bar's own fixed point, that is, for the
-        end of learning.
-      weights: [S], of the states in averages; None for the stationary distribution of mu, from which a learner's
-        data come.
+      mdp: The MDP.
+      mu: Behaviour policy, [S, A].
+      pi: Target policy, [S, A].
+      rho_bars: Truncation levels of the temporal differences.
+      c_bars: Truncation levels of the trace coefficients; pairs with c_bar > rho_bar are included (see the module's
+        docstring).
+      lambda_: Factor of the trace coefficients, in [0, 1].
+      n: Length of the trajectories, in steps; None or inf for infinite trajectories.
+      values: Value estimates V used in the targets, [S]; None for the fixed point of each rho_bar, that is, the end of
+        learning.
+      weights: Weights of the states in averages, [S]; None for the stationary distribution of mu, which is the
+        distribution of a learner's data.
 
     Returns:
-      Dicts of floats with the keys
-        rho_bar, c_bar;
+      A tidy table with one row per pair, rho_bars outermost. Rows are dicts of floats with the keys
+        rho_bar, c_bar: truncation levels;
         modulus, spectral_radius, eta: see `Contraction`;
-        bias_max: the largest |V of pi_rho_bar - V of pi| of all states;
-        bias_rms: its root mean square;
-        variance: the mean variance of the target of one trajectory;
-        mse: the mean of (target - V of pi)^2. At the fixed point it is bias_rms^2 + variance; at other values the
-          mean of the targets is not V of pi_rho_bar, and how far off depends on the contraction.
+        bias_max: maximum of |V of pi_rho_bar - V of pi| over all states;
+        bias_rms: root mean square of the same difference;
+        variance: mean variance of the target of one trajectory;
+        mse: mean of (target - V of pi)^2. At the fixed point it is bias_rms^2 + variance. At other values, the mean of
+          the targets differs from V of pi_rho_bar by an amount that depends on the contraction.
 
     Raises:
-      ValueError: as `operator` and `stationary_distribution`, and for weights that are no distribution over the states.
+      ValueError: `operator` or `stationary_distribution` would raise it, or `weights` is not a distribution over the
+        states.
     """
     weights = stationary_distribution(mdp, mu) if weights is None else np.asarray(weights, np.float64)
     if weights.shape != (mdp.num_states,):
@@ -290,8 +306,8 @@ def trade_off(
 
 
 def _errors(biases: Array, moments: Moments, true_values: Array, weights: Array) -> dict[str, float]:
-    """Bias, variance and mean squared error of targets, averaged over states [S] with weights [S]."""
-    visited = weights > 0  # Elsewhere a variance may be inf, and 0 times that is no number.
+    """Computes bias, variance and mean squared error of targets, averaged over states with weights [S]."""
+    visited = weights > 0  # In other states the variance may be inf, and 0 * inf is NaN.
 
     def average(numbers: Array) -> float:
         return float(weights[visited] @ numbers[visited])
@@ -307,7 +323,7 @@ def _errors(biases: Array, moments: Moments, true_values: Array, weights: Array)
 def _affine(
     mdp: MDP, mu: ArrayLike, pi: ArrayLike, rho_bar: float, c_bar: float, lambda_: float, n: float | None
 ) -> tuple[Array, Array, Array]:
-    """Traces [S, S], differences [S, S] and rewards [S], such that R V = V + traces (rewards - differences V)."""
+    """Returns traces [S, S], differences [S, S] and rewards [S] with R V = V + traces (rewards - differences V)."""
     mu, pi = as_policies(mdp.rewards.shape, mu=mu, pi=pi)
     rhos, cs = _truncated_ratios(mu, pi, rho_bar, c_bar, lambda_)
     length = _length(n)
@@ -322,7 +338,7 @@ def _affine(
 def _truncated_ratios(
     mu: Array, pi: Array, rho_bar: float, c_bar: float = 1.0, lambda_: float = 1.0
 ) -> tuple[Array, Array]:
-    """rho and c, [S, A]; 0 for what mu never does, which no trajectory contains."""
+    """Returns rho and c, [S, A]; they are 0 for actions that mu never takes."""
     if not rho_bar > 0:
         raise ValueError(f'rho_bar must be positive (inf for no truncation), got {rho_bar}')
     if not c_bar >= 0:
@@ -332,16 +348,18 @@ def _truncated_ratios(
     ratios = np.divide(pi, mu, out=np.zeros_like(pi), where=mu > 0)
     lost = np.flatnonzero(~(ratios > 0).any(axis=1))
     if lost.size:
-        raise ValueError(f'in state {lost[0]} mu takes none of the actions of pi; give mu some probability of one')
+        raise ValueError(
+            f'in state {lost[0]} mu takes none of the actions of pi; give one of them a positive probability in mu'
+        )
     return np.minimum(rho_bar, ratios), lambda_ * np.minimum(c_bar, ratios)
 
 
 def _length(n: float | None) -> int | None:
-    """n, with None for infinity."""
+    """Validates n, and returns None for infinity."""
     if n is None or n == math.inf:
         return None
     if n != int(n) or n < 1:
-        raise ValueError(f'n must be a whole number of at least 1, or None or inf for no end, got {n}')
+        raise ValueError(f'n must be a positive integer, or None or inf for infinite trajectories, got {n}')
     return int(n)
 
 
@@ -357,7 +375,7 @@ def _spectral_radius(matrix: Array) -> float:
 
 
 def _geometric_sum(matrix: Array, source: Array) -> Array:
-    """sum_t matrix^t source, [S], of what is nowhere negative: inf where it diverges, and only there."""
+    """Computes sum_t matrix^t source, [S], for nonnegative arguments; inf exactly where it diverges."""
     num_states = len(source)
     reaches = (matrix > 0) | np.eye(num_states, dtype=bool)
     for _ in range(num_states.bit_length()):

@@ -1,1 +1,1 @@
-"""The process and the machine that it runs on: signals, process trees, surroundings."""
+"""The process and the machine it runs on: signals, child processes, environment variables."""

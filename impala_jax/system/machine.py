@@ -1,4 +1,4 @@
-"""What differs between the machines, containers and shells that programs are started in."""
+"""Properties of the machine, container or shell that a program runs in, and cleaning up after child processes."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 START = 'IMPALA_JAX_START'
-"""In the environment of all processes of a Launchpad program, and of those that they start: which start it is."""
+"""Environment variable that identifies the start of a Launchpad program, set in all of its processes."""
 
 PARENT = 'IMPALA_JAX_PARENT'
-"""In the environment of a process's workers, and of what they start: the parent's `own_folder`."""
+"""Environment variable with the parent's `own_folder`, set in a process's workers and inherited by their children."""
 
 _CLEANER = (
     'import sys; sys.path.insert(0, sys.argv[1]); '
     'from impala_jax.system import machine; machine.clean_up_after(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])'
 )
 _PACKAGES = str(Path(__file__).parents[2])
-_own_folders: dict[int, tuple[str, subprocess.Popen]] = {}  # by this process's id, which is another one after a fork
+_own_folders: dict[int, tuple[str, subprocess.Popen]] = {}  # by process id, which changes in a fork
 _lock = threading.Lock()
 
 _CGROUPS = Path('/sys/fs/cgroup')
@@ -35,13 +35,13 @@ _OWN_CGROUPS = Path('/proc/self/cgroup')
 
 
 def num_cores() -> int:
-    """CPU cores that this process may use, by its affinity and its container's quota."""
+    """Returns the number of CPU cores that this process may use, by its affinity and its container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return max(1, min([cores, *map(math.ceil, _quotas())]))
 
 
 def start_of(process: int) -> str | None:
-    """When a process of this machine started, to tell it from a later one of the same id; None once it has ended."""
+    """Returns the start time of a process, which distinguishes reused process ids; None if it has ended."""
     try:
         fields = Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()
     except OSError:
@@ -50,25 +50,26 @@ def start_of(process: int) -> str | None:
 
 
 def kill_marked(variable: str, number: int = signal.SIGKILL) -> bool:
-    """Kills the processes with `NAME=value` in their environment, this one aside, whatever their session is.
+    """Kills all other processes that have a given environment variable, in any session.
 
-    The variable is inherited by everything that a process starts. Does nothing where there is no /proc.
+    Environment variables are inherited, so this includes all descendants. Without /proc it does nothing.
 
     Args:
-      variable: the mark.
-      number: another signal to send once; 0 only looks.
+      variable: The variable and its value, as `NAME=value`.
+      number: Signal to send; SIGKILL is repeated until no process is left, others are sent once, 0 only checks.
+
     Returns:
-      Whether there were any.
+      Whether there were such processes.
     """
     mark = os.fsencode(variable)
     any_found = False
-    for _ in range(5):  # One may start another meanwhile.
+    for _ in range(5):  # The processes may start others in the meantime.
         found = False
         for entry in Path('/proc').glob('[0-9]*'):
             try:
                 if int(entry.name) == os.getpid() or mark not in (entry / 'environ').read_bytes().split(b'\0'):
                     continue
-                descriptor = os.pidfd_open(int(entry.name))  # From here on the id is that of this process.
+                descriptor = os.pidfd_open(int(entry.name))  # From here on the id cannot be reused.
             except OSError:
                 continue
             try:
@@ -85,10 +86,10 @@ def kill_marked(variable: str, number: int = signal.SIGKILL) -> bool:
 
 
 def own_folder() -> str:
-    """A folder for temporary files of this process and its workers, which only this user can enter.
+    """Returns a folder for temporary files of this process and its workers, accessible only to this user.
 
-    A process beside this one removes it, and kills workers that are left, when this one has ended, however it ends. No
-    thread of a worker could: an engine may keep the interpreter's lock for a minute.
+    When this process has ended for whatever reason, a separate process removes the folder and kills remaining workers.
+    A thread in each worker could not do so, because an engine may hold the interpreter lock for a minute.
     """
     with _lock:
         own = os.getpid()
@@ -98,7 +99,7 @@ def own_folder() -> str:
             cleaner = subprocess.Popen(
                 [sys.executable, '-S', '-c', _CLEANER, _PACKAGES, str(own), str(theirs), folder],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # Who reads this process's output waits for all that write there.
+                stdout=subprocess.DEVNULL,  # Otherwise readers of this process's output would wait for the cleaner.
                 pass_fds=(theirs,),
                 start_new_session=True,
                 env={name: value for name, value in os.environ.items() if name != START},
@@ -109,7 +110,7 @@ def own_folder() -> str:
 
 
 def clean_up() -> None:
-    """Does now what would be done after this process: kills its workers, and removes its `own_folder`."""
+    """Kills this process's workers and removes its `own_folder`, as would happen after it has ended."""
     folder, cleaner = _own_folders.pop(os.getpid(), (None, None))
     if folder is not None and cleaner is not None:
         kill_marked(f'{PARENT}={folder}')
@@ -118,17 +119,17 @@ def clean_up() -> None:
 
 
 def clean_up_after(parent: int, lifeline: int, folder: str) -> None:
-    """Waits for the end of the parent process, however it ends; kills its workers, and removes its files.
+    """Waits until the parent process has ended, then kills its workers and removes its files.
 
     Args:
-      parent: its id.
-      lifeline: file descriptor that ends when it does.
-      folder: its `own_folder`.
+      parent: Id of the parent process.
+      lifeline: File descriptor of a pipe that is closed when the parent ends.
+      folder: `own_folder` of the parent.
     """
     mark = f'{PARENT}={folder}'
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # A process that the parent has forked may hold the other end open.
+    # The pipe may stay open in a process forked by the parent, so the parent's id is checked as well.
     while os.getppid() == parent and not select.select([lifeline], [], [], 1.0)[0]:
         pass
     deadline = time.monotonic() + 3.0
@@ -139,7 +140,7 @@ def clean_up_after(parent: int, lifeline: int, folder: str) -> None:
 
 
 def expand_home(path: str) -> Path | None:
-    """`path` with `~` replaced; None where the user has no home directory, as in a container started with a bare id."""
+    """Expands `~` in `path`; returns None if the user has no home directory, as with a bare user id in a container."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -147,8 +148,8 @@ def expand_home(path: str) -> Path | None:
 
 
 def connect_without_proxy(*hosts: str) -> None:
-    """Lets gRPC connect to this machine, and to `hosts`, without the proxy of the environment."""
-    # gRPC reads `no_proxy` only where `no_grpc_proxy` is not set.
+    """Makes gRPC connect to this machine and to `hosts` directly, without a configured proxy."""
+    # gRPC reads `no_proxy` only if `no_grpc_proxy` is not set.
     present = os.environ.get('no_grpc_proxy') or os.environ.get('no_proxy') or ''
     names = [name for name in present.split(',') if name]
     local = ['localhost', '127.0.0.1', '::1', socket.gethostname(), *hosts]
@@ -156,13 +157,14 @@ def connect_without_proxy(*hosts: str) -> None:
 
 
 def open_standard_streams() -> None:
-    """Makes standard streams that can be written without an error; call it before anything else opens files.
+    """Ensures that the standard streams are open and writable; to be called before anything else opens files.
 
-    A file opened while standard error is closed takes its number, and receives what libraries write there. What would
-    go to a closed standard error goes to standard output. Characters that the locale cannot encode are escaped.
+    Otherwise, a file opened while standard error is closed would get its descriptor, and with it the messages that
+    libraries write there. A closed standard error is redirected to standard output. Characters that the locale cannot
+    encode are escaped.
     """
     closed = [descriptor for descriptor in (0, 1, 2) if not _is_open(descriptor)]
-    null = os.open(os.devnull, os.O_RDWR)  # Takes the first of them.
+    null = os.open(os.devnull, os.O_RDWR)  # gets the lowest closed descriptor
     for descriptor in closed:
         source = 1 if descriptor == 2 and 1 not in closed else null
         if source != descriptor:
@@ -175,7 +177,7 @@ def open_standard_streams() -> None:
     if sys.stderr is None:
         sys.stderr = open(2, 'w', buffering=1, closefd=False)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, 'reconfigure'):  # Not in a notebook.
+        if hasattr(stream, 'reconfigure'):  # not in notebooks
             stream.reconfigure(errors='backslashreplace')  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -188,7 +190,7 @@ def _is_open(descriptor: int) -> bool:
 
 
 def _quotas() -> Iterator[float]:
-    """CPU quotas, in cores, of this process's control groups and those above them, of both versions."""
+    """Yields the CPU quotas, in cores, of this process's control groups and their ancestors (versions 1 and 2)."""
     try:
         lines = _OWN_CGROUPS.read_text().splitlines()
     except OSError:

@@ -1,8 +1,9 @@
-"""What a program does when SIGTERM, SIGINT (Ctrl-C) or SIGHUP tells it to end, from its first line to its last.
+"""Reaction of a program to SIGTERM, SIGINT (Ctrl-C) and SIGHUP, from its first line to its last.
 
-Python runs signal handlers in the main thread, between two of its own instructions. While that thread is in a library,
-as for the minutes that XLA compiles, nothing would happen; so a thread of this module ends a program that has not ended
-by itself within `LIMIT_S`. Programs call `begin` first; nothing that takes time is imported here.
+Python runs signal handlers in the main thread, between two bytecode instructions. While that thread executes library
+code, for example during minutes of XLA compilation, handlers do not run. A thread of this module therefore ends a
+program that has not exited by itself within `LIMIT_S`. Programs call `begin` first, so this module imports nothing that
+takes time.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from impala_jax.system.machine import clean_up, open_standard_streams
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LIMIT_S = 6.0
-"""How long a program may take to end by itself."""
-_AFTERWARDS_S = 6.0  # How long it may take once what must not be cut short is done.
-_TOGETHER_S = 1.0  # Ctrl-C may come twice, from the terminal and from a program between; later it is meant.
-_LAST_S = 1.0  # A folder for temporary files may hang, and standard error may be a pipe that nobody reads.
+"""Time that a program has to exit by itself after a signal, in seconds."""
+_AFTERWARDS_S = 6.0  # Time to exit after a critical section.
+_TOGETHER_S = 1.0  # Ctrl-C may arrive twice, from the terminal and from a parent; a later one is intended.
+_LAST_S = 1.0  # Removing temporary files may hang, and standard error may be a pipe without a reader.
 _SHOW_CURSOR = '\x1b[?25h'
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ended what the program was doing, which had nothing to save."""
+    """A signal interrupted the program while it had nothing to save."""
 
     def __init__(self, number: int):
         super().__init__(f'stopped by signal {number:d}')
@@ -39,10 +40,13 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopSignals:
-    """While active, SIGTERM, SIGINT and SIGHUP set `stop`; the first is remembered.
+    """Context manager in which SIGTERM, SIGINT and SIGHUP set `stop`; `received` is the first signal.
 
-    In a program that has not called `begin`, as a notebook, a second SIGINT interrupts at once. Does nothing outside
-    the main thread, where Python allows no handlers.
+    In a program that has not called `begin`, such as a notebook, a second SIGINT raises KeyboardInterrupt at once.
+    Outside the main thread, where Python does not allow signal handlers, it has no effect.
+
+    Args:
+      stop: Event that a signal sets.
     """
 
     def __init__(self, stop: threading.Event):
@@ -75,7 +79,7 @@ class _Program:
     def __init__(self):
         self.interruptible = False
         self.over = False
-        self.cause: Stopped | None = None  # It was raised.
+        self.cause: Stopped | None = None  # the exception that was raised
         self.cleanups: list[Callable[[], Any]] = []
         for number in SIGNALS:
             if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN):
@@ -83,7 +87,7 @@ class _Program:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # Written to whatever the main thread is doing.
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # works in any state of the main thread
         threading.Thread(target=self._watch, args=(reader,), name='stop signals', daemon=True).start()
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
@@ -93,7 +97,7 @@ class _Program:
             self.end_by(number, f'stopped by signal {number:d}')
         if _is_swallowed(frame):
             threading.Timer(0.02, os.kill, (os.getpid(), number)).start()
-        elif self.cause is None:  # What unwinds is not interrupted again.
+        elif self.cause is None:  # The unwinding of an exception is not interrupted again.
             self.cause = Stopped(number)
             raise self.cause
 
@@ -103,9 +107,9 @@ class _Program:
         deadline = time.monotonic() + LIMIT_S
         while time.monotonic() < deadline:
             time.sleep(0.05)
-            if _num_unhurried:
+            if _num_critical_sections:
                 deadline = max(deadline, time.monotonic() + _AFTERWARDS_S)
-        self.end_by(first, f'stopped by signal {first:d}: it had not ended by itself within {LIMIT_S:g} s')
+        self.end_by(first, f'stopped by signal {first:d}: it had not exited by itself within {LIMIT_S:g} s')
 
     def _end_when_repeated(self, reader: int) -> None:
         start = time.monotonic()
@@ -114,23 +118,23 @@ class _Program:
         self.end_by(signal.SIGINT, f'stopped by signal {signal.SIGINT:d}, at once')
 
     def end_by(self, number: int, line: str) -> NoReturn:
-        """Ends this process now, with what it would leave behind."""
+        """Runs the cleanups and ends this process immediately."""
         for cleanup in self.cleanups:
-            with contextlib.suppress(Exception):  # Nobody is left to hear of it.
+            with contextlib.suppress(Exception):  # It could not be reported anymore.
                 cleanup()
         end_process(128 + number, line)
 
 
 _program: _Program | None = None
-_num_unhurried = 0
+_num_critical_sections = 0
 _lock = threading.Lock()
 
 
 def begin() -> None:
-    """Takes the signals over; to be called by a program before it imports anything that takes time.
+    """Installs the signal handlers; to be called by a program before it imports anything that takes time.
 
-    Until `interruptible`, a signal ends the program at once, for it has begun nothing. Does nothing in a worker of
-    multiprocessing, which imports the program that started it: signals are that one's.
+    Until `interruptible` is called, a signal ends the program at once, because it has not started any work. In workers
+    of multiprocessing, which import the main program, it has no effect: the main program handles signals.
     """
     global _program
     if '__mp_main__' in sys.modules:
@@ -141,49 +145,53 @@ def begin() -> None:
 
 
 def interruptible() -> None:
-    """From here on a signal raises `Stopped` in the main thread, except within `StopSignals`."""
+    """Makes signals raise `Stopped` in the main thread from now on, except within `StopSignals`."""
     if _program is not None:
         _program.interruptible = True
 
 
 def cause(error: BaseException) -> Stopped | None:
-    """The signal behind an error: what `Stopped` has passed through may have made another exception of it."""
+    """Returns the `Stopped` that led to an error, also if other code has converted it to a different exception."""
     if isinstance(error, Stopped):
         return error
     return None if _program is None else _program.cause
 
 
 @contextlib.contextmanager
-def unhurried() -> Iterator[None]:
-    """What is inside is not cut short by a signal; it must be bounded by itself."""
-    global _num_unhurried
+def critical_section() -> Iterator[None]:
+    """Context manager for work that the time limit after a signal must not cut short; it must have its own limit."""
+    global _num_critical_sections
     with _lock:
-        _num_unhurried += 1
+        _num_critical_sections += 1
     try:
         yield
     finally:
         with _lock:
-            _num_unhurried -= 1
+            _num_critical_sections -= 1
 
 
-def is_unhurried() -> bool:
-    """Whether something that must not be cut short is under way."""
-    return _num_unhurried > 0
+def in_critical_section() -> bool:
+    """Whether any thread is in a `critical_section`."""
+    return _num_critical_sections > 0
 
 
 def at_forced_end(cleanup: Callable[[], Any]) -> None:
-    """Calls `cleanup`, from another thread, before a program is ended that did not end by itself."""
+    """Registers a function to call, from another thread, if the program must be ended by force."""
     if _program is not None:
         _program.cleanups.append(cleanup)
 
 
 def end(status: int, line: str = '') -> NoReturn:
-    """Ends the program, after a last line on standard error.
+    """Ends the program immediately, after a last line on standard error.
 
-    At once: Python's own end waits for threads, and crashes under some that do not end; TensorFlow takes seconds for
-    its own, and JAX waits for other hosts, also for one that is gone.
+    Python's normal exit waits for threads and crashes if some of them do not end. TensorFlow takes seconds to shut
+    down, and JAX waits for other hosts even if they have died.
+
+    Args:
+      status: Exit status.
+      line: Last line to write; empty for none.
     """
-    if _program is None:  # As in a test.
+    if _program is None:  # for example in tests
         if line and status == 1:
             sys.exit(line)
         sys.stderr.write(line and f'{line}\n')
@@ -191,24 +199,24 @@ def end(status: int, line: str = '') -> NoReturn:
     _program.over = True
     logging.shutdown()
     if 'multiprocessing.util' in sys.modules:
-        # Semaphores are handed back, or the process that keeps account of them would have the last word.
+        # Releases semaphores; otherwise the resource tracker would print a warning after the last line.
         sys.modules['multiprocessing.util']._run_finalizers()
     end_process(status, line)
 
 
 def end_process(status: int, line: str = '') -> NoReturn:
-    """Ends this process without Python's own end, after a last line on standard error."""
+    """Ends this process without Python's normal exit, after a last line on standard error."""
 
-    def say() -> None:
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # A stream may be closed.
+    def write_line() -> None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # The stream may be closed.
             sys.stdout.flush()
         with contextlib.suppress(OSError, ValueError, AttributeError):
             if line and sys.stderr.isatty():
                 sys.stderr.write(f'\r{_SHOW_CURSOR}')
-            sys.stderr.write(line and f'{line}\n')  # In one piece: processes may share the stream.
+            sys.stderr.write(line and f'{line}\n')  # in one call, because other processes may write to the stream
             sys.stderr.flush()
 
-    for action in (clean_up, say):
+    for action in (clean_up, write_line):
         thread = threading.Thread(target=action, daemon=True)
         thread.start()
         thread.join(_LAST_S)
@@ -217,7 +225,7 @@ def end_process(status: int, line: str = '') -> NoReturn:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Programs of ours that are started inside hear signals once they listen (`begin`), and die of no earlier one."""
+    """Context manager for starting programs that call `begin`: signals that arrive before that are deferred to it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -226,7 +234,7 @@ def deferred() -> Iterator[None]:
 
 
 def _is_swallowed(frame: types.FrameType | None) -> bool:
-    """Whether Python would only print an exception that is raised in this frame."""
+    """Whether Python would print and ignore an exception raised in this frame."""
     collecting = {getattr(callback, '__code__', None) for callback in gc.callbacks}
     while frame is not None:
         if frame.f_code.co_name == '__del__' or frame.f_code in collecting:

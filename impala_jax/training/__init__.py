@@ -1,1 +1,1 @@
-"""Training: the loop that feeds the learner, what is attached to it, and what several hosts tell each other."""
+"""Training: the loop around the learner, its hooks, and the communication between hosts."""

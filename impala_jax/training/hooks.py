@@ -1,4 +1,4 @@
-"""What is attached to every run's training loop: metrics, checkpoints, and the watch over updates."""
+"""Hooks of every run's training loop: metrics, checkpoints, and checks of the updates."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Source = Callable[[], dict[str, Any]]
 
 
 class NonFiniteGradients(RuntimeError):
-    """Too many updates in a row had gradients that are not finite."""
+    """Too many consecutive updates had non-finite gradients."""
 
 
 class RunConfig(Hook):
@@ -38,22 +38,23 @@ class RunConfig(Hook):
         self._workdir, self._config = workdir, config
 
     def begin(self, loop: TrainingLoop) -> None:
+        """Writes the file."""
         write_run_config(self._workdir, self._config)
 
 
 class Checkpoints(Hook):
-    """Reads the checkpoint that a run resumes, and writes new ones by the clock and at the end.
+    """Reads the checkpoint from which a run resumes, and writes new ones at intervals of time and at the end.
 
     Nothing is written before training begins.
 
     Args:
-      workdir: That of the run.
-      config: The experiment.
-      state: A structure of the learner's state.
-      keeps: False on hosts other than the first, which neither read nor write.
+      workdir: Folder of the run.
+      config: Configuration of the experiment.
+      state: PyTree with the structure, shapes and dtypes of the learner's state.
+      keeps: Whether this host reads and writes checkpoints; true on host 0 only.
 
     Raises:
-      CheckpointError: as `Checkpointer`.
+      CheckpointError: As for `Checkpointer`.
     """
 
     def __init__(self, workdir: Path, config: Config, state: LearnerState, keeps: bool = True):
@@ -63,12 +64,12 @@ class Checkpoints(Hook):
         self._last = time.monotonic()
         self._is_wanted = False
         self.restored_state: LearnerState | None = None
-        """The learner's state in the checkpoint that this run resumes; None in a new run."""
+        """State of the learner in the checkpoint from which this run resumes; None in a new run."""
         self.restored_runtime_state: dict[str, Any] = {}
-        """What else was saved there."""
+        """Other arrays of that checkpoint, keyed by name; see `save_with`."""
         self.restored_metadata: dict[str, Any] | None = None
         self.restored_config: Config | None = None
-        """The configuration of that checkpoint."""
+        """Configuration of that checkpoint."""
         self._checkpointer = None
         if keeps:
             self._checkpointer = Checkpointer(workdir / DIRECTORY, config, config.checkpoint.keep)
@@ -80,21 +81,26 @@ class Checkpoints(Hook):
                 self.restored_config = checkpoint.config
 
     def save_with(self, source: Source, metadata: Source = dict) -> None:
-        """Lets every checkpoint hold what `source` returns (arrays by name), and its metadata what `metadata` does."""
+        """Adds the results of functions to every checkpoint.
+
+        Args:
+          source: Function that returns arrays keyed by name.
+          metadata: Function that returns JSON-serialisable values keyed by name.
+        """
         self._sources.append(source)
         self._metadata_sources.append(metadata)
 
     def want(self) -> None:
-        """Makes a checkpoint due, whatever the time."""
+        """Makes a checkpoint due, regardless of the time."""
         self._is_wanted = True
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time for a checkpoint."""
+        """Whether a checkpoint is due."""
         return self._is_wanted or time.monotonic() - self._last >= self._interval_s
 
     def save(self, loop: TrainingLoop) -> None:
-        """Writes a checkpoint; not after an update that failed, which took the state with it: the last one stands."""
+        """Writes a checkpoint; does nothing after a failed update, to which the state was donated."""
         loop.begin()
         self._last, self._is_wanted = time.monotonic(), False
         if self._checkpointer is None or loop.state is None:
@@ -104,24 +110,26 @@ class Checkpoints(Hook):
         self._checkpointer.save(loop.num_updates, {'learner': loop.state, 'runtime': runtime}, metadata)
 
     def published(self, loop: TrainingLoop) -> None:
+        """Writes a checkpoint if one is due."""
         if self.is_due:
             self.save(loop)
 
     def finish(self, loop: TrainingLoop) -> None:
+        """Writes the last checkpoint."""
         self.save(loop)
 
 
 class Metrics(Hook):
-    """Counts batches, and writes rows of metrics by the clock.
+    """Collects statistics of batches, and writes rows of metrics at intervals of time.
 
     Args:
-      workdir: That of the run.
-      config: When a row is written.
-      total_frames: Budget of the run, environment frames.
-      num_fresh: Trajectories of a batch that are not replayed.
+      workdir: Folder of the run.
+      config: Configuration with the interval between rows.
+      total_frames: Number of environment frames of the run.
+      num_fresh: Number of new trajectories per batch.
       tasks: Names of a suite's tasks; () for a single environment.
-      checkpoints: Hold the counts.
-      keeps: False on hosts other than the first, which count and write nothing.
+      checkpoints: Hook that saves the statistics.
+      keeps: Whether this host writes metrics; true on host 0 only.
     """
 
     def __init__(
@@ -149,7 +157,7 @@ class Metrics(Hook):
             checkpoints.save_with(lambda: {'stats': self.stats.state()}, lambda: {'wall_time_s': logger.wall_time_s})
 
     def log_with(self, source: Source) -> None:
-        """Lets every row hold what `source` returns, beside the learner's own."""
+        """Adds the result of `source`, values keyed by metric, to every row."""
         self._sources.append(source)
 
     def log(self, loop: TrainingLoop) -> None:
@@ -170,11 +178,13 @@ class Metrics(Hook):
         self._logger.write(row)
 
     def begin(self, loop: TrainingLoop) -> None:
+        """Continues the files of a resumed run."""
         self._last_frames = loop.frames
         if self._logger is not None:
             self._logger.resume(loop.frames, self._restored_wall_time_s)
 
     def updated(self, loop: TrainingLoop, update: Updated) -> None:
+        """Adds the batch to the statistics."""
         if self._logger is None:
             return
         assert update.counts is not None
@@ -183,24 +193,26 @@ class Metrics(Hook):
         self.stats.add_wait(update.waited_s)
 
     def published(self, loop: TrainingLoop) -> None:
+        """Writes a row if one is due."""
         if time.monotonic() - self._last >= self._interval_s:
             self.log(loop)
 
     def finish(self, loop: TrainingLoop) -> None:
-        """The last row, if the budget is spent: what a run that is resumed has not logged yet, it logs then."""
+        """Writes the last row if the budget is spent; otherwise the resumed run will write it."""
         if loop.done and self._last_frames != loop.frames:
             self.log(loop)
 
     def close(self) -> None:
+        """Closes the files and restores the terminal."""
         if self._logger is not None:
             self._logger.close()
 
 
 class NonFiniteUpdates(Hook):
-    """Warns of updates that were skipped because their gradient was not finite, and ends a run of too many in a row.
+    """Logs updates that were skipped because of a non-finite gradient; ends the run after too many in a row.
 
     Args:
-      limit: `learner.max_nonfinite_updates`.
+      limit: Number of consecutive skipped updates that ends the run, `learner.max_nonfinite_updates`.
     """
 
     def __init__(self, limit: int):
@@ -208,9 +220,10 @@ class NonFiniteUpdates(Hook):
         self._previous: Array | None = None
 
     def updated(self, loop: TrainingLoop, update: Updated) -> None:
-        """Raises NonFiniteGradients.
+        """Checks the update BEFORE the last one, whose result is available, so that the device never waits.
 
-        Looks at the update BEFORE the last one, whose result is there, so that the device never waits.
+        Raises:
+          NonFiniteGradients: If too many consecutive updates were skipped.
         """
         previous, self._previous = self._previous, update.logs['skipped_in_a_row']
         in_a_row = 0 if previous is None else int(previous)
@@ -224,11 +237,11 @@ class NonFiniteUpdates(Hook):
 
 
 class ScheduleJumps(Hook):
-    """Says where a longer run makes a schedule go back to a higher value.
+    """Warns if a schedule jumps back to a higher value because `total_frames` was raised.
 
     Args:
-      before: Schedule of the run that is resumed.
-      now: Schedule of this one.
+      before: Schedule of the checkpoint from which the run resumes.
+      now: Schedule of this run.
       values: Hyperparameters at the start of the run.
     """
 
@@ -236,6 +249,7 @@ class ScheduleJumps(Hook):
         self._schedules, self._values = (before, now), values
 
     def begin(self, loop: TrainingLoop) -> None:
+        """Compares the schedules at the current number of applied updates."""
         assert loop.state is not None
         applied = loop.num_updates - int(loop.state.skipped)
         values = loop.hyperparameters or self._values

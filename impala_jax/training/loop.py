@@ -1,4 +1,4 @@
-"""The training loop: fetch, update, publish, and call what is attached."""
+"""The training loop, which fetches batches, updates the learner, publishes parameters and calls hooks."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from impala_jax.types import Array, Closed, PyTree, Trajectory
 
 
 class Hook:
-    """What is attached to a training loop; overrides what it needs."""
+    """Callbacks of a training loop; subclasses override the ones that they need."""
 
     def begin(self, loop: TrainingLoop) -> None:
-        """Before the first update; from here on the run may write to its workdir."""
+        """Called before the first update; from then on the run may write to its workdir."""
 
     def updated(self, loop: TrainingLoop, update: Updated) -> None:
-        """After an update, before its parameters are published."""
+        """Called after each update, before its parameters are published."""
 
     def published(self, loop: TrainingLoop) -> None:
-        """After an update of `TrainingLoop.run`, once its parameters are published."""
+        """Called after each update of `TrainingLoop.run`, when its parameters are published."""
 
     def finish(self, loop: TrainingLoop) -> None:
-        """When training ends, for whatever reason."""
+        """Called when training ends, for any reason."""
 
     def close(self) -> None:
-        """When the loop is closed."""
+        """Called when the loop is closed."""
 
 
 class TrainingLoop:
-    """Updates a learner's state with the batches that it is given.
+    """Updates a learner's state with batches until the budget is spent.
 
-    On several hosts each drives its own, in step.
+    On several hosts, each host runs its own loop, and all make the same updates.
 
     Args:
-      hosts: Makes the updates.
-      state: The learner's, on the mesh.
-      publish: Publishes the parameters, numpy, under the number of updates.
-      total_updates: The budget.
-      frames_per_update: Environment frames that an update consumes.
-      hooks: Are called in this order.
+      hosts: Update function, `OneHost` or `ManyHosts`.
+      state: State of the learner, on the mesh.
+      publish: Function that publishes parameters: the number of updates, and the parameters in NumPy.
+      total_updates: Number of updates of the run.
+      frames_per_update: Number of environment frames per update.
+      hooks: Hooks, called in this order.
     """
 
     def __init__(
@@ -65,23 +65,23 @@ class TrainingLoop:
         self.replace_state(state)
         self.num_updates = int(state.num_updates)
         self.hyperparameters: Hyperparameters | None = None
-        """In place of those that the learner was made with."""
+        """Values that replace the learner's own; None for no replacement."""
         self.logs: dict[str, Array] = {}
-        """Those of the last update, scalars."""
+        """Scalars of the last update."""
 
     @property
     def state(self) -> LearnerState | None:
-        """The learner's; None after an update that failed, which took the state with it."""
+        """State of the learner; None after a failed update, to which it was donated."""
         return self._state
 
     def replace_state(self, state: LearnerState) -> None:
-        """Goes on from another state, on the mesh, of as many updates."""
+        """Continues from another state, on the mesh, with the same number of updates."""
         self._state: LearnerState | None = state
         self.params = to_host(state.params)
 
     @property
     def frames(self) -> int:
-        """Environment frames consumed so far."""
+        """Number of environment frames consumed so far."""
         return self.num_updates * self._frames_per_update
 
     @property
@@ -90,7 +90,7 @@ class TrainingLoop:
         return self.num_updates >= self._total_updates
 
     def begin(self) -> None:
-        """Tells the hooks that training begins; once."""
+        """Calls `Hook.begin`, at the first call only."""
         if not self._has_begun:
             self._has_begun = True
             for hook in self._hooks:
@@ -105,21 +105,21 @@ class TrainingLoop:
         return self._hosts.put(trajectories)
 
     def step(self, batch: Batch, waited_s: float = 0.0) -> bool:
-        """One update and what goes with it.
+        """Makes one update, calls `Hook.updated` and publishes the parameters.
 
         Args:
-          batch: That of `put`.
-          waited_s: How long it was waited for.
+          batch: Batch returned by `put`.
+          waited_s: Time that the loop waited for the batch, in seconds.
 
         Returns:
-          False: another host has to stop, and nothing was learned.
+          True; False if another host has to stop, in which case the state is unchanged.
 
         Raises:
-          HostLost: The update failed, and had to be made by several hosts.
-          Exception: Whatever a hook raises.
+          HostLost: If an update over several hosts failed.
+          Exception: If a hook raised it.
         """
         self.begin()
-        state, self._state = self._state, None  # It is donated.
+        state, self._state = self._state, None  # The update donates it.
         assert state is not None
         update = self._hosts.update(state, batch, self.hyperparameters, waited_s)
         self._state = update.state
@@ -133,11 +133,11 @@ class TrainingLoop:
         return True
 
     def run(self, fetch: Callable[[], Trajectory], stop: threading.Event) -> None:
-        """Updates until the budget is spent or a host stops.
+        """Makes updates until the budget is spent or a host stops.
 
         Args:
-          fetch: Gives this host's next trajectories [T + 1, B]; called from the prefetch thread.
-          stop: Ends the run after the update in flight.
+          fetch: Function that returns this host's next trajectories [T + 1, B]; called from the prefetch thread.
+          stop: Event that ends the run after the current update.
         """
         self.begin()
         self._prefetcher = prefetcher = Prefetcher(lambda: self.put(fetch()))
@@ -151,28 +151,28 @@ class TrainingLoop:
                 for hook in self._hooks:
                     hook.published(self)
         except Closed:
-            # The run was stopped while the learner waited for a batch, or handed out parameters.
-            self._tell_others_to_stop()
+            # The run was stopped while the learner waited for a batch or published parameters.
+            self._stop_other_hosts()
         except HostLost:
             raise
         except Exception:
-            self._tell_others_to_stop()
+            self._stop_other_hosts()
             raise
 
     def finish(self) -> None:
-        """Lets the hooks write what is left to write."""
+        """Calls `Hook.finish`, for the last checkpoint and the last row of metrics."""
         self.begin()
         for hook in self._hooks:
             hook.finish(self)
 
     def close(self) -> None:
-        """Ends the prefetch thread, whose queue must be closed, and the hooks."""
+        """Ends the prefetch thread, whose queue must be closed already, and calls `Hook.close`."""
         if self._prefetcher is not None:
             self._prefetcher.close()
         for hook in self._hooks:
             hook.close()
 
-    def _tell_others_to_stop(self) -> None:
+    def _stop_other_hosts(self) -> None:
         if not self.done and self._state is not None:
             state, self._state = self._state, None
             self._state = self._hosts.stop(state, self.hyperparameters)

@@ -1,4 +1,4 @@
-"""The next batch, fetched and transferred while this one computes."""
+"""Prefetching: the next batch is fetched and transferred during the current update."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _logger = logging.getLogger(__name__)
 
 
 class Prefetcher(Generic[_Batch]):
-    """Fetches, assembles and transfers the next batch in a thread of its own while this one computes.
+    """Fetches, assembles and transfers the next batch in a thread, during the current update.
 
     Args:
-      fetch: called in the thread; may raise, also `Closed`, which `get` then raises.
+      fetch: Function that returns a batch, called in the thread; `get` raises its exceptions, such as `Closed`.
     """
 
     def __init__(self, fetch: Callable[[], _Batch]):
@@ -28,10 +28,10 @@ class Prefetcher(Generic[_Batch]):
         self._thread.start()
 
     def get(self, stop: threading.Event) -> _Batch:
-        """The next batch. The fetch itself is bounded in time, so this wait is, too.
+        """Waits for the next batch; the time is bounded because that of `fetch` is.
 
         Raises:
-          Closed: the queue was closed, or `stop` was set.
+          Closed: If the queue was closed or `stop` was set.
         """
         while not stop.is_set():
             try:
@@ -44,7 +44,7 @@ class Prefetcher(Generic[_Batch]):
         raise Closed
 
     def close(self) -> None:
-        """Ends the thread; the queue it fetches from must have been closed before."""
+        """Ends the thread; the queue from which it fetches must be closed already."""
         self._closed.set()
         self._thread.join(timeout=10.0)
         if self._thread.is_alive():
@@ -55,7 +55,7 @@ class Prefetcher(Generic[_Batch]):
         while not self._closed.is_set():
             try:
                 item = fetch()
-            except BaseException as error:  # noqa: BLE001 - handed to the learner's thread, which raises it.
+            except BaseException as error:  # noqa: BLE001 - raised by `get` in the learner's thread.
                 item = error
             while not self._closed.is_set():
                 try:

@@ -164,7 +164,11 @@ INVALID = [
         'learner.queue_capacity 7 is below the 8 trajectories of a batch that come from the queue',
     ),
     (Config, {'total_frames': 0}, 'total_frames must be positive, got 0'),
-    (Config, {'actor': ActorConfig(num_actors=0)}, 'actor.num_actors is 0, and nobody else acts: give it some, or let'),
+    (
+        Config,
+        {'actor': ActorConfig(num_actors=0)},
+        'actor.num_actors is 0, and no other actors can join: raise it, or let',
+    ),
     (Config, {'serve_actors': 0}, 'serve_actors must be a port from 1 to 65535, got 0'),
     (Config, {'serve_actors': 65536}, 'serve_actors must be a port from 1 to 65535, got 65536'),
     (Config, {'timeout_s': 0}, 'timeout_s must be positive, got 0'),
@@ -256,3 +260,19 @@ def test_at_most_three_names_are_suggested():
 def test_a_configuration_is_never_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().seed = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_frames_count_what_is_fresh_only():
+    config = Config(
+        total_frames=960, learner=LearnerConfig(batch_size=8, unroll_length=10), replay=ReplayConfig(fraction=0.25)
+    )
+    assert (config.num_fresh, config.num_replayed, config.frames_per_update, config.total_updates) == (6, 2, 60, 16)
+
+
+@pytest.mark.parametrize(
+    'fraction, message',
+    [(1.0, r'must lie in \[0, 1\), got 1.0'), (0.3, '0.3 of learner.batch_size 6 is no whole number')],
+)
+def test_a_fraction_that_cannot_be(fraction, message):
+    with pytest.raises(ConfigError, match=message):
+        Config(learner=LearnerConfig(batch_size=6), replay=ReplayConfig(fraction=fraction))

@@ -558,7 +558,7 @@ class TestInstructions:
                 make_agent(NetworkConfig('mlp'), spec)
             beside = spec._replace(observation=self.SPEC.observation | spec.observation)
             make_agent(NetworkConfig('mlp', instructions=False), beside)
-            with pytest.raises(ConfigError, match='--network.no-instructions leaves nothing'):
+            with pytest.raises(ConfigError, match='--network.no-instructions: the observation consists'):
                 make_agent(NetworkConfig('mlp', instructions=False), spec)
         spec = self.SPEC._replace(observation={'instruction': words._replace(bounds=(0, 5000))})
         make_agent(NetworkConfig('mlp', num_word_ids=5001), spec)

@@ -16,8 +16,8 @@ from impala_jax.build import make_agent
 from impala_jax.config import ActorConfig, Config, ConfigError, NetworkConfig, VTraceConfig
 from impala_jax.inference import InferenceServer
 from impala_jax.types import ArraySpec, Closed, EnvironmentSpec
-from tests.runs.test_runs import SMALL, rows_of, train
-from tests.runs.test_solves import one_device
+from tests.helpers.configs import one_device
+from tests.helpers.runs import SMALL, rows_of, train
 
 SPEC = EnvironmentSpec(ArraySpec((3,), np.dtype(np.float32)), 4)
 AGENT = make_agent(NetworkConfig(torso='mlp', core='lstm', lstm_size=5, mlp_sizes=(8,)), SPEC)

@@ -1,6 +1,7 @@
-"""The update: optimiser, mesh, what is skipped, what is compiled."""
+"""The update: mesh, what is skipped, what is compiled."""
 
 import dataclasses
+import math
 import re
 
 import jax
@@ -9,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from impala_jax import networks
+from impala_jax import build, networks
 from impala_jax.agent import Agent
-from impala_jax.build import make_agent, make_learner, make_training
+from impala_jax.build import make_agent, make_learner, make_loss
 from impala_jax.config import (
     Config,
     ConfigError,
@@ -19,122 +20,13 @@ from impala_jax.config import (
     LossConfig,
     NetworkConfig,
     OptimizerConfig,
+    VTraceConfig,
 )
 from impala_jax.learner import Learner
 from impala_jax.loss import ImpalaLoss
-from impala_jax.optimizer import Hyperparameters, make_optimizer, make_schedule
-from impala_jax.rundir.checkpoint import steps
-from impala_jax.training.hooks import NonFiniteGradients
-from impala_jax.training.hosts import ManyHosts, OneHost, fresh_first
-from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec, StepInfo, TimeStep, Trajectory
-
-A, T, B = 3, 4, 8
-SPEC = EnvironmentSpec(ArraySpec((5,), np.dtype(np.float32)), A)
-NETWORK = NetworkConfig('mlp', core='lstm', lstm_size=6, mlp_sizes=(7,))
-
-
-def make_config(total_updates=20, optimizer=OptimizerConfig(), network=NETWORK, **learner):  # noqa: B008 - frozen
-    learner = LearnerConfig(**({'batch_size': B, 'unroll_length': T} | learner))
-    return Config(total_frames=total_updates * B * T, network=network, learner=learner, optimizer=optimizer)
-
-
-def make_batch(seed=0, version=0):
-    rng = np.random.RandomState(seed)
-    step_type = rng.choice([FIRST, MID, MID, LAST], size=(T + 1, B)).astype(np.int32)
-    timesteps = TimeStep(
-        step_type=step_type,
-        reward=rng.randn(T + 1, B).astype(np.float32),
-        discount=(step_type != LAST).astype(np.float32),
-        observation=rng.randn(T + 1, B, 5).astype(np.float32),
-        previous_action=rng.randint(A, size=(T + 1, B)).astype(np.int32),
-    )
-    return Trajectory(
-        timesteps=timesteps,
-        behaviour_logits=rng.randn(T, B, A).astype(np.float32),
-        initial_state=tuple(rng.randn(B, 6).astype(np.float32) for _ in range(2)),
-        info=StepInfo(np.zeros([T, B], np.float32), np.zeros([T, B], bool), np.zeros([T, B], np.int32)),
-        version=np.full([B], version, np.int32),
-        task=np.zeros([B], np.int32),
-        game_version=np.full([T, B], version, np.int32),
-    )
-
-
-def poison(batch):
-    reward = batch.timesteps.reward.copy()
-    reward[2, 1] = np.nan
-    step_type = batch.timesteps.step_type.copy()
-    step_type[2, 1] = MID
-    return batch._replace(timesteps=batch.timesteps._replace(reward=reward, step_type=step_type))
-
-
-def host(tree):
-    return jax.tree.map(lambda x: np.array(x, copy=True), tree)
-
-
-def assert_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def differ(a, b):
-    return any(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x != y).any()), a, b)))
-
-
-def optimizer_of(config, learning_rate):
-    return make_optimizer(config, Hyperparameters(learning_rate, 0.0, config.epsilon))
-
-
-class TestOptimizer:
-    @pytest.mark.parametrize('momentum', [0.0, 0.9])
-    def test_rmsprop_is_tensorflows(self, momentum):
-        """ms = decay ms + (1 - decay) g^2, from 1; mom = momentum mom + lr g / sqrt(ms + eps); w = w - mom."""
-        config = OptimizerConfig(epsilon=0.01, momentum=momentum, max_grad_norm=np.inf)
-        optimizer = optimizer_of(config, 0.1)
-        rng = np.random.RandomState(0)
-        w = rng.randn(6)
-        params = jnp.asarray(w, jnp.float32)
-        state = optimizer.init(params)
-        ms, mom = np.ones(6), np.zeros(6)
-        update = jax.jit(optimizer.update)
-        for _ in range(30):
-            gradient = rng.randn(6) * 10.0 ** np.arange(-4, 2)
-            ms = 0.99 * ms + 0.01 * gradient**2
-            mom = momentum * mom + 0.1 * gradient / np.sqrt(ms + 0.01)
-            w = w - mom
-            updates, state = update(jnp.asarray(gradient, jnp.float32), state)
-            params = optax.apply_updates(params, updates)
-            np.testing.assert_allclose(params, w, rtol=1e-4, atol=1e-5)
-
-    def test_the_first_step_is_small(self):
-        """Because the accumulator starts at 1; from 0, as PyTorch has it, the step would be about 10 lr."""
-        optimizer = optimizer_of(OptimizerConfig(), 1.0)
-        gradient = jnp.ones(1)
-        updates, _ = optimizer.update(gradient, optimizer.init(gradient))
-        np.testing.assert_allclose(updates, -1 / np.sqrt(1 + 0.01), rtol=1e-5)
-
-    def test_adam(self):
-        optimizer = optimizer_of(OptimizerConfig('adam', epsilon=1e-8), 0.5)
-        gradient = jnp.array([3.0, -1e-3])
-        updates, _ = optimizer.update(gradient, optimizer.init(gradient))
-        np.testing.assert_allclose(updates, [-0.5, 0.5], rtol=1e-3)
-
-    def test_linear_schedule(self):
-        schedule = make_schedule('linear', 0.5, 10)
-        np.testing.assert_allclose(
-            [schedule(i) for i in range(12)], [0.5 - 0.05 * min(i, 10) for i in range(12)], rtol=1e-5
-        )
-        constant = make_schedule('constant', 0.5, 10)
-        assert {float(constant(i)) for i in (0, 5, 10, 100)} == {0.5}
-
-    @pytest.mark.parametrize('max_grad_norm', [1.0, 5.0, 7.0, np.inf])
-    def test_the_global_norm_is_clipped(self, max_grad_norm):
-        config = OptimizerConfig(decay=0.0, epsilon=1e8, max_grad_norm=max_grad_norm)
-        optimizer = optimizer_of(config, 1.0)
-        gradient = {'a': jnp.array([3.0]), 'b': jnp.array([4.0])}  # of norm 5
-        updates, _ = optimizer.update(gradient, optimizer.init(gradient))
-        factor = min(1.0, max_grad_norm / 5)
-        # With an epsilon this large, RMSProp only divides by 1e4.
-        np.testing.assert_allclose(updates['a'], [-3e-4 * factor], rtol=1e-4)
-        np.testing.assert_allclose(updates['b'], [-4e-4 * factor], rtol=1e-4)
+from impala_jax.types import LAST
+from tests.helpers.batches import NETWORK, SPEC, T, assert_equal, differ, host, make_batch, make_config, poison
+from tests.helpers.counting import SMALL, A, cut, make_actor, make_counting, make_counting_learner
 
 
 class CountingAgent(Agent):
@@ -261,33 +153,6 @@ class TestUpdate:
         ]
         assert ranks and max(ranks) <= 2, ranks
 
-    def test_a_host_that_stops_stops_the_update(self, learner):
-        """Counts and optimiser included: as if the batch had never been."""
-        hosts = ManyHosts(learner, B, make_batch(7))
-        update = hosts.update(learner.init(jax.random.PRNGKey(0)), hosts.put(make_batch(0)), None)
-        assert update.counts is not None
-        before = host(update.state)
-        state = hosts.stop(update.state, None)
-        assert_equal(host(state), before)
-        hosts = ManyHosts(learner, B, poison(make_batch(1)))
-        assert_equal(host(hosts.stop(state, None)), before)
-
-    def test_what_is_only_counted_comes_back(self, learner):
-        batch = make_batch(0, version=3)._replace(task=np.arange(B, dtype=np.int32))
-        for hosts in (OneHost(learner), ManyHosts(learner, B, batch)):
-            update = hosts.update(learner.init(jax.random.PRNGKey(0)), hosts.put(batch), None, waited_s=0.5)
-            assert_equal(update.counts, batch.counts)
-            assert update.waited_s == 0.5
-
-    def test_one_host_updates_as_several_do(self, learner):
-        states = []
-        for hosts in (OneHost(learner), ManyHosts(learner, B, make_batch(7))):
-            state = learner.init(jax.random.PRNGKey(0))
-            for i in range(3):
-                state = hosts.update(state, hosts.put(make_batch(i)), None).state
-            states.append(host(state))
-        assert_equal(*states)
-
     def test_without_a_configuration(self):
         """Any optax transformation; the loss's own entropy cost."""
         agent = make_agent(NETWORK, SPEC)
@@ -310,12 +175,6 @@ def _pairs(a, b):
     return zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
 
 
-def test_what_is_new_comes_first_whichever_host_it_is_from():
-    assert fresh_first(8, 4, 1).tolist() == list(range(8))
-    assert fresh_first(8, 4, 2).tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
-    assert fresh_first(8, 8, 4).tolist() == list(range(8))
-
-
 class TestDevices:
     def test_a_batch_that_does_not_divide(self):
         config = make_config(batch_size=6)
@@ -329,42 +188,84 @@ class TestDevices:
             make_learner(make_config(batch_size=16, num_devices=16), make_agent(NETWORK, SPEC))
 
 
-def test_the_loop_ends_after_too_many_skipped_updates(tmp_path):
-    """In a row: a good update in between starts the count anew. Found one update late, so that nothing waits for it."""
-    config = make_config(num_devices=1, max_nonfinite_updates=3)
-    loop = make_training(config, make_agent(NETWORK, SPEC), tmp_path, lambda *_: None).loop
-    try:
-        before = loop.params
-        for bad in (True, True, False, True, True, True):
-            batch = make_batch(version=loop.num_updates)
-            loop.step(loop.put(poison(batch) if bad else batch))
-        assert loop.num_updates == 6
-        assert differ(loop.params, before)
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves(loop.params))
-        with pytest.raises(NonFiniteGradients, match='3 updates in a row.*learning_rate'):
-            loop.step(loop.put(poison(make_batch(version=loop.num_updates))))
-    finally:
-        loop.close()
+@pytest.mark.parametrize('compute_dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('core', ['feedforward', 'lstm'])
+def test_on_policy_ratios_are_one(core, compute_dtype):
+    """The learner's unroll, on eight devices, gives the logits that each action was sampled from; over several
+    unrolls, and so with states that the actor carried on."""
+    environment, _ = make_counting(num_envs=8)
+    network = NetworkConfig('mlp', core=core, mlp_sizes=(16,), lstm_size=8, compute_dtype=compute_dtype)
+    actor, params = make_actor(environment, unroll_length=7, network=network)
+    # Neither uniform nor certain, so that another temperature would show.
+    rng = np.random.RandomState(0)
+    params = jax.tree.map(lambda x: 0.2 * rng.randn(*x.shape).astype(np.float32), params)
+    agent = make_agent(network, environment.spec)
+    config = Config(network=network, learner=LearnerConfig(batch_size=8, unroll_length=7))
+    learner = build.make_learner(config, agent)
+    unroll = jax.jit(agent.unroll)
+    for _ in range(4):
+        trajectory = actor.unroll(0, params)
+        batch = learner.put(trajectory.experience)
+        output, _ = unroll(params, batch.timesteps, batch.initial_state)
+        chosen = trajectory.actions[..., None]
+        log_pi, log_mu = (
+            np.take_along_axis(np.array(jax.nn.log_softmax(x)), chosen, axis=-1)
+            for x in (np.array(output.logits)[:-1], trajectory.behaviour_logits)
+        )
+        np.testing.assert_allclose(np.exp(log_pi - log_mu), 1, atol=1e-5)
+        assert log_mu.std() > 0.05
+    assert actor.unroll(5, params).version.tolist() == [5] * 8
 
 
-def test_after_an_update_that_failed_the_last_checkpoint_stands(tmp_path, monkeypatch):
-    """The update has taken the state with it: what is left of it must not be written over what is good."""
-    update = Learner.update
-    agent = make_agent(NETWORK, SPEC)
-    loop, _, checkpoints = make_training(make_config(num_devices=1), agent, tmp_path, lambda *_: None)
-    try:
-        loop.step(loop.put(make_batch()))
-        checkpoints.save(loop)
-        loop.step(loop.put(make_batch()))
+def test_entropy_has_the_right_sign():
+    """Where only the entropy pulls (no reward, V = 0), a peaked policy becomes more uniform."""
+    learner, actor, params = make_counting_learner(loss=LossConfig(baseline_cost=0.0), learning_rate=0.1)
+    params['params']['baseline'] = jax.tree.map(jnp.zeros_like, params['params']['baseline'])
+    params['params']['policy']['bias'] = jnp.array([2.0, 0.0, 0.0])
+    trajectory = actor.unroll(0, params)
+    trajectory = trajectory._replace(timesteps=jax.tree.map(np.array, trajectory.timesteps))
+    trajectory.timesteps.reward[:] = 0
+    trajectory.timesteps.observation[:] = 0
+    batch = learner.put(trajectory.experience)
+    state = learner.init(jax.random.PRNGKey(0))
+    state = learner.restore(state._replace(params=params))
+    entropies = []
+    for _ in range(30):
+        state, logs = learner.update(state, batch)
+        entropies.append(float(logs['entropy']))
+        assert float(logs['policy_loss']) == 0
+    assert (np.diff(entropies) > 0).all()
+    assert entropies[0] < 0.8 < entropies[-1] <= math.log(A) + 1e-5
 
-        def lose_device(*args, **kwargs):
-            update(*args, **kwargs)
-            raise RuntimeError('the device is on fire')
 
-        monkeypatch.setattr(Learner, 'update', lose_device)
-        with pytest.raises(RuntimeError, match='on fire'):
-            loop.step(loop.put(make_batch()))
-        loop.finish()
-        assert steps(tmp_path / 'checkpoints') == [1]
-    finally:
-        loop.close()
+def test_update_does_not_depend_on_the_device_count():
+    """The loss is one sum over the whole batch: twice the batch is twice the loss, and any mesh does the same."""
+    updated = {}
+    for num_devices in (1, 8):
+        learner, actor, params = make_counting_learner(devices=jax.devices()[:num_devices])
+        trajectory = actor.unroll(0, params)
+        state = learner.restore(learner.init(jax.random.PRNGKey(1))._replace(params=params))
+        state, logs = learner.update(state, trajectory)
+        updated[num_devices] = jax.tree.map(np.array, (state.params, logs))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-6), updated[1], updated[8])
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), updated[1][0], jax.tree.map(np.array, params))
+    assert max(jax.tree.leaves(moved)) > 1e-3
+
+    @jax.jit
+    def total(trajectory):
+        output, _ = make_agent(SMALL, actor.environment.spec).unroll(params, trajectory.timesteps, ())
+        return make_loss(LossConfig(), VTraceConfig())(output, trajectory.experience)
+
+    once, (logs, _, _) = total(trajectory)
+    doubled = jax.tree.map(lambda x: np.concatenate([x, x], axis=1 if x.ndim > 1 else 0), trajectory)
+    twice, (doubled_logs, _, _) = total(doubled)
+    np.testing.assert_allclose(twice, 2 * once, rtol=1e-5)
+    np.testing.assert_allclose(updated[8][1]['loss'], once, rtol=1e-5)
+    for name in ('policy_loss', 'baseline_loss'):
+        np.testing.assert_allclose(doubled_logs[name], 2 * logs[name], rtol=1e-4)
+    np.testing.assert_allclose(doubled_logs['entropy'], logs['entropy'], rtol=1e-5)  # a mean, for people
+    # Over time, too: the parts of an unroll that is cut at an episode's end add up.
+    at = int(np.flatnonzero(trajectory.timesteps.step_type[:, 0] == LAST)[0])
+    one = jax.tree.map(lambda x: x[:, :1] if x.ndim > 1 else x[:1], trajectory)
+    parts = [total(cut(one, start, stop))[0] for start, stop in ((0, at), (at, 5))]
+    np.testing.assert_allclose(sum(parts), total(one)[0], rtol=1e-4)

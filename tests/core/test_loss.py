@@ -3,14 +3,20 @@
 import dataclasses
 import math
 
+import jax
 import numpy as np
 import pytest
 
 from impala_jax.build import make_loss
-from impala_jax.config import LossConfig, VTraceConfig
+from impala_jax.config import (
+    LossConfig,
+    VTraceConfig,
+)
 from impala_jax.loss import clip_rewards
 from impala_jax.networks import NetworkOutput
-from tests.core.test_learner import A, B, T, make_batch
+from impala_jax.types import TimeStep, Trajectory
+from tests.helpers.batches import A, B, T, make_batch
+from tests.helpers.loss_targets import learned
 
 REWARDS = [-10.0, -1.0, -0.5, 0.0, 0.5, 1.0, 10.0]
 CLIPPED = {
@@ -52,3 +58,55 @@ def test_the_loss_learns_from_clipped_rewards(mode):
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     raw, _ = make_loss(dataclasses.replace(config, reward_clip='none'), VTraceConfig())(output, batch.experience)
     assert (abs(raw - loss) > 1e-2) == (mode != 'none')
+
+
+def off_policy(T=6, B=40, seed=0):
+    """A trajectory without an episode's end, and logits [T + 1, B, A] of another policy, values [T + 1, B]."""
+    rng = np.random.RandomState(seed)
+    normal = lambda *shape: rng.randn(*shape).astype(np.float32)  # noqa: E731
+    timesteps = TimeStep(
+        np.ones([T + 1, B], np.int32),
+        normal(T + 1, B),
+        np.ones([T + 1, B], np.float32),
+        normal(T + 1, B, 1),
+        rng.randint(A, size=(T + 1, B)).astype(np.int32),
+    )
+    trajectory = Trajectory(timesteps, normal(T, B, A), (), None, None, None, None)  # pyright: ignore[reportArgumentType]
+    return trajectory, normal(T + 1, B, A), normal(T + 1, B)
+
+
+def test_c_bar_is_a_knob():
+    """Each of the four reaches the loss, as itself: the targets are those of equation 1, computed with it."""
+    trajectory, logits, values = off_policy()
+    chosen = trajectory.actions[..., None]
+    log_pi, log_mu = (
+        np.take_along_axis(np.array(jax.nn.log_softmax(x)), chosen, axis=-1)[..., 0]
+        for x in (logits[:-1], trajectory.behaviour_logits)
+    )
+    ratios = np.exp(log_pi - log_mu)
+    assert (ratios < 0.5).any() and (ratios > 3).any()
+    seen = []
+    for rho_bar, c_bar, pg_rho_bar, lambda_ in [
+        (1, 1, 1, 1),
+        (1, 0.3, 1, 1),
+        (3, 1, 1, 1),
+        (3, 2, 1, 1),
+        (1, 1, 4, 1),
+        (1, 1, 1, 0.5),
+        (1, 2, 1, 1),
+        (math.inf, math.inf, math.inf, 1),
+    ]:
+        targets = values.copy()
+        for t in reversed(range(len(ratios))):
+            delta = trajectory.timesteps.reward[t + 1] + 0.9 * values[t + 1] - values[t]
+            c = lambda_ * np.minimum(c_bar, ratios[t])
+            trace = 0.9 * c * (targets[t + 1] - values[t + 1])
+            targets[t] = values[t] + np.minimum(rho_bar, ratios[t]) * delta + trace
+        advantages = trajectory.timesteps.reward[1:] + 0.9 * targets[1:] - values[:-1]
+        config = VTraceConfig(rho_bar, c_bar, pg_rho_bar, lambda_, outside_theory=True)
+        actual = learned(trajectory, values, logits, config, discount=0.9)
+        np.testing.assert_allclose(actual.targets, targets[:-1], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(actual.advantages, np.minimum(pg_rho_bar, ratios) * advantages, rtol=1e-3, atol=2e-3)
+        seen.append(np.concatenate([actual.targets, actual.advantages]))
+    for i, a in enumerate(seen):
+        assert all(np.abs(a - b).max() > 0.05 for b in seen[:i])

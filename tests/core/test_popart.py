@@ -12,7 +12,7 @@ from impala_jax import build, popart
 from impala_jax.build import make_agent, make_loss, make_training
 from impala_jax.config import LossConfig, PopArtConfig, VTraceConfig
 from impala_jax.networks import NetworkOutput
-from tests.core.test_learner import NETWORK, SPEC, A, B, T, differ, host, make_batch, make_config, poison
+from tests.helpers.batches import NETWORK, SPEC, A, B, T, differ, host, make_batch, make_config, poison
 
 K = 3
 TASKS = SPEC._replace(tasks=('a', 'b', 'c'))

@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 
-from impala_jax.config import EnvironmentConfig
+from impala_jax import environments
+from impala_jax.config import (
+    EnvironmentConfig,
+)
 from impala_jax.environments import atari, make
 from impala_jax.types import FIRST, LAST, MID
+from tests.helpers.counting import SMALL, make_actor
 
 pytestmark = pytest.mark.atari
 
@@ -281,3 +285,67 @@ def test_closing_twice_does_no_harm(create):
     environment = create()
     environment.close()
     environment.close()
+
+
+@pytest.mark.atari
+def test_returns_are_per_game():
+    """In training an episode is a life, but a return is that of all lives of a game."""
+    environment = environments.make(EnvironmentConfig('atari/breakout'), 2, seed=0)
+    actor, params = make_actor(environment, 400, SMALL)
+    trajectory = actor.unroll(0, params)
+    environment.close()
+    last = trajectory.timesteps.step_type[1:] == LAST
+    returns = trajectory.info.episode_return
+    for i in range(2):
+        ends = np.flatnonzero(trajectory.info.episode_ended[:, i])
+        assert len(ends) >= 1
+        start = 0
+        for end in ends:
+            assert last[start : end + 1, i].sum() == 5
+            assert returns[end, i] == trajectory.timesteps.reward[1 + start : 2 + end, i].sum()
+            start = end + 1
+    assert np.nanmax(returns) > 0
+
+
+@pytest.mark.atari
+@pytest.mark.parametrize('repeat', [1, 4])
+def test_no_double_frame_skip(repeat):
+    """An agent step is as many frames of the emulator as are counted."""
+    config = EnvironmentConfig('atari/pong', action_repeat=repeat)
+    environment = environments.make(config, 2, seed=0)
+    environment.reset()
+    frames = []
+    emulator_step = environment._emulator.step
+
+    def step(actions):
+        result = emulator_step(actions)
+        frames.append(result[-1]['episode_frame_number'].copy())
+        return result
+
+    environment._emulator.step = step
+    for _ in range(10):
+        environment.step(np.zeros(2, np.int32))
+    environment.close()
+    np.testing.assert_array_equal(np.diff(frames, axis=0), repeat)
+    assert config.frames_per_step == repeat
+    assert EnvironmentConfig('atari/pong').frames_per_step == 4
+
+
+@pytest.mark.atari
+@pytest.mark.parametrize('preset, sticky, num_actions', [('paper', False, 6), ('machado', True, 18)])
+def test_presets_do_not_mix(preset, sticky, num_actions):
+    """`paper`: no-ops, the minimal actions, nothing sticky. `machado`: all actions, sticky ones, no no-ops."""
+    environment = environments.make(EnvironmentConfig('atari/pong', preset=preset), 16, seed=0)
+    assert environment.spec.num_actions == num_actions
+    _, info = environment._emulator.reset(seed=np.arange(16))
+    no_ops = info['episode_frame_number']
+    assert no_ops.any() == (preset == 'paper')
+    rng = np.random.RandomState(0)
+    for _ in range(30):
+        timestep, _ = environment.step(np.full(16, rng.randint(num_actions)))
+    newest = timestep.observation[..., -1]
+    environment.close()
+    # Games of other seeds that begin alike and get the same actions stay alike, unless actions stick.
+    groups = [newest[no_ops == number] for number in set(no_ops.tolist())]
+    assert max(len(group) for group in groups) > 1
+    assert any((group != group[:1]).any() for group in groups) == sticky

@@ -254,7 +254,7 @@ def test_refusals(stand_in, tmp_path):
         assert 'No such file or directory' in refusal(name, dataset_path=str(tmp_path / 'none'))
     (tmp_path / 'file').touch()
     assert 'Not a directory' in refusal(level_cache=str(tmp_path / 'file' / 'cache'))
-    with pytest.raises(ConfigError, match='environment.processes 2: each environment .* has a process of its own'):
+    with pytest.raises(ConfigError, match='environment.processes 2: each environment .* has its own process'):
         EnvironmentConfig(name=PLAIN, processes=2)
 
 

@@ -129,7 +129,7 @@ def test_another_evaluation_starts_from_the_first_task(change, minisuite, tmp_pa
     assert len(makes.names) == 4 and not partial.exists()
     (text,) = caplog.messages
     was = {**settings, 'greedy': False}[name]
-    assert f'{partial} is of another evaluation (' in text and f'{name} {was} instead of {value}' in text
+    assert f'{partial} is from a different evaluation (' in text and f'{name} {was} instead of {value}' in text
 
 
 def test_a_task_that_fails_is_named_and_costs_the_others_nothing(minisuite, tmp_path, monkeypatch, caplog):
@@ -138,10 +138,10 @@ def test_a_task_that_fails_is_named_and_costs_the_others_nothing(minisuite, tmp_
     with pytest.raises(evaluation.TaskFailed) as error:
         impala_jax.evaluate(minisuite, episodes=3, partial=partial)
     assert str(error.value) == (
-        'task minisuite/catch fails (as do minisuite/delayed_bandit): waited 3 s for it; 2 other tasks are in '
-        f'{partial}, and not played again'
+        'task minisuite/catch fails (as do minisuite/delayed_bandit): waited 3 s for it; 2 other tasks are saved in '
+        f'{partial}'
     )
-    assert caplog.messages[-1] == 'minisuite/delayed_bandit cannot be played, the other tasks are: it is gone'
+    assert caplog.messages[-1] == 'minisuite/delayed_bandit cannot be played, skipping it: it is gone'
     assert makes.names == ['catch_memory', 'go_to_colour']
     makes.errors = {}
     makes.names.clear()

@@ -1,15 +1,22 @@
 """Evaluations end, whatever the environment does."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import impala_jax
 from impala_jax import environments
 from impala_jax.build import make_agent
-from impala_jax.config import EnvironmentConfig, NetworkConfig
+from impala_jax.config import (
+    EnvironmentConfig,
+    EvaluatorConfig,
+    NetworkConfig,
+)
+from impala_jax.environments import factories
 from impala_jax.evaluation.evaluator import Evaluator
 from impala_jax.types import LAST
+from tests.helpers.counting import SMALL, A, Counting
 
 NETWORK = NetworkConfig(torso='mlp', mlp_sizes=(8,))
 
@@ -28,8 +35,8 @@ def test_a_game_without_an_end_is_truncated_at_the_limit_and_counts_as_it_stands
     assert len(evaluation.returns) == evaluation.num_truncated == 3
     assert all(-5 <= value <= 5 and value == int(value) for value in evaluation.returns)  # One game in nine steps.
     assert caplog.messages == [
-        '3 of 3 games of tests.helpers.hostile:endless were cut after 45 steps '
-        '(evaluator.max_episode_steps), and count as they stood'
+        '3 of 3 games of tests.helpers.hostile:endless were truncated after 45 steps (evaluator.max_episode_steps); '
+        'their returns count'
     ]
 
 
@@ -77,3 +84,26 @@ def test_a_game_of_atari_is_truncated_at_the_limit():
     environment.close()
     # The emulator counts the frames of the no-op start.
     assert len(ends) >= 4 and all(50 <= end <= 60 for end in ends)
+
+
+def tell_actions(seed):
+    """The return tells the actions: base A, a digit a step."""
+    return Counting(lambda count, action: float(action * A ** (count % 6)), length=5)
+
+
+def test_evaluation_samples_by_default(monkeypatch):
+    """With a uniform policy games differ; the most likely action, if asked for, makes all games the same."""
+    monkeypatch.setitem(factories.BUILT_IN, 'tell_actions', tell_actions)
+    config = EnvironmentConfig('tell_actions')
+    spec = environments.spec(config)
+    agent = make_agent(SMALL, spec)
+    params = jax.tree.map(jnp.zeros_like, agent.init(jax.random.PRNGKey(0)))
+    returns = {}
+    for name, kwargs in (('default', {}), ('greedy', {'greedy': True})):
+        evaluator = Evaluator(agent, config, episodes=20, num_envs=4, seed=0, **kwargs)
+        returns[name] = evaluator.play(0, params).returns
+        evaluator.close()
+        assert len(returns[name]) == 20
+    assert len(set(returns['default'])) > 10
+    assert set(returns['greedy']) == {0.0}
+    assert not EvaluatorConfig().greedy

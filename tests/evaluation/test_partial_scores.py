@@ -48,14 +48,14 @@ def test_rows_of_another_evaluation_are_removed(open_file, tmp_path, caplog):
     open_file(seed=4, greedy=True).add('a', ROW)
     scores = open_file()
     assert not scores.rows and not (tmp_path / 'rows').exists()
-    assert 'another evaluation (seed 4 instead of 3): all tasks are played' in caplog.text
+    assert 'a different evaluation (seed 4 instead of 3): all tasks are played' in caplog.text
     scores.add('b', ROW)
     assert list(open_file().rows) == ['b']
 
 
 def test_a_file_of_something_else_is_left_alone(open_file, tmp_path):
     (tmp_path / 'rows').write_text('{"frames": 3}\n')
-    with pytest.raises(ConfigError, match='rows is in the way'):
+    with pytest.raises(ConfigError, match='rows does not contain the scores'):
         open_file()
     (tmp_path / 'rows').unlink()
     (tmp_path / 'rows').mkdir()
@@ -76,4 +76,4 @@ def test_a_full_disk_costs_no_scores(open_file, monkeypatch, caplog, tmp_path):
     monkeypatch.setattr(partial_scores, 'append_row', append)
     scores.add('c', ROW)
     assert list(scores.rows) == ['a', 'b', 'c'] and list(open_file().rows) == ['a', 'c']
-    assert 'No space left on device; b would be played again by another start' in caplog.text
+    assert 'No space left on device; a restart would play b again' in caplog.text

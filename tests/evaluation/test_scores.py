@@ -252,10 +252,10 @@ def test_figure_from_the_command_line(tmp_path):
     done = plot(result('minisuite', {'minisuite/a': [1.0, 0.0], 'minisuite/b': [2.0, 2.0]}))
     assert (done.returncode, done.stderr) == (0, '') and (tmp_path / 'a.svg').read_bytes().startswith(b'<?xml')
     done = plot({'episodes': 3, 'mean_return': 1.0})
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith('error: these are no scores of a suite')
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith('error: these are not scores of a suite')
 
 
 def test_what_is_no_suite_is_refused():
     for content in ([], {}, {'tasks': {}}, {'tasks': {'a': {}}}):
-        with pytest.raises(ConfigError, match='no scores of a suite'):
+        with pytest.raises(ConfigError, match='not scores of a suite'):
             plotting.suite(content)  # pyright: ignore[reportArgumentType]

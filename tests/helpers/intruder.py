@@ -8,7 +8,6 @@ import os
 import sys
 
 import numpy as np
-import reverb
 
 NOBODY = 65534
 
@@ -49,6 +48,8 @@ def malformed(leaves):
 
 
 def main(address, source, target):
+    import reverb
+
     if os.getuid() == 0:
         os.setgroups([])
         os.setgid(NOBODY)

@@ -10,7 +10,7 @@ from impala_jax.config import OptimizerConfig
 from impala_jax.runtimes import pod
 from impala_jax.training.hosts import ManyHosts
 from impala_jax.trajectory_queue import columns
-from tests.core.test_learner import NETWORK, SPEC, B, T, make_batch, make_config
+from tests.helpers.batches import NETWORK, SPEC, B, T, make_batch, make_config
 
 NUM_UPDATES = 20
 CONFIG = make_config(total_updates=NUM_UPDATES, optimizer=OptimizerConfig(learning_rate=0.01))

@@ -62,3 +62,21 @@ def children(name='from impala_jax.environments import worker'):
         except OSError:
             continue
     return found
+
+
+def listening_ports(folder):
+    """TCP ports at which the processes of the program started for `folder` listen."""
+    ports = set()
+    inodes = set()
+    for pid in marked_processes(folder):
+        for descriptor in Path(f'/proc/{pid}/fd').iterdir():
+            try:
+                inodes.add(os.readlink(descriptor).removeprefix('socket:[').removesuffix(']'))
+            except OSError:
+                continue
+    for table in ('tcp', 'tcp6'):
+        for line in Path(f'/proc/net/{table}').read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == '0A' and fields[9] in inodes:
+                ports.add(int(fields[1].rpartition(':')[2], 16))
+    return ports

@@ -15,7 +15,7 @@ events = []
 monitoring.register_event_listener(lambda event, **_: events.append(event))
 jax.numpy.zeros(3).block_until_ready()  # JAX has looked for a cache already.
 from impala_jax.kernels import compilation_cache
-folder = compilation_cache.keep_programs()
+folder = compilation_cache.enable_cache()
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 print(json.dumps([str(folder), float(jax.jit(lambda x: (x ** 3).sum())(jax.numpy.arange(4.0))),
                   '/jax/compilation_cache/cache_hits' in events]))

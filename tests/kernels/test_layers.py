@@ -118,7 +118,7 @@ def test_kernels_on_random_shapes(seeds):
         convolution, args, cotangent = random_layer(seed)
         ours, plain = both(convolution)
         assert runs_kernels(ours, *args) == bool(cotangent.size), seed
-        narrow += args[0].shape[2] < convolution.stride and cpu.serve_image_gradient(args[0])
+        narrow += args[0].shape[2] < convolution.stride and cpu.is_image_gradient_supported(args[0])
         without_outputs += not cotangent.size
         results = [
             (output, backward(cotangent)) for output, backward in (jax.vjp(layer, *args) for layer in (ours, plain))
@@ -210,7 +210,7 @@ FAULTS = """
 import resource, sys
 from impala_jax.kernels import allocator
 if 'keep' in sys.argv:
-    assert allocator.keep_memory()
+    assert allocator.configure_allocator()
 import jax, jax.numpy as jnp
 double = jax.jit(lambda x: x + x)
 x = jnp.ones([20_000_000])  # 80 MB: more than an arena of a thread can hold.

@@ -56,4 +56,4 @@ def test_kernels_of_another_source_are_not_loaded(tmp_path, monkeypatch):
     (tmp_path / 'kernels.cc').write_bytes(source)
     assert not cpu._load()
     (tmp_path / 'kernels.cc').write_bytes(source + b'// Mended.')
-    assert cpu._load() == 'compiled from another kernels.cc: install this project again'
+    assert cpu._load() == 'compiled from a different kernels.cc: reinstall this project'

@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -15,8 +14,9 @@ from impala_jax.config import ConfigError
 from impala_jax.rundir import lock
 from impala_jax.rundir.lock import LOCK, only_process
 from impala_jax.studies import ablation
+from tests.helpers.configs import small
 from tests.helpers.programs import ROOT, finish, start
-from tests.studies.test_ablation import small
+from tests.helpers.runs import files
 
 HOLD = """
 import sys, time
@@ -145,12 +145,3 @@ def test_every_program_keeps_to_it(script, folder, tmp_path):
         code, stdout, stderr = finish(process)
     assert code not in (0, None), stdout
     assert f'process {os.getpid()} on' in stderr.splitlines()[-1], stderr
-
-
-def files(folder):
-    """All there is in a folder but the lock, which is touched every few seconds: contents and times of files."""
-    return {
-        path: (path.read_bytes(), path.stat().st_mtime_ns) if path.is_file() else None
-        for path in Path(folder).rglob('*')
-        if path.name != LOCK
-    }

@@ -16,12 +16,11 @@ from impala_jax.rundir.checkpoint import Checkpointer, CheckpointError
 from impala_jax.runtimes import nodes
 from impala_jax.runtimes.nodes import REPLAY as REPLAY_FOLDER
 from impala_jax.studies import ablation
+from tests.helpers import runs
+from tests.helpers.configs import small
 from tests.helpers.programs import ROOT, finish, marked_processes, wait_for
-from tests.rundir.test_lock import files
-from tests.runs import test_runs
-from tests.runs.test_runs import ENDLESS, REPLAY, SMALL, learned, rows_of, start, train
-from tests.runs.test_runs import assert_same as assert_same_run
-from tests.studies.test_ablation import small
+from tests.helpers.runs import ENDLESS, REPLAY, SMALL, files, learned, rows_of, start, train
+from tests.helpers.runs import assert_same as assert_same_run
 
 RUNTIMES = ['threads', pytest.param('launchpad', marks=pytest.mark.launchpad)]
 
@@ -140,7 +139,7 @@ def saved_replay(workdir):
     return versions
 
 
-@pytest.mark.parametrize('runtime', test_runs.RUNTIMES, ids=test_runs.IDS)
+@pytest.mark.parametrize('runtime', runs.RUNTIMES, ids=runs.IDS)
 def test_replay_is_resumed(runtime, tmp_path):
     arguments = [*runtime, '--learner.batch-size', '8', '--replay.fraction', '0.5', *SMALL[4:]]
     arguments += ['--optimizer.schedule', 'constant']
@@ -266,7 +265,7 @@ def test_a_cell_whose_environments_cannot_be_saved_starts_again(tmp_path):
     # As one that was stopped, with nothing of the environments in its checkpoint.
     run(dataclasses.replace(cell.config, total_frames=200), workdir, 'threads')
     assert ablation.run_sweep([cell], tmp_path, 1).read_text() == unbroken
-    assert 'the cell starts again' in (workdir / 'log.txt').read_text()
+    assert 'the cell restarts' in (workdir / 'log.txt').read_text()
 
 
 # Schedules.

@@ -5,16 +5,7 @@ import dataclasses
 import pytest
 
 import impala_jax
-from impala_jax.cli.command_line import load_config_file
-from tests.helpers.programs import ROOT
-
-CONFIGS = ROOT / 'configs'
-
-
-def one_device(name):
-    """A shipped configuration on one device, as a person has, and not on the tests' eight."""
-    config = load_config_file(str(CONFIGS / name))
-    return dataclasses.replace(config, learner=dataclasses.replace(config.learner, num_devices=1))
+from tests.helpers.configs import one_device
 
 
 def test_catch_is_solved(tmp_path):

@@ -15,9 +15,9 @@ from impala_jax import config, environments, evaluate, run
 from impala_jax.config import ConfigError
 from impala_jax.kernels import compilation_cache
 from impala_jax.system import machine
+from tests.helpers.configs import small
 from tests.helpers.programs import ROOT, finish, marked_processes
-from tests.runs.test_runs import SMALL, rows_of, start
-from tests.studies.test_ablation import small
+from tests.helpers.runs import SMALL, rows_of, start
 
 RUNTIMES = ['threads', pytest.param('launchpad', marks=pytest.mark.launchpad)]
 ASCII = {'LC_ALL': 'C', 'PYTHONCOERCECLOCALE': '0', 'PYTHONUTF8': '0', 'PYTHONIOENCODING': 'ascii'}
@@ -52,7 +52,7 @@ def test_without_a_home_nothing_is_cached(no_home, monkeypatch):
     monkeypatch.setattr(compilation_cache.jax.config, 'update', lambda *_: pytest.fail('a cache is set'))
     try:
         compilation_cache.jax.config._value_holders['jax_compilation_cache_dir']._set(None)
-        assert compilation_cache.keep_programs() is None
+        assert compilation_cache.enable_cache() is None
     finally:
         compilation_cache.jax.config._value_holders['jax_compilation_cache_dir']._set(folder)
 

@@ -22,8 +22,8 @@ from impala_jax.kernels import cpu
 from impala_jax.rundir import checkpoint
 from impala_jax.runtimes import pod, supervisor
 from impala_jax.runtimes.host_share import host_share, resolved
-from tests.core.test_learner import NETWORK, SPEC, make_batch
 from tests.helpers import programs
+from tests.helpers.batches import NETWORK, SPEC, make_batch
 from tests.helpers.pod_learner import CONFIG, NUM_UPDATES
 from tests.helpers.programs import ROOT, finish, marked_processes, wait_for
 
@@ -333,7 +333,7 @@ def test_a_host_that_is_gone_is_named(gone, tmp_path):
         code, _, stderr = finish(host, 30)
         assert code
         if i != gone:
-            assert f'host {gone} (machine{gone}): it is gone' in stderr.splitlines()[-1]
+            assert f'host {gone} (machine{gone}): it has ended' in stderr.splitlines()[-1]
     wait_for(lambda: not marked_processes(tmp_path), timeout_s=10)
 
 

@@ -9,17 +9,12 @@ import pytest
 
 from impala_jax import config as config_lib
 from impala_jax.config import (
-    ActorConfig,
-    Config,
     ConfigError,
     EnvironmentConfig,
-    EvaluatorConfig,
-    LearnerConfig,
-    LoggingConfig,
-    NetworkConfig,
 )
 from impala_jax.studies.ablation import CellFailed, Grid, run_sweep
 from tests.helpers import programs
+from tests.helpers.configs import small
 from tests.helpers.programs import ROOT, finish, marked_processes, wait_for
 
 GRID = """
@@ -111,23 +106,6 @@ def test_a_stopped_sweep_goes_on_and_gives_the_same_table(unbroken, grid_file, t
     cells = {path: path.stat().st_mtime_ns for path in output.glob('cells/*/*')}
     assert finish(start(grid_file, output))[0] == 0
     assert cells == {path: path.stat().st_mtime_ns for path in output.glob('cells/*/*')}
-
-
-def small(**kwargs):
-    return Config(
-        **(
-            {
-                'total_frames': 400,
-                'environment': EnvironmentConfig(name='catch'),
-                'network': NetworkConfig(torso='mlp', mlp_sizes=(8,)),
-                'learner': LearnerConfig(batch_size=4, unroll_length=10, num_devices=1),
-                'actor': ActorConfig(num_actors=1, num_envs=2),
-                'evaluator': EvaluatorConfig(episodes=0),
-                'logging': LoggingConfig(interval_updates=5),
-            }
-            | kwargs
-        )
-    )
 
 
 def test_a_cell_that_fails_ends_the_sweep_with_its_name(tmp_path):

@@ -18,15 +18,7 @@ import pytest
 import impala_jax
 from impala_jax import config as config_lib
 from impala_jax.config import (
-    ActorConfig,
-    Config,
     ConfigError,
-    EnvironmentConfig,
-    EvaluatorConfig,
-    LearnerConfig,
-    LoggingConfig,
-    NetworkConfig,
-    OptimizerConfig,
     PBTConfig,
 )
 from impala_jax.rundir import checkpoint
@@ -37,21 +29,10 @@ from impala_jax.studies import pbt
 from impala_jax.studies.pbt import Hyperparameters, Member
 from impala_jax.training import hooks
 from impala_jax.types import StepInfo
+from tests.helpers.populations import SMALL, TEMPLATE
 from tests.helpers.programs import ROOT
 
-BURN_IN, INTERVAL = 2000, 1000
 GOOD = 0.03  # A learning rate with which SMALL learns.
-SMALL = Config(
-    total_frames=6000,
-    environment=EnvironmentConfig(name='catch'),
-    network=NetworkConfig(torso='mlp', mlp_sizes=(8,)),
-    learner=LearnerConfig(batch_size=4, unroll_length=10, num_devices=1),
-    actor=ActorConfig(num_actors=1, num_envs=4),
-    evaluator=EvaluatorConfig(episodes=0),
-    logging=LoggingConfig(interval_updates=10),
-    optimizer=OptimizerConfig(name='adam'),
-    pbt=PBTConfig(burn_in_frames=BURN_IN, interval_frames=INTERVAL, epsilon=(1e-8,)),
-)
 
 
 def with_pbt(config, **values):
@@ -142,8 +123,6 @@ def test_fitness_waits_for_the_episodes_of_each_task():
 
 # The rule, on checkpoints of another's.
 
-TEMPLATE = {'learner': {'weights': np.zeros(3, np.float32)}}
-
 
 def member(population, index=0, config=SMALL):
     config = pbt.member_config(config, index)
@@ -224,7 +203,7 @@ def test_what_cannot_be_read_is_passed_over(tmp_path, caplog):
     assert read_rows(tmp_path / 'member_00' / 'pbt.jsonl')[-1]['other_fitness'] == 0.5  # The one before.
     (folder / '000000001' / 'checkpoint.json').write_text('{')
     assert subject.evolve(4000, 0.0, TEMPLATE) is None
-    assert 'member_01 cannot be compared with' in caplog.text
+    assert 'skipping the comparison with member_01' in caplog.text
     # Another network's.
     publish(tmp_path, 1, 0.9, step=3)
     assert subject.evolve(5000, 0.0, {'learner': {'weights': np.zeros(4, np.float32)}}) is None
@@ -369,7 +348,7 @@ from impala_jax.rundir import checkpoint
 from impala_jax.studies import pbt
 from impala_jax.rundir.checkpoint import Checkpointer
 from impala_jax.rundir.lock import only_process
-from tests.studies.test_pbt import SMALL, TEMPLATE
+from tests.helpers.populations import SMALL, TEMPLATE
 
 EVENTS = {'open', 'os.mkdir', 'os.rename', 'os.remove', 'os.rmdir', 'os.listdir', 'os.scandir', 'shutil.rmtree'}
 population = Path(sys.argv[1])
@@ -479,7 +458,7 @@ def test_a_summary_names_the_best_member_and_those_without_a_return(tmp_path):
 CONFIG = """
 import sys
 sys.path.insert(0, {root!r})
-from tests.studies.test_pbt import SMALL
+from tests.helpers.populations import SMALL
 
 
 def get_config():

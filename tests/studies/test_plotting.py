@@ -378,7 +378,7 @@ def test_bias_variance():
 
 
 def test_bias_variance_bad_rows():
-    for rows, word in ((ROWS, "'variance'; did you mean 'var'"), ([], 'no rows'), ([{'rho_bar': 'x'}], 'no number')):
+    for rows, word in ((ROWS, "'variance'; did you mean 'var'"), ([], 'no rows'), ([{'rho_bar': 'x'}], 'not a number')):
         with pytest.raises(ConfigError, match=word):
             plotting.bias_variance(rows)
 

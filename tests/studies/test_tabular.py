@@ -438,7 +438,7 @@ ONE_HOTS = np.tile(np.eye(2)[:, None], (1, 2, 1))[0], np.tile(np.eye(2)[:, None]
         (lambda: tabular.operator(MDP, MU, PI, np.zeros(5), c_bar=-1), 'c_bar must be 0 or more .*, got -1'),
         (lambda: tabular.operator(MDP, MU, PI, np.zeros(5), math.nan), 'rho_bar must be positive .*, got nan'),
         (lambda: tabular.fixed_point(MDP, MU, PI, lambda_=1.1), r'lambda_ must lie in \[0, 1\], got 1.1'),
-        (lambda: tabular.contraction_modulus(MDP, MU, PI, n=0), 'n must be a whole number of at least 1, .*, got 0'),
+        (lambda: tabular.contraction_modulus(MDP, MU, PI, n=0), 'n must be a positive integer, .*, got 0'),
         (lambda: tabular.target_moments(MDP, MU, PI, np.zeros(5), n=1.5), 'n must be a whole number .*, got 1.5'),
         (lambda: tabular.stationary_distribution(TWO_ENDS, HALVES), 'more than one stationary distribution'),
         (lambda: tabular.trade_off(MDP, MU, PI, [1], [1], weights=[1, 0]), r'weights must be \[S\] = \(5,\), .*\(2,\)'),

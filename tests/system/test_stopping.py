@@ -229,7 +229,7 @@ COMPILES = "hashlib.pbkdf2_hmac('sha256', b'', b'', 1_000_000_000)"
 
 def test_while_a_library_does_not_return(tmp_path):
     process = program(tmp_path, COMPILES)
-    assert 'it had not ended by itself within 6 s' in stops(process, tmp_path, signal.SIGTERM)
+    assert 'it had not exited by itself within 6 s' in stops(process, tmp_path, signal.SIGTERM)
 
 
 def test_while_a_module_is_imported(tmp_path):
@@ -264,7 +264,7 @@ def test_what_is_saved_is_not_cut_short(tmp_path):
     stop = threading.Event()
     with stopping.StopSignals(stop):
         stop.wait()
-        with stopping.unhurried():
+        with stopping.critical_section():
             time.sleep(7.5)
             Path({str(tmp_path / 'saved')!r}).touch()
     raise stopping.Stopped(15)

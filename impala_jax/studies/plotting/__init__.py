@@ -1,14 +1,14 @@
-"""Figures of runs and of sweeps; `launch/plot.py` draws them from the command line.
+"""Figures of runs and sweeps; `launch/plot.py` draws them from the command line.
 
-A sweep's table has one row for each log point of each cell, which is one run: first the column `cell` (its name) and
-the fields of `Config` that were swept, by their dotted names, then `frames` and the metrics, among them `final_return`,
-the mean return of the final evaluation, the same on every row of a cell.
+The table of a sweep has one row per log point of each cell, where a cell is one run. The first columns are `cell`, the
+cell's name, and the swept fields of `Config`, by their dotted names. Then follow `frames` and the metrics, among them
+`final_return`, the mean return of the final evaluation, which is the same in all rows of a cell.
 
-Means are over runs that differ in nothing but their seed. Where another field would be averaged over in silence, the
-functions refuse, and say which. Intervals are 95 % percentile bootstrap intervals over the seeds of a mean.
+Means are over runs that differ only in their seed. If a mean would include runs that differ in another field, the
+functions raise an error that names the field. Intervals are 95 % percentile bootstrap intervals over seeds.
 
-matplotlib is imported by the first figure only. A figure belongs to the caller, not to pyplot: save it with `save`,
-or show it in a notebook after `%matplotlib inline`.
+matplotlib is imported when the first figure is drawn. Figures are not registered with pyplot: save them with `save`, or
+show them in a notebook after `%matplotlib inline`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scores per task of a suite, as bars."""
+"""Bar charts of scores on the tasks of a suite."""
 
 from __future__ import annotations
 
@@ -23,18 +23,22 @@ if TYPE_CHECKING:
 
 
 def suite(result: Mapping[str, Any]) -> Figure:
-    """Human-normalised scores of a suite's tasks as bars, best first, and as marks those of the paper's agents.
+    """Draws human-normalised scores of a suite's tasks as bars, best first, with markers for the paper's agents.
 
-    Bars end in their 95 % bootstrap intervals; the line at 100 % is the human. Where no human scores are known, they
-    are mean returns with their standard errors.
+    Error bars are 95 % bootstrap intervals, and a line at 100 % shows human level. If human scores are unknown, the
+    bars are mean returns with their standard errors.
 
     Args:
-      result: of `impala_jax.evaluate` on a suite, or what its JSON file holds.
+      result: Result of `impala_jax.evaluate` on a suite, or the content of its JSON file.
+
+    Returns:
+      The figure.
+
     Raises:
-      ConfigError: it is not of a suite.
+      ConfigError: The result is not from a suite.
     """
     if not isinstance(result, dict) or not result.get('tasks') or 'aggregates' not in result:
-        raise ConfigError('these are no scores of a suite: write them with launch/evaluate.py --suite ... --json FILE')
+        raise ConfigError('these are not scores of a suite: write them with launch/evaluate.py --suite ... --json FILE')
     agents = paper_agents(result['environment'])
     human = all(scores['human_normalised'] is not None for scores in result['tasks'].values())
     key = 'human_normalised' if human else 'mean_return'
@@ -51,7 +55,7 @@ def suite(result: Mapping[str, Any]) -> Figure:
     axes.errorbar(values, places, xerr=errors, fmt='none', ecolor='black', elinewidth=1.0, capsize=1.5)
     handles: list[Any] = [Patch(color=PALETTE[0], alpha=0.4, label='this run')]
     drawn = [values]
-    # Hollow but for the first, and larger and larger, so that those which coincide are all seen.
+    # All but the first are hollow and increasingly larger, so that coinciding markers are visible.
     for i, (agent, marker, color) in enumerate(zip(agents, 'osD', PALETTE[1:], strict=False)):
         drawn.append(np.array([agent.score(task) for task in tasks]))
         style = {'marker': marker, 'color': color, 'linestyle': 'none', 'markersize': 3.5 + i}
@@ -64,7 +68,7 @@ def suite(result: Mapping[str, Any]) -> Figure:
             axes.set_xscale('symlog', linthresh=10)
     _finish_bars(axes, tasks, fontsize=7)
     axes.margins(x=0.03)
-    # The mean is what a few games with large scores make it, and is left to the table.
+    # The mean is dominated by a few games with large scores, so it appears only in the table.
     headlines = [
         f'{AGGREGATES.get(name, "mean")}: {estimate_text(scores["value"], scores["interval"], 1 if human else 2)}'
         for name, scores in result['aggregates'].items()
@@ -77,7 +81,7 @@ def suite(result: Mapping[str, Any]) -> Figure:
 
 
 def _error(scores: Mapping[str, Any], human: bool) -> tuple[float, float]:
-    """How far a task's bar reaches below and above its value."""
+    """Returns the lengths of a task's error bar below and above its value."""
     if not human:
         return scores['stderr'], scores['stderr']
     if scores['human_normalised_interval'] is None:
@@ -87,24 +91,28 @@ def _error(scores: Mapping[str, Any], human: bool) -> tuple[float, float]:
 
 
 def experts(table: Table, workdir: Path | str | None = None) -> Figure:
-    """Experts against the agent that was trained on all tasks of a suite, with the same total of frames, a pair a task.
+    """Draws pairs of bars, one per task, for experts and for an agent trained on all tasks with the same total frames.
 
-    As in the paper's comparison of experts and multi-task training (section 5.3.1): where the multi-task agent's bar is
-    the longer one, the other tasks have helped. Bars are means over seeds, with their intervals: human-normalised, in
-    percent, where human scores are known of all tasks.
+    As in the paper's comparison of experts and multi-task training (section 5.3.1), the other tasks have helped if the
+    multi-task agent's bar is longer. Bars are means over seeds with their intervals, human-normalised in percent if
+    human scores are known for all tasks.
 
     Args:
-      table: of a sweep of `ablation.experts`.
-      workdir: of a multi-task run apart from it, whose last evaluation is shown; None: that of the sweep.
+      table: Table of a sweep of `ablation.experts`.
+      workdir: Folder of a separate multi-task run, whose last evaluation is shown; None for the agent of the sweep.
+
+    Returns:
+      The figure.
+
     Raises:
-      ConfigError: there are no experts, or no multi-task agent, or another one's.
+      ConfigError: There are no experts, or there is no multi-task agent that was trained on the same tasks.
     """
     finals = {'experts': _expert_returns(table), 'multi-task': _multi_task_returns(table, workdir)}
     tasks = [task for task in finals['experts'] if task in finals['multi-task']]
     if not tasks:
         where = 'this table' if workdir is None else workdir
         raise ConfigError(
-            f'{where} has no agent that was trained on all tasks of experts that have ended: train it with '
+            f'{where} has no agent that was trained on all tasks of the finished experts: train it with '
             'launch/experts.py, or give the --workdir of its run'
         )
     human = all(human_normalised(task, 0.0) is not None for task in tasks)
@@ -114,7 +122,7 @@ def experts(table: Table, workdir: Path | str | None = None) -> Figure:
                 agent[task] = [human_normalised(task, value) or 0.0 for value in agent[task]]
     mean = {name: [float(np.mean(agent[task])) for task in tasks] for name, agent in finals.items()}
     gains = np.subtract(mean['multi-task'], mean['experts'])
-    order = np.argsort(gains, kind='stable')  # Upwards: what gains most is on top.
+    order = np.argsort(gains, kind='stable')  # ascending, so the largest gain is at the top
     tasks = [tasks[i] for i in order]
 
     from matplotlib.patches import Patch
@@ -141,7 +149,7 @@ def experts(table: Table, workdir: Path | str | None = None) -> Figure:
 
 
 def _expert_returns(table: Table) -> dict[str, list[float]]:
-    """Task -> the final returns of its experts."""
+    """Returns the final returns of the experts, by task."""
     returns: dict[str, list[float]] = {}
     for cell in cells_of(table, 'final_return'):
         returns.setdefault(cell.fields.get('task', ''), []).append(cell.final)
@@ -149,7 +157,7 @@ def _expert_returns(table: Table) -> dict[str, list[float]]:
 
 
 def _multi_task_returns(table: Table, workdir: Path | str | None) -> dict[str, list[float]]:
-    """Task -> the final returns there of agents that were trained on all tasks."""
+    """Returns the final returns of agents that were trained on all tasks, by task."""
     if workdir is not None:
         last = (read_rows(Path(workdir) / EVALUATIONS) or [{}])[-1]
         return {name.partition('/')[2]: [value] for name, value in last.items() if name.startswith('mean_return/')}
@@ -158,7 +166,7 @@ def _multi_task_returns(table: Table, workdir: Path | str | None) -> dict[str, l
 
 
 def _finish_bars(axes: Axes, tasks: Sequence[str], fontsize: float) -> None:
-    """Marks 0, and names the tasks, whose bars lie at 0, 1, 2 and so on."""
+    """Draws a line at 0 and labels the bars, which lie at 0, 1, 2 and so on, with the tasks."""
     axes.axvline(0, color='black', linewidth=0.8)
     axes.set_yticks(np.arange(len(tasks)), [escape(task_label(task)) for task in tasks], fontsize=fontsize)
     axes.set_ylim(-0.6, len(tasks) - 0.4)

@@ -1,4 +1,4 @@
-"""Parts that all figures share: panels, legends, colours and the file."""
+"""Common parts of all figures: panels, legends, colours and files."""
 
 from __future__ import annotations
 
@@ -19,16 +19,20 @@ if TYPE_CHECKING:
 
 FORMATS = ('.png', '.svg')
 _DPI = 300
-# Okabe and Ito (2008), told apart by the colour-blind too; without its yellow, which is too light for lines.
+# Okabe and Ito (2008), also distinguishable for colour-blind readers; without yellow, which is too light for lines.
 PALETTE = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 Style = dict[str, Any]  # `color` and `linestyle`
 
 
 def save(figure: Figure, path: Path | str) -> None:
-    """Writes a figure as PNG (300 dots an inch) or SVG; the same figure gives the same bytes.
+    """Writes a figure as PNG (300 dots per inch) or SVG; the same figure always gives the same bytes.
+
+    Args:
+      figure: The figure.
+      path: Path of the file, with a suffix in `FORMATS`.
 
     Raises:
-      ConfigError: another ending, or no such directory.
+      ConfigError: The suffix is different, or the directory does not exist.
     """
     check_output(path)
     import matplotlib
@@ -39,7 +43,15 @@ def save(figure: Figure, path: Path | str) -> None:
 
 
 def check_output(path: Path | str, option: str = '--output') -> None:
-    """Raises ConfigError, which names the option, if `save` could not write there; to be asked before long work."""
+    """Checks that `save` can write to `path`; to be called before long work.
+
+    Args:
+      path: Path of the file.
+      option: Command-line option that the path is from, for error messages.
+
+    Raises:
+      ConfigError: The suffix is not in `FORMATS`, the directory does not exist, or matplotlib is not installed.
+    """
     path = Path(path)
     if path.suffix not in FORMATS:
         raise ConfigError(f'{option} {path}: the name must end in {" or ".join(FORMATS)}')
@@ -49,7 +61,7 @@ def check_output(path: Path | str, option: str = '--output') -> None:
 
 
 def require_matplotlib() -> None:
-    """Raises ConfigError, with the remedy, if matplotlib cannot be imported."""
+    """Raises ConfigError if matplotlib cannot be imported."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
@@ -59,7 +71,17 @@ def require_matplotlib() -> None:
 def new_figure(
     num_panels: int, size: tuple[float, float] | None = None, grid: bool = True, columns: int = 3
 ) -> tuple[Figure, list[Axes]]:
-    """An empty figure of panels of `size` (inches), `columns` a row."""
+    """Creates an empty figure.
+
+    Args:
+      num_panels: Number of panels.
+      size: Width and height of a panel, in inches; None for a default.
+      grid: Whether to draw grid lines.
+      columns: Largest number of panels per row.
+
+    Returns:
+      The figure and its panels.
+    """
     require_matplotlib()
     from matplotlib.figure import Figure
 
@@ -79,9 +101,9 @@ def new_figure(
 
 
 def finish_axes(axes: Axes, x_label: str, y_label: str, title: str) -> None:
-    """Writes labels and title; the y label beside the first column only."""
+    """Sets labels and title; the y label only in the first column."""
     axes.set_xlabel(x_label)
-    # Panels beside each other measure the same.
+    # Panels in a row have the same y axis.
     spec = axes.get_subplotspec()
     if spec is None or spec.is_first_col():
         axes.set_ylabel(y_label)
@@ -89,8 +111,8 @@ def finish_axes(axes: Axes, x_label: str, y_label: str, title: str) -> None:
 
 
 def add_legend(figure: Figure, handles: Sequence[Any], title: str | None = None) -> None:
-    """A legend below the panels, where it covers nothing."""
-    widths = [0.65 + 0.075 * len(handle.get_label()) for handle in handles]  # inches, about
+    """Adds a legend below the panels, where it covers nothing."""
+    widths = [0.65 + 0.075 * len(handle.get_label()) for handle in handles]  # approximate, in inches
     for rows in range(1, len(handles) + 1):
         columns = math.ceil(len(handles) / rows)
         if sum(max(widths[i : i + rows]) for i in range(0, len(widths), rows)) < figure.get_figwidth():
@@ -99,7 +121,7 @@ def add_legend(figure: Figure, handles: Sequence[Any], title: str | None = None)
 
 
 def add_hue_legend(figure: Figure, hue: str | None, styles: Mapping[Any, Style]) -> None:
-    """A legend of the values of `hue`; none for no field."""
+    """Adds a legend of the values of `hue`, unless it is None."""
     if hue is None:
         return
     from matplotlib.lines import Line2D
@@ -109,7 +131,7 @@ def add_hue_legend(figure: Figure, hue: str | None, styles: Mapping[Any, Style])
 
 
 def hue_styles(table: Table, hue: str | None) -> dict[Any, Style]:
-    """Value of `hue` -> its colour and line style, the same in all panels; corrections keep theirs in all figures."""
+    """Returns colour and line style by value of `hue`, for all panels; corrections have the same in all figures."""
     values = field_values(table, hue)
     if isinstance(values[0], float):
         return dict(zip(values, sequential(len(values)), strict=True))
@@ -120,13 +142,13 @@ def hue_styles(table: Table, hue: str | None) -> dict[Any, Style]:
 
 
 def palette(count: int) -> list[Style]:
-    """Styles for what has no order; after the last colour the line style changes."""
+    """Returns styles for unordered values; after the last colour, the line style changes."""
     size, line_styles = len(PALETTE), ('-', '--', ':', '-.')
     return [{'color': PALETTE[i % size], 'linestyle': line_styles[i // size % 4]} for i in range(count)]
 
 
 def sequential(count: int) -> list[Style]:
-    """Styles for numbers: from dark to light, without viridis' yellow, which is too light for lines."""
+    """Returns styles for numbers, from dark to light, without viridis' yellow, which is too light for lines."""
     require_matplotlib()
     from matplotlib import colormaps
 

@@ -1,4 +1,4 @@
-"""Figures over environment frames: the curves of runs, of a sweep, and of a population."""
+"""Figures over environment frames: curves of runs, of a sweep, and of a population."""
 
 from __future__ import annotations
 
@@ -23,12 +23,18 @@ if TYPE_CHECKING:
 
 
 def learning_curve(workdirs: Sequence[Path | str]) -> Figure:
-    """The returns of runs over frames, from their workdirs: a line a run, and a panel a task.
+    """Draws the returns of runs over frames, one line per run and one panel per task.
 
-    Dots with bars are evaluations, with the standard error of their mean.
+    Dots with error bars are evaluations, with the standard error of their mean.
+
+    Args:
+      workdirs: Folders of the runs.
+
+    Returns:
+      The figure.
 
     Raises:
-      ConfigError: something is no workdir, or no episode has ended there yet.
+      ConfigError: A folder does not contain a run, or no episode of it has ended yet.
     """
     runs: dict[str, list[tuple[str, list[dict[str, Any]], list[dict[str, Any]]]]] = {}
     paths = [Path(workdir) for workdir in workdirs]
@@ -63,7 +69,7 @@ def learning_curve(workdirs: Sequence[Path | str]) -> Figure:
                     fmt='o',
                     markersize=4,
                     capsize=2,
-                    # Alone, an evaluation need not share its run's colour, and stands out better.
+                    # With a single run, black dots stand out better than dots in the colour of the run.
                     color='black' if len(names) == 1 else styles[name]['color'],
                 )
         finish_axes(axes, f'environment frames{unit}', label_of('episode_return'), escape(task))
@@ -89,18 +95,22 @@ def curves(
     panel: str | None = None,
     over: Sequence[str] = ('seed',),
 ) -> Figure:
-    """A metric over frames: a line for each value of `hue`, a panel for each value of `panel`.
+    """Draws a metric over frames, with a line for each value of `hue` and a panel for each value of `panel`.
 
-    Lines are means over runs, bands their intervals. A line reaches as far as all of its runs do.
+    Lines are means over runs, and bands are their intervals. A line covers the frames that all of its runs have.
 
     Args:
-      table: of a sweep.
-      metric: a numeric column.
-      hue: a field, or None for one line a panel.
-      panel: a field, or None for one panel.
-      over: the fields to average over.
+      table: Table of a sweep.
+      metric: Name of a numeric column.
+      hue: Name of a field; None for one line per panel.
+      panel: Name of a field; None for one panel.
+      over: Names of the fields to average over.
+
+    Returns:
+      The figure.
+
     Raises:
-      ConfigError: an unknown column, or a field which a mean would go over and that is not in `over`.
+      ConfigError: A column is unknown, or runs in a mean differ in a field that is not in `over`.
     """
     groups = group_cells(table, metric, [panel, hue], over)
     figure, panels = new_figure(len(field_values(table, panel)))
@@ -121,14 +131,22 @@ def curves(
 
 
 def pbt(workdir: Path | str) -> Figure:
-    """A population's fitness and hyperparameters over frames, from its folder: a line a member, a dot where it copied.
+    """Draws the fitness and hyperparameters of a population over frames.
+
+    There is one line per member, and a dot where it copied another member.
+
+    Args:
+      workdir: Folder of the population.
+
+    Returns:
+      The figure.
 
     Raises:
-      ConfigError: there is no population, or no member has begun.
+      ConfigError: The folder does not contain a population, or no member has started yet.
     """
     schedules = {}
     for path in sorted(Path(workdir).glob(f'member_*/{SCHEDULE}')):
-        # A member goes on with its last hyperparameters until where it is now.
+        # The last hyperparameters of a member are valid up to its latest frame.
         schedule, last = read_rows(path), read_rows(path.with_name(METRICS), last_bytes=100_000)[-1:]
         if schedule:
             schedules[path.parent.name] = schedule, max([row['frames'] for row in [schedule[-1], *last]])

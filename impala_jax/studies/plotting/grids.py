@@ -1,4 +1,4 @@
-"""Heat maps of two fields of a sweep."""
+"""Heat maps over two fields of a sweep."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _HATCH = '////'
 
 
 class Matrix(NamedTuple):
-    """A heat map to stand beside a measured one, such as what the theory predicts."""
+    """A heat map to draw next to a measured one, such as the prediction of the theory."""
 
     title: str
     x: Sequence[float]  # [X]
     y: Sequence[float]  # [Y]
-    values: np.ndarray  # [Y, X]; NaN is left blank
+    values: np.ndarray  # [Y, X]; NaN is drawn as blank
 
 
 def heatmap(
@@ -36,21 +36,26 @@ def heatmap(
     theory: Matrix | None = None,
     over: Sequence[str] = ('seed',),
 ) -> Figure:
-    """The mean of each run's last value of a metric on the grid of two fields, in the cells with half of its interval.
+    """Draws a heat map, over two fields, of the mean over runs of the last value of a metric.
 
-    Combinations that were not measured are blank; c_bar > rho_bar, for which Theorem 1 proves nothing, is hatched.
+    The cells show the mean and half the width of its interval. Combinations that were not measured are blank.
+    Combinations with c_bar > rho_bar, which Theorem 1 does not cover, are hatched.
 
     Args:
-      table: of a sweep.
-      metric: a numeric column.
-      x: a field.
-      y: a field.
-      panel: a field, with a panel for each of its values; or None.
-      theory: drawn beside the panels, with a scale of its own.
-      over: the fields to average over.
+      table: Table of a sweep.
+      metric: Name of a numeric column.
+      x: Name of the field on the x axis.
+      y: Name of the field on the y axis.
+      panel: Name of a field, with a panel for each of its values; None for one panel.
+      theory: Heat map to draw next to the panels, with its own colour scale.
+      over: Names of the fields to average over.
+
+    Returns:
+      The figure.
+
     Raises:
-      ConfigError: an unknown column, or a field which a mean would go over and that is not in `over`.
-      ValueError: the shape of `theory`'s values is not that of its labels.
+      ConfigError: A column is unknown, or runs in a mean differ in a field that is not in `over`.
+      ValueError: The shape of `theory.values` does not match its labels.
     """
     if theory is not None and np.shape(theory.values) != (len(theory.y), len(theory.x)):
         raise ValueError(f'theory has values {np.shape(theory.values)} for {len(theory.y)} y and {len(theory.x)} x')
@@ -71,7 +76,7 @@ def heatmap(
     for axes, panel_value, mean, half in zip(panels, panel_values, means, halves, strict=False):
         mesh = _matrix(axes, x, y, xs, ys, mean, half, limits)
         finish_axes(axes, label_of(x), label_of(y), panel_title(panel, panel_value) or ('measured' if theory else ''))
-    # In two lines, for a grid of three rows is no higher than that.
+    # On two lines, so that it fits next to a grid of three rows.
     label = label_of(metric) + ('\n(± half of its 95 % interval)' if np.isfinite(halves).any() else '')
     assert mesh is not None
     figure.colorbar(mesh, ax=panels[: len(panel_values)], label=label)
@@ -95,7 +100,7 @@ def _add_hatch_legend(figure: Figure) -> None:
 
 
 def _outside_theory(x: str, y: str, xs: Sequence[Any], ys: Sequence[Any]) -> np.ndarray:
-    """[Y, X]: is c_bar > rho_bar there? Nowhere, if these are not the axes."""
+    """Returns the mask of c_bar > rho_bar, [Y, X]; all False if these are not the axes."""
     if {x, y} != {'vtrace.c_bar', 'vtrace.rho_bar'}:
         return np.zeros((len(ys), len(xs)), bool)
     column, row = np.asarray(xs, np.float64)[None, :], np.asarray(ys, np.float64)[:, None]
@@ -112,7 +117,7 @@ def _matrix(
     halves: np.ndarray,
     limits: tuple[float, float],
 ) -> Any:
-    """Draws values [Y, X], written into their cells with +- halves [Y, X]; hatches what is outside the theory."""
+    """Draws values [Y, X] and writes them into the cells with +- halves [Y, X]; hatches cells outside the theory."""
     from matplotlib.patches import Rectangle
 
     mesh = axes.pcolormesh(
@@ -137,7 +142,7 @@ def _matrix(
         text = f'{values[row, column]:.{decimals}f}'
         if np.isfinite(halves[row, column]):
             text += f'\n±{halves[row, column]:.{decimals}f}'
-        # On a patch of the cell's own colour, so that hatching does not run through it.
+        # On a patch in the cell's colour, so that hatching does not cross the text.
         box = {'facecolor': color, 'edgecolor': 'none', 'pad': 1.0} if outside[row, column] else None
         axes.text(column, row, text, ha='center', va='center', fontsize=8, color=ink, bbox=box)
     axes.set_xticks(range(len(xs)), [escape(value_text(x, value)) for value in xs])

@@ -32,19 +32,23 @@ def ranked(
     panel: str | None = None,
     over: Sequence[str] = ('seed',),
 ) -> Figure:
-    """The last values of a metric of all sets of hyperparameters, best first, a line for each value of `hue`.
+    """Draws the last values of a metric for all sets of hyperparameters, best first, a line for each value of `hue`.
 
-    As in the paper's figures of stability across hyperparameters: a line that stays high is robust. A set is what is
-    left of the fields without `hue`, `panel` and `over`, over which the mean is taken.
+    As in the paper's figures of stability across hyperparameters, a line that stays high is robust. A set of
+    hyperparameters consists of all fields except `hue`, `panel` and those in `over`, which are averaged over.
 
     Args:
-      table: of a sweep.
-      metric: a numeric column; higher is better.
-      hue: a field, or None for one line a panel.
-      panel: a field, or None for one panel.
-      over: the fields to average over.
+      table: Table of a sweep.
+      metric: Name of a numeric column; higher is better.
+      hue: Name of a field; None for one line per panel.
+      panel: Name of a field; None for one panel.
+      over: Names of the fields to average over.
+
+    Returns:
+      The figure.
+
     Raises:
-      ConfigError: an unknown column.
+      ConfigError: A column is unknown.
     """
     others = [name for name in swept_fields(table) if name not in (hue, panel, *over)]
     groups = group_cells(table, metric, [panel, hue, *others], over)
@@ -76,20 +80,23 @@ def sensitivity(
     panel: str | None = None,
     over: Sequence[str] = ('seed',),
 ) -> Figure:
-    """The mean of the last values of a metric against a field, with its interval, a line for each value of `hue`.
+    """Draws the mean of the last values of a metric against a field, with intervals, a line for each value of `hue`.
 
-    The field's axis is logarithmic where its values are spread by a factor of ten or more, and has a place for inf.
+    The field's axis is logarithmic if its values span a factor of ten or more, and has a position for inf.
 
     Args:
-      table: of a sweep.
-      field: a numeric field.
-      metric: a numeric column.
-      hue: a field, or None for one line a panel.
-      panel: a field, or None for one panel.
-      over: the fields to average over.
+      table: Table of a sweep.
+      field: Name of a numeric field.
+      metric: Name of a numeric column.
+      hue: Name of a field; None for one line per panel.
+      panel: Name of a field; None for one panel.
+      over: Names of the fields to average over.
+
+    Returns:
+      The figure.
+
     Raises:
-      ConfigError: an unknown column, one that is not numeric, or a field which a mean would go over and that is not in
-        `over`.
+      ConfigError: A column is unknown or not numeric, or runs in a mean differ in a field that is not in `over`.
     """
     numeric_column(table, field)
     groups = group_cells(table, metric, [panel, hue, field], over)
@@ -118,18 +125,22 @@ def bias_variance(
     bias: str = 'bias',
     variance: str = 'variance',
 ) -> Figure:
-    """Squared bias and variance of value targets against a knob, a panel each and a line for each value of `hue`.
+    """Draws squared bias and variance of value targets against a parameter, in two panels.
 
-    A scale is logarithmic where what is drawn is positive and spread by a factor of ten (the knob) or a hundred.
+    An axis is logarithmic if its values are positive and span a factor of ten (x axis) or a hundred (y axis).
 
     Args:
-      rows: dicts with the keys below, whose values are numbers, or strings of numbers such as 'inf'.
-      x: the key of the knob.
-      hue: the key that tells the lines apart.
-      bias: the key of the SQUARED bias; it is drawn as it is.
-      variance: the key of the variance.
+      rows: Dicts with the keys below, whose values are numbers, or strings of numbers such as 'inf'.
+      x: Key of the parameter on the x axis.
+      hue: Key of the parameter with a line for each of its values.
+      bias: Key of the SQUARED bias, which is drawn without further squaring.
+      variance: Key of the variance.
+
+    Returns:
+      The figure.
+
     Raises:
-      ConfigError: no rows, a key that a row lacks, or a value that is no number.
+      ConfigError: There are no rows, a row lacks a key, or a value is not a number.
     """
     numbers = []
     for row in rows:
@@ -138,7 +149,7 @@ def bias_variance(
         except KeyError as error:
             raise ConfigError(f'a row has no {error}; {closest(error.args[0], row)}') from error
         except (TypeError, ValueError) as error:
-            raise ConfigError(f'a row holds something that is no number: {dict(row)}') from error
+            raise ConfigError(f'a row has a value that is not a number: {dict(row)}') from error
     if not numbers:
         raise ConfigError('there are no rows to draw')
     data = np.array(numbers)  # [N, 4]
@@ -150,7 +161,7 @@ def bias_variance(
         for i, (value, style) in enumerate(styles.items()):
             line = data[data[:, 1] == value]
             line = line[np.argsort(line[:, 0])]
-            # Thinner and thinner, so that lines which coincide are all seen: the bias may not depend on `hue`.
+            # Increasingly thinner, so that coinciding lines are visible: the bias may not depend on `hue`.
             size = np.linspace(3, 1.2, len(styles))[i]
             at, label = position(line[:, 0]), value_text(hue, value)
             axes.plot(at, line[:, column], marker='o', linewidth=size, markersize=2.5 * size, label=label, **style)
@@ -163,7 +174,7 @@ def bias_variance(
 
 
 def _knob_axis(axes: Axes, values: Sequence[float]) -> Callable[[Any], np.ndarray]:
-    """Sets the x axis up for a knob's ascending values; returns where on it a value lies: inf one step beyond."""
+    """Sets up the x axis for ascending values; returns their positions as a function, with inf one step further."""
     finite = [value for value in values if math.isfinite(value)]
     logarithmic = _is_spread(finite, 10)
     if len(finite) > 1:
@@ -177,7 +188,7 @@ def _knob_axis(axes: Axes, values: Sequence[float]) -> Callable[[Any], np.ndarra
 
     if logarithmic:
         axes.set_xscale('log')
-    # A few values are named each; of many, the axis names round ones, and infinity.
+    # With few values, each has a tick label; with many, only round numbers and infinity have one.
     if len(values) <= 8:
         axes.set_xticks(position(values), [value_text(None, value) for value in values])
         axes.set_xticks([], minor=True)
@@ -188,7 +199,7 @@ def _knob_axis(axes: Axes, values: Sequence[float]) -> Callable[[Any], np.ndarra
 
 
 def _is_spread(values: Any, factor: float) -> bool:
-    """Are all (but the infinite ones) positive, and the largest at least `factor` times the smallest?"""
+    """Whether all finite values are positive, and the largest is at least `factor` times the smallest."""
     values = np.asarray(values, np.float64)
     values = values[np.isfinite(values)]
     return len(values) > 1 and values.min() > 0 and values.max() >= factor * values.min()

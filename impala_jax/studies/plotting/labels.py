@@ -1,4 +1,4 @@
-"""Words and numbers in figures and tables."""
+"""Labels and number formats for figures and tables."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _LABELS = {
 
 
 def label_of(name: str) -> str:
-    """Label of a field or a metric."""
+    """Returns the label of a field or a metric."""
     return _LABELS.get(name, name.replace('.', ' ').replace('_', ' '))
 
 
 def value_text(field: str | None, value: Any) -> str:
-    """A field's value, as figures and tables show it."""
+    """Formats a field's value for figures and tables."""
     if field == 'vtrace.correction' and isinstance(value, str):
         return CORRECTIONS.get(value, value)
     if isinstance(value, float) and math.isinf(value):
@@ -46,12 +46,12 @@ def value_text(field: str | None, value: Any) -> str:
 
 
 def plain_text(value: Any) -> str:
-    """A value as it is written in a table's file."""
+    """Formats a value as in the file of a table."""
     return f'{value:.10g}' if isinstance(value, float) else str(value)
 
 
 def panel_title(panel: str | None, value: Any) -> str:
-    """Title of the panel for a value of the field `panel`; empty for no field."""
+    """Returns the title of the panel for a value of the field `panel`; empty if `panel` is None."""
     if panel is None:
         return ''
     text = escape(value_text(panel, value))
@@ -59,12 +59,12 @@ def panel_title(panel: str | None, value: Any) -> str:
 
 
 def escape(text: str) -> str:
-    """matplotlib sets what stands between dollars as mathematics."""
+    """Escapes dollar signs, which matplotlib would interpret as mathematics."""
     return text.replace('$', r'\$')
 
 
 def frames_scale(frames: float) -> tuple[float, str]:
-    """What to divide frames by, and how to say so."""
+    """Returns a divisor for frames, and the unit for the axis label."""
     for scale, unit in ((1e6, ' (million)'), (1e3, ' (thousand)')):
         if frames >= scale:
             return scale, unit
@@ -72,7 +72,7 @@ def frames_scale(frames: float) -> tuple[float, str]:
 
 
 def num_decimals(values: np.ndarray) -> int:
-    """As many as show two or three digits of the largest: 0.98, 12.3, 250.8."""
+    """Returns the number of decimals that shows two to four digits of the largest value: 0.98, 12.3, 250.8."""
     largest = float(np.max(np.abs(values[np.isfinite(values)]), initial=0.0))
     if largest == 0:
         return 1

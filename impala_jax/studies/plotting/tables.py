@@ -1,7 +1,7 @@
-"""Tables of sweeps: reading them, and the runs in them that a mean is taken over.
+"""Tables of sweeps: reading them, and grouping their runs into means.
 
-Means are over runs that differ in nothing but their seed. Where another field would be averaged over in silence,
-`group_cells` refuses, and says which.
+Means are over runs that differ only in their seed. If a mean would include runs that differ in another field,
+`group_cells` raises an error that names the field.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from impala_jax.studies.plotting.labels import CORRECTIONS, plain_text
 from impala_jax.studies.statistics import bootstrap_interval
 
 Table = dict[str, np.ndarray]
-"""Column -> its values, [rows]: float64 (NaN where the file has nothing), or strings."""
-_POINTS = 500  # at most, of a mean curve
+"""Columns by name, each [rows], of float64 (NaN for empty entries in the file) or strings."""
+_POINTS = 500  # largest number of points of a mean curve
 
 
 class Cell(NamedTuple):
-    """A run: its fields, and where one metric of it is known."""
+    """A run with its fields, and the log points that have a value of one metric."""
 
     name: str
     fields: dict[str, Any]
@@ -33,16 +33,18 @@ class Cell(NamedTuple):
 
     @property
     def final(self) -> float:
+        """The last value of the metric."""
         return float(self.values[-1])
 
 
 def read_table(path: Path | str) -> Table:
     """Reads a sweep's `results.csv`.
 
-    A column is numeric if all that it holds are numbers (`inf` is one) and, in front of `frames`, nothing is missing.
+    A column is numeric if all of its entries are numbers, including `inf`. Entries may only be missing in columns after
+    `frames`.
 
     Raises:
-      ConfigError: there is no such file, or it is not a sweep's table.
+      ConfigError: The file cannot be read, or is not a sweep's table.
     """
     path = Path(path)
     try:
@@ -52,7 +54,7 @@ def read_table(path: Path | str) -> Table:
         raise ConfigError(f'cannot read {path}: {getattr(error, "strerror", None) or error}') from error
     for name in ('cell', 'frames'):
         if name not in header:
-            raise ConfigError(f'{path} is no table of a sweep: it has no column {name!r}')
+            raise ConfigError(f'{path} is not a table of a sweep: it has no column {name!r}')
     if not rows:
         raise ConfigError(f'{path} has no rows')
     for number, row in enumerate(rows, 2):
@@ -61,19 +63,26 @@ def read_table(path: Path | str) -> Table:
     table = {}
     for index, name in enumerate(header):
         column = [row[index] for row in rows]
-        # Names of cells are hexadecimal: some look like numbers.
+        # Names of cells are hexadecimal, and some look like decimal numbers.
         numbers = None if name == 'cell' else _numbers(column, missing=index > header.index('frames'))
         table[name] = np.array(column) if numbers is None else numbers
     if table['frames'].dtype.kind != 'f' or np.isnan(table['frames']).any():
-        raise ConfigError(f"{path}: the column 'frames' holds something that is no number")
+        raise ConfigError(f"{path}: the column 'frames' has a value that is not a number")
     return table
 
 
 def select(table: Table, values: Mapping[str, Any]) -> Table:
-    """The rows whose columns have these values, which may be given as they are written in the file.
+    """Selects rows by the values of columns.
+
+    Args:
+      table: Table of a sweep.
+      values: Value by column; it may be a string as in the file.
+
+    Returns:
+      A table of the rows in which all columns have these values.
 
     Raises:
-      ConfigError: an unknown column, or a value that it does not hold.
+      ConfigError: A column is unknown, or does not contain the value.
     """
     for name, wanted in values.items():
         column = _column(table, name)
@@ -84,23 +93,23 @@ def select(table: Table, values: Mapping[str, Any]) -> Table:
             keep = column == str(wanted)
         if not keep.any():
             held = ', '.join(plain_text(value) for value in _distinct(column)[:20])
-            raise ConfigError(f'no row has {name}={wanted}; {name} holds {held}')
+            raise ConfigError(f'no row has {name}={wanted}; the values of {name} are {held}')
         table = {other: column[keep] for other, column in table.items()}
     return table
 
 
 def left_out(table: Table, metric: str = 'final_return') -> list[str]:
-    """The cells that have no value of `metric`, as those that have not ended; no figure of it counts them.
+    """Returns the cells without a value of `metric`, such as unfinished ones; figures of it do not include them.
 
     Raises:
-      ConfigError: an unknown column, or one that is not numeric.
+      ConfigError: The column is unknown or not numeric.
     """
     known = set(table['cell'][np.isfinite(numeric_column(table, metric))])
     return [name for name in _distinct(table['cell']) if name not in known]
 
 
 def field_values(table: Table, name: str | None) -> list[Any]:
-    """The values of a field, in the order in which they are shown; [None] for no field."""
+    """Returns the values of a field in the order of display; [None] if `name` is None."""
     if name is None:
         return [None]
     values = _distinct(_column(table, name))
@@ -110,13 +119,13 @@ def field_values(table: Table, name: str | None) -> list[Any]:
 
 
 def swept_fields(table: Table) -> list[str]:
-    """The swept fields: the columns in front of `frames`, without `cell`."""
+    """Returns the swept fields: the columns before `frames`, without `cell`."""
     names = list(table)
     return [name for name in names[: names.index('frames')] if name != 'cell']
 
 
 def cells_of(table: Table, metric: str) -> list[Cell]:
-    """The runs that have a value of `metric`."""
+    """Returns the runs that have a value of `metric`."""
     fields, metric_column = swept_fields(table), numeric_column(table, metric)
     known = np.flatnonzero(np.isfinite(metric_column))
     known = known[np.argsort(table['frames'][known], kind='stable')]
@@ -132,12 +141,26 @@ def cells_of(table: Table, metric: str) -> list[Cell]:
 def group_cells(
     table: Table, metric: str, names: Sequence[str | None], over: Sequence[str]
 ) -> dict[tuple[Any, ...], list[Cell]]:
-    """Values of the fields `names` (None for None) -> the runs with these, which differ only in the fields `over`."""
+    """Groups runs by their values of the fields `names`, such that runs of a group differ only in the fields `over`.
+
+    Args:
+      table: Table of a sweep.
+      metric: Name of a numeric column.
+      names: Names of the fields to group by; the value for None is None.
+      over: Names of the fields in which runs of a group may differ.
+
+    Returns:
+      Runs by their values of the fields `names`.
+
+    Raises:
+      ConfigError: A field or column is unknown, no run has a value of the metric, or runs of a group differ in another
+        field.
+    """
     fields = swept_fields(table)
     for name in [*names, *over]:
-        # Without this one, 'seed' need not have been swept.
+        # 'seed' is the default of `over`, and need not have been swept.
         if name is not None and name not in fields and (name != 'seed' or name in names):
-            raise ConfigError(f'{name!r} is no field of this sweep; {closest(name, fields)}')
+            raise ConfigError(f'{name!r} is not a field of this sweep; {closest(name, fields)}')
     cells = cells_of(table, metric)
     if not cells:
         raise ConfigError(f'no run has a value of {metric!r} yet')
@@ -158,16 +181,34 @@ def group_cells(
 
 
 def mean_interval(cells: Sequence[Cell], over: Sequence[str], values: Any = None) -> tuple[np.ndarray, np.ndarray]:
-    """The interval of the mean of `values` [runs, ...] of these runs, by default of their last ones.
+    """Computes the bootstrap interval of a mean over runs.
 
-    Only seeds are drawn: the values of the other fields in `over` were chosen.
+    Only seeds are resampled, because the values of the other fields in `over` were chosen.
+
+    Args:
+      cells: The runs.
+      over: Names of the fields that are averaged over.
+      values: Values of the runs, [runs, ...]; None for their last values.
+
+    Returns:
+      (low, high), each [...].
     """
     strata = [tuple(cell.fields[name] for name in over if name != 'seed') for cell in cells]
     return bootstrap_interval([cell.final for cell in cells] if values is None else values, strata=strata)
 
 
 def align(cells: Sequence[Cell]) -> tuple[np.ndarray, np.ndarray]:
-    """Frames [P] where all the runs are known, and their values there, [runs, P], interpolated between log points."""
+    """Interpolates runs to common frames.
+
+    Args:
+      cells: The runs.
+
+    Returns:
+      Frames that all runs cover, [P], and the values there, [runs, P], interpolated between log points.
+
+    Raises:
+      ConfigError: The runs have no frames in common.
+    """
     first, last = max(cell.frames[0] for cell in cells), min(cell.frames[-1] for cell in cells)
     if first > last:
         raise ConfigError(
@@ -181,9 +222,14 @@ def align(cells: Sequence[Cell]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def numeric_column(table: Table, name: str) -> np.ndarray:
+    """Returns a column, [rows] float64.
+
+    Raises:
+      ConfigError: The column is unknown or not numeric.
+    """
     column = _column(table, name)
     if column.dtype.kind != 'f':
-        raise ConfigError(f'the column {name!r} holds {column[0]!r}, not only numbers')
+        raise ConfigError(f'the column {name!r} contains {column[0]!r}, not only numbers')
     return column
 
 
@@ -194,7 +240,7 @@ def _column(table: Table, name: str) -> np.ndarray:
 
 
 def _numbers(column: Sequence[str], missing: bool) -> np.ndarray | None:
-    """The numbers in a column of strings, NaN for nothing if that is allowed; or None."""
+    """Converts a column of strings to numbers, with NaN for empty entries if `missing`; None if that is impossible."""
     try:
         numbers = np.array([float(value) if value else math.nan for value in column])
     except ValueError:
@@ -203,5 +249,5 @@ def _numbers(column: Sequence[str], missing: bool) -> np.ndarray | None:
 
 
 def _distinct(column: np.ndarray) -> list[Any]:
-    """Numbers ascending; strings by their first row, which is the order of the sweep."""
+    """Returns distinct values: numbers in ascending order, strings by their first row, the order of the sweep."""
     return np.unique(column).tolist() if column.dtype.kind == 'f' else list(dict.fromkeys(column.tolist()))

@@ -1,4 +1,4 @@
-"""Final values of a sweep as a table of text."""
+"""Tables of the final values of a sweep, as text."""
 
 from __future__ import annotations
 
@@ -20,18 +20,23 @@ def results_table(
     over: Sequence[str] = ('seed',),
     markdown: bool = False,
 ) -> str:
-    """The mean of each run's last value of a metric with its interval, as text, laid out as the paper's table 2.
+    """Formats the means over runs of the last value of a metric, with intervals, in the layout of the paper's table 2.
 
     Args:
-      table: of a sweep.
-      hue: a field, with a row for each of its values.
-      panel: a field, with a column for each of its values; or None.
-      split: a field, each of whose values gets a column of its own within those of `panel`; or None.
-      metric: a numeric column; higher is better.
-      over: the fields to average over.
-      markdown: a table of Markdown, with the best of each column bold; otherwise aligned text, the best with a star.
+      table: Table of a sweep.
+      hue: Name of a field, with a row for each of its values.
+      panel: Name of a field, with a column for each of its values; None for one column.
+      split: Name of a field, whose values subdivide the columns of `panel`; None for no subdivision.
+      metric: Name of a numeric column; higher is better.
+      over: Names of the fields to average over.
+      markdown: Whether to write Markdown, with the best entry of each column in bold, instead of aligned text, with the
+        best marked by a star.
+
+    Returns:
+      The table.
+
     Raises:
-      ConfigError: an unknown column, or a field which a mean would go over and that is not in `over`.
+      ConfigError: A column is unknown, or runs in a mean differ in a field that is not in `over`.
     """
     groups = group_cells(table, metric, [hue, panel, split], over)
     finals = {key: [cell.final for cell in cells] for key, cells in groups.items()}
@@ -76,7 +81,7 @@ def _heading(field: str | None, value: Any) -> str:
 
 
 def _aligned(header: list[list[str]], body: list[list[str]], markdown: bool) -> str:
-    """Rows as lines of text, with a rule between header and body."""
+    """Formats rows as lines of text, with a rule between header and body."""
     widths = [max(map(len, texts)) for texts in zip(*header, *body, strict=True)]
     rows = [[text.ljust(width) for text, width in zip(row, widths, strict=True)] for row in header + body]
     rows.insert(len(header), ['-' * width for width in widths])

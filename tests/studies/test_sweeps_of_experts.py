@@ -53,7 +53,7 @@ def test_experts_share_the_frames_of_the_multi_task_agent(suite):
 @pytest.mark.parametrize(
     'values, message',
     [
-        ({'environment.name': 'catch'}, "'catch' is no suite of tasks; did you mean"),
+        ({'environment.name': 'catch'}, "'catch' is not a suite of tasks; did you mean"),
         ({'evaluator.episodes': 0}, 'evaluator.episodes is 0, but experts are compared by evaluations'),
     ],
 )

@@ -3,85 +3,38 @@
 import contextlib
 import dataclasses
 import json
-import os
 import re
-import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import impala_jax
-from impala_jax import environments
-from impala_jax.config import Config, ConfigError
+from impala_jax.config import ConfigError
 from impala_jax.environments import suites
 from impala_jax.rundir import checkpoint
 from impala_jax.runtimes import gate
-from impala_jax.runtimes.gate import Gate, Way
+from impala_jax.runtimes.gate import Tunnel
 from impala_jax.runtimes.host_share import host_share
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.runtimes.supervisor import free_port
 from tests.helpers import programs
 from tests.helpers.programs import finish, marked_processes, wait_for
-from tests.runtimes.test_transport import in_thread
+from tests.helpers.remote import BEHIND, CONFIG, SECRET, SPEC, Echo, announce, join, server
+from tests.helpers.transport import in_thread
 
 pytestmark = pytest.mark.launchpad
 
-CONFIG = Config(
-    environment=impala_jax.EnvironmentConfig(name='catch'),
-    network=impala_jax.NetworkConfig(torso='mlp', mlp_sizes=(8,)),
-    learner=impala_jax.LearnerConfig(batch_size=4, unroll_length=10),
-    actor=impala_jax.ActorConfig(num_actors=0, num_envs=2),
-    serve_actors=5000,
-    timeout_s=20.0,
-)
-SPEC = environments.spec(CONFIG.environment)
 # All actors are on other machines; rows come often.
 SERVE = (
     '--runtime launchpad --actor.num-actors 0 --learner.num-devices 1 --evaluator.episodes 0 --logging.interval-s 0.2'
 ).split()
-SECRET = b'a secret that only the tests know'
-BEHIND = {}  # the address of the Reverb server behind each gate
 ENDLESS = ['--total-frames', '100000000']
-
-
-@contextlib.contextmanager
-def server(config=CONFIG, suffix='-test'):
-    """The address of the gate of a server with a run's tables, in this process."""
-    import reverb
-
-    from impala_jax.runtimes import reverb_tables
-
-    server = reverb.Server(reverb_tables.tables(host_share(config), suffix, config.serve_actors is not None))
-    port = free_port()
-    gate = Gate(port, SECRET, f'localhost:{server.port}')
-    BEHIND[f'localhost:{port}'] = f'localhost:{server.port}'
-    try:
-        yield f'localhost:{port}'
-    finally:
-        gate.close()
-        server.stop()
-
-
-def announce(address, config=CONFIG, spec=SPEC, suffix='-test'):
-    import reverb
-
-    from impala_jax.runtimes import reverb_actors
-
-    reverb_actors.announce(reverb.Client(BEHIND[address]), SECRET, config, spec, suffix).close()
-
-
-def join(address, adapt=lambda config: config, stop=None, wait_s=0.0, secret=SECRET, imports=()):
-    from impala_jax.runtimes import reverb_actors
-
-    stop = stop or threading.Event()
-    reverb_actors.run(address, 1, stop, secret=lambda: secret, adapt=adapt, imports=imports, wait_s=wait_s)
 
 
 def test_a_connection_that_damages_a_proof_is_not_the_end():
@@ -91,7 +44,7 @@ def test_a_connection_that_damages_a_proof_is_not_the_end():
     known = iter([b'quite another secret', b'quite another secret', SECRET])
     with server() as address:
         announce(address)
-        with pytest.raises(ConfigError, match='set at the learner alone'):
+        with pytest.raises(ConfigError, match='set at the learner only'):
             reverb_actors.run(
                 address,
                 1,
@@ -106,14 +59,16 @@ def test_what_does_not_fit_is_refused(monkeypatch):
     """Another code, another experiment, another environment; each in one line that names both."""
     with server() as address:
         announce(address)
-        with pytest.raises(ConfigError, match='set at the learner alone: seed: 0 at the learner, 7 now$'):
+        with pytest.raises(ConfigError, match='set at the learner only: seed: 0 at the learner, 7 now$'):
             join(address, adapt=lambda config: dataclasses.replace(config, seed=7))
         monkeypatch.setattr('impala_jax.runtimes.reverb_actors.code_version', lambda: '0.0.1+abc')
         with pytest.raises(ConfigError, match=r'runs impala_jax \d.*\+\w{12}, and this machine 0\.0\.1\+abc; install'):
             join(address)
         monkeypatch.undo()
         announce(address, spec=SPEC._replace(num_actions=18))
-        with pytest.raises(ConfigError, match="'catch' is not the one of the learner .*num_actions=18.*num_actions=3"):
+        with pytest.raises(
+            ConfigError, match="'catch' differs from that of the learner .*num_actions=18.*num_actions=3"
+        ):
             join(address)
 
 
@@ -152,8 +107,8 @@ def test_a_writer_of_an_earlier_start_is_refused():
     from impala_jax.config import NetworkConfig
     from impala_jax.runtimes.reverb_items import ServerLost
     from impala_jax.runtimes.reverb_transport import ReverbTrajectoryQueue
-    from tests.runtimes.test_transport import SPEC as transport_spec
-    from tests.runtimes.test_transport import make_trajectories
+    from tests.helpers.transport import SPEC as transport_spec
+    from tests.helpers.transport import make_trajectories
 
     agent = make_agent(NetworkConfig(torso='mlp', core='lstm', lstm_size=5), transport_spec)
     with server(suffix='-second') as address:
@@ -166,16 +121,16 @@ def test_a_writer_of_an_earlier_start_is_refused():
 # A learner that takes no trajectories, so that the queue fills up.
 STUCK_LEARNER = """
 import jax, rlax, reverb, time
-from tests.runtimes import test_remote_actors as t
+from tests.helpers import remote
 from impala_jax.build import make_agent
 from impala_jax.runtimes.reverb_actors import items_key
 from impala_jax.runtimes.reverb_transport import ReverbParameterStore
-with t.server() as address:
-    params = make_agent(t.CONFIG.network, t.SPEC).init(jax.random.PRNGKey(0))
-    client = reverb.Client(t.BEHIND[address])
-    store = ReverbParameterStore(client, items_key(t.SECRET, '-test'), params, 20.0, 'parameters-test')
+with remote.server() as address:
+    params = make_agent(remote.CONFIG.network, remote.SPEC).init(jax.random.PRNGKey(0))
+    client = reverb.Client(remote.BEHIND[address])
+    store = ReverbParameterStore(client, items_key(remote.SECRET, '-test'), params, 20.0, 'parameters-test')
     store.publish(0, params)
-    t.announce(address)
+    remote.announce(address)
     print(address, flush=True)
     time.sleep(100)
 """
@@ -190,12 +145,12 @@ def test_an_actor_that_waits_for_a_killed_learner_is_told(tmp_path, monkeypatch)
     learner, stop = programs.start(tmp_path, '-c', STUCK_LEARNER), threading.Event()
     address = learner.stdout.readline().strip()
     thread, errors = in_thread(lambda: join(address, stop=stop))
-    way = Way('localhost', int(address.partition(':')[2]), SECRET)
-    client = reverb.Client(way.address)
+    tunnel = Tunnel('localhost', int(address.partition(':')[2]), SECRET)
+    client = reverb.Client(tunnel.address)
     wait_for(lambda: client.server_info(timeout=5)['trajectories-test'].current_size == 8, learner)
     learner.kill()
     finish(learner)
-    way.close()
+    tunnel.close()
     thread.join(CONFIG.timeout_s - 5)
     stop.set()
     assert not thread.is_alive() and 'no learner at localhost' in str(errors[0])
@@ -269,7 +224,7 @@ def test_actors_and_learner_outlive_each_other(tmp_path):
     doomed.kill()
     wait_for_steps(workdir, learner)
     again = start_actors(tmp_path / 'again', address, '--actor.num-envs', '8', secret_of=workdir)
-    assert '1 actors of 8 environments' in wait_until_joined(again)
+    assert '1 actors with 8 environments' in wait_until_joined(again)
     other.kill()
     wait_for_steps(workdir, learner)  # From the one that came back, and from no other.
 
@@ -380,7 +335,7 @@ def test_what_is_announced_comes_back_as_it_was():
     with server() as address:
         announce(address, config)
         session = reverb_actors._ask(address, lambda: SECRET)
-        session.way.close()
+        session.tunnel.close()
         assert (session.config, session.spec, session.suffix) == (config, str(SPEC), '-test')
         assert session.key == reverb_actors.items_key(SECRET, '-test') != reverb_actors.items_key(SECRET, '-other')
 
@@ -393,7 +348,7 @@ def test_only_who_knows_the_secret_is_believed():
 
     with server() as address:
         announce(address)
-        with pytest.raises(ConfigError, match='it knows another secret; give the secret of its start$'):
+        with pytest.raises(ConfigError, match='it has another secret; give the secret it was started with$'):
             join(address, secret=b'quite another secret')
         other = dataclasses.replace(CONFIG, seed=7)
         client = reverb.Client(BEHIND[address])
@@ -418,109 +373,12 @@ def test_code_of_the_learners_is_imported_only_if_it_is_named_here(tmp_path, mon
                 join(address, imports=('theirs:make', 'theirs:Torso'))
 
 
-def test_a_secret_that_others_may_read_or_guess_is_refused(tmp_path, monkeypatch):
-    monkeypatch.delenv(gate.SECRET_VARIABLE, raising=False)
-    made = gate.learners_secret(tmp_path)
-    path = tmp_path / gate.SECRET_FILE
-    assert path.stat().st_mode & 0o777 == 0o600 and len(made) == 64
-    assert gate.learners_secret(tmp_path) == made == gate.actors_secret(path)()
-    path.chmod(0o640)
-    with pytest.raises(ConfigError, match=r'can be read by others \(mode 640\): chmod 600'):
-        gate.learners_secret(tmp_path)
-    path.chmod(0o600)
-    path.write_text('short\n')
-    with pytest.raises(ConfigError, match='has 5 characters; give at least 16'):
-        gate.actors_secret(path)()
-    with pytest.raises(ConfigError, match='give --secret-file with a copy of the file actors_secret .* or set IMPALA'):
-        gate.actors_secret(None)
-    monkeypatch.setenv(gate.SECRET_VARIABLE, 'of the environment')
-    assert gate.learners_secret(tmp_path) == gate.actors_secret(None)() == b'of the environment'
-
-
-class Echo:
-    """A server behind a gate, which counts its connections."""
-
-    def __init__(self):
-        self.num_connections = 0
-        self.listener = socket.create_server(('localhost', 0))
-        self.address = f'localhost:{self.listener.getsockname()[1]}'
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self):
-        with contextlib.suppress(OSError):
-            while True:
-                connected, _ = self.listener.accept()
-                self.num_connections += 1
-                threading.Thread(target=self._echo, args=(connected,), daemon=True).start()
-
-    def _echo(self, connected):
-        with connected:
-            while data := connected.recv(1000):
-                connected.sendall(data)
-
-
-def test_the_gate_lets_strangers_neither_through_nor_hold_it_up(caplog):
-    """Silent ones, ones that talk nonsense or repeat what they have heard; an actor gets through meanwhile."""
-    port, echo = free_port(), Echo()
-    open_gate = Gate(port, SECRET, echo.address)
-    silent = [socket.create_connection(('localhost', port)) for _ in range(20)]
-    for sent in (b'GET / HTTP/1.1\r\n\r\n', bytes(200), b'PRI * HTTP/2.0' + bytes(100)):
-        with socket.create_connection(('localhost', port)) as stranger:
-            stranger.sendall(sent.ljust(83, b'.'))
-            with contextlib.suppress(ConnectionResetError):
-                while stranger.recv(1000):
-                    pass
-    with socket.create_connection(('localhost', port)) as mirror:
-        mirror.sendall(mirror.recv(1000))
-        with contextlib.suppress(ConnectionResetError):
-            while mirror.recv(1000):
-                pass
-    started = time.monotonic()
-    way = Way('localhost', port, SECRET)
-    assert time.monotonic() - started < 2
-    wait_for(lambda: echo.num_connections == 1)
-    with socket.socket(socket.AF_UNIX) as actor:
-        actor.connect(way.address.removeprefix('unix:'))
-        data = bytes(range(256)) * 4000
-        threading.Thread(target=actor.sendall, args=(data,), daemon=True).start()
-        received = b''
-        while len(received) < len(data):
-            received += actor.recv(100_000)
-        assert received == data
-        open_gate.close()
-        assert actor.recv(1) == b''
-    assert echo.num_connections == 2
-    assert 'did not get through: it is not the gate' in caplog.text
-    for stranger in silent:
-        stranger.close()
-    way.close()
-    echo.listener.close()
-
-
-def test_a_gate_without_files_to_open_goes_on_when_it_has_some(caplog):
-    port, echo = free_port(), Echo()
-    open_gate = Gate(port, SECRET, echo.address)
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with socket.socket() as stranger:
-        free = os.dup(stranger.fileno())
-        os.close(free)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))  # All lower ones are taken.
-        try:
-            stranger.connect(('127.0.0.1', port))  # A name would be looked up in a file.
-            wait_for(lambda: 'Too many open files' in caplog.text, timeout_s=10)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    Way('localhost', port, SECRET).close()
-    open_gate.close()
-    echo.listener.close()
-
-
 def test_actors_try_again_where_a_handshake_was_cut_or_a_learner_was_replaced_by_something_else():
     from impala_jax.runtimes import reverb_actors
 
     with socket.create_server(('localhost', 0)) as listener:
         port = listener.getsockname()[1]
-        thread, errors = in_thread(lambda: Way('localhost', port, SECRET))
+        thread, errors = in_thread(lambda: Tunnel('localhost', port, SECRET))
         near, _ = listener.accept()
         near.sendall(near.recv(1000)[:-33] + b'l' + bytes(32))
         assert len(near.recv(32, socket.MSG_WAITALL)) == 32
