@@ -125,10 +125,9 @@ def _prepare(app: Any, what: str, name: str, thing: Any, options: Any, lines: li
             text += ['::', '']
         text.append(line if is_formula[i] else _escaped(line))
     lines[:] = _field[:] = text
-    if what == 'attribute' and (not ''.join(lines) or lines[0].startswith('Alias for field number')):
+    if lines and lines[0].startswith('Alias for field number'):
         *owner, field = name.split('.')
-        cls = _imported('.'.join(owner))
-        _field[:] = [_escaped(_comments(cls).get(field, ''))] if inspect.isclass(cls) else []
+        _field[:] = [_escaped(_comments(_imported('.'.join(owner))).get(field, ''))]
 
 
 def _escaped(line: str) -> str:
@@ -165,13 +164,14 @@ def _find_public_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
 def _hide_fields(
     app: Any, what: str, name: str, thing: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str, str | None] | None:
-    """Configuration classes and named tuples list their fields, with their meanings, and not in the signature too."""
+    """Configuration classes, named tuples and protocols list what they have below the signature."""
     if what != 'class':
         return None
     if issubclass(thing, nn.Module):
         fields = [field for field in dataclasses.fields(thing) if field.name not in ('parent', 'name')]
         return f'({", ".join(map(_parameter, fields))})', returns
-    return ('', returns) if thing.__name__.endswith('Config') or hasattr(thing, '_fields') else None
+    is_listed = thing.__name__.endswith('Config') or hasattr(thing, '_fields') or getattr(thing, '_is_protocol', False)
+    return ('', returns) if is_listed else None
 
 
 def _parameter(field: dataclasses.Field) -> str:
