@@ -15,6 +15,7 @@ from impala_jax import config, environments, evaluate, run
 from impala_jax.config import ConfigError
 from impala_jax.kernels import compilation_cache
 from impala_jax.system import machine
+from impala_jax.system.native_messages import native_messages_to
 from tests.helpers.configs import small
 from tests.helpers.programs import ROOT, finish, marked_processes
 from tests.helpers.runs import SMALL, rows_of, start
@@ -202,14 +203,11 @@ def test_a_workdir_of_other_letters(tmp_path):
         evaluate(unreadable)
 
 
-@pytest.mark.launchpad
 def test_warnings_are_no_native_messages(tmp_path, capfd):
-    from impala_jax.runtimes import launchpad
-
     handler = logging.StreamHandler(sys.stderr)
     logging.getLogger().addHandler(handler)
     try:
-        with launchpad._native_messages_to(tmp_path / 'native.log'):
+        with native_messages_to(tmp_path / 'native.log'):
             logging.getLogger('impala_jax').warning('a checkpoint is damaged')
             os.write(2, b'a server started\n')
         logging.getLogger('impala_jax').warning('after it')

@@ -436,9 +436,17 @@ def test_another_configuration_cannot_join(tmp_path):
     pbt.join(tmp_path, dataclasses.replace(SMALL, total_frames=7000))  # As any run can be prolonged.
     with pytest.raises(ConfigError, match='cannot join the population in .* differs in seed: 0 there, 3 now'):
         pbt.join(tmp_path, dataclasses.replace(SMALL, seed=3))
-    (tmp_path / 'population.json').write_text('{')
-    with pytest.raises(ConfigError, match='is damaged; delete it'):
+    path = tmp_path / 'population.json'
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content['config']))  # As version 0.1 wrote it.
+    pbt.join(tmp_path, SMALL)
+    path.write_text(json.dumps(content | {'format': 99}))
+    with pytest.raises(ConfigError, match='population.json has format 99, and impala_jax .* reads formats 1 to'):
         pbt.join(tmp_path, SMALL)
+    for damaged in ('{', '[]'):
+        path.write_text(damaged)
+        with pytest.raises(ConfigError, match='is damaged; delete it'):
+            pbt.join(tmp_path, SMALL)
 
 
 def test_a_summary_names_the_best_member_and_those_without_a_return(tmp_path):
