@@ -14,6 +14,7 @@ import pytest
 from impala_jax import config, environments, evaluate, run
 from impala_jax.config import ConfigError
 from impala_jax.kernels import compilation_cache
+from impala_jax.runtimes.host_share import resolved
 from impala_jax.system import machine
 from impala_jax.system.native_messages import native_messages_to
 from tests.helpers.configs import small
@@ -96,7 +97,7 @@ def test_cores_of_a_container(own, files, cores, tmp_path, monkeypatch):
     monkeypatch.setattr(machine, '_OWN_CGROUPS', tmp_path / 'own')
     monkeypatch.setattr(machine.os, 'sched_getaffinity', lambda _: set(range(8)))
     assert machine.num_cores() == cores
-    assert config.ActorConfig().num_actors == cores
+    assert resolved(config.Config()).actor.num_actors == cores
     assert environments.num_cores() == cores
 
 
