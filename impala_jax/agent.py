@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from impala_jax import frame_stacks, networks
+from impala_jax import frame_stacks, readings
 from impala_jax.networks import NetworkOutput
 from impala_jax.types import FIRST, Array, ArraySpec, EnvironmentSpec, PyTree, StepInfo, TimeStep, Trajectory
 
@@ -39,7 +39,7 @@ class Agent:
     def __init__(self, network: nn.Module, spec: EnvironmentSpec):
         self.spec = spec
         self._network: Any = network
-        self._readings: tuple[networks.Reading, ...] = getattr(network, 'readings', ())
+        self._readings: tuple[readings.Reading, ...] = getattr(network, 'readings', ())
         self._embedded = [(i, reading) for i, reading in enumerate(self._readings) if reading.num_values]
 
     @property
@@ -47,7 +47,7 @@ class Agent:
         """Description of how each leaf of an observation is read, in one line."""
         if not self._readings:
             return f'observations by {type(self._network).__name__}'
-        return networks.describe(self._readings, self.spec.observation)
+        return readings.describe(self._readings, self.spec.observation)
 
     def init(self, key: Array) -> PyTree:
         """Returns initial parameters, float32."""
