@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import os
@@ -9,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 from sphinx.util.nodes import make_refnode
 
 import impala_jax
@@ -33,13 +35,6 @@ project = 'impala_jax'
 author = 'The impala_jax authors'
 version = release = impala_jax.__version__
 extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.mathjax', 'sphinx.ext.napoleon']
-nitpicky = True
-# What other packages document is not looked up, since that needs a network.
-nitpick_ignore_regex = [
-    ('py:.*', r'(jax|jaxlib|numpy|np|optax|flax|nn|chex|dm_env|matplotlib|pathlib|collections|typing|enum)\..*'),
-    ('py:.*', r'Figure|Path|Array|ndarray|ArrayLike|PyTree'),
-]
-
 html_theme = 'furo'
 html_title = f'impala_jax {version}'
 html_copy_source = False
@@ -53,6 +48,15 @@ default_role = 'literal'  # A single backtick in a docstring is code, as in Mark
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'signature'
 autodoc_preserve_defaults = True
+# Shown by these names.
+ALIASES = ('Array', 'ArrayLike', 'PyTree', 'Table', 'OptimizerFactory', 'Schedule')
+autodoc_type_aliases = {name: name for name in ALIASES}
+nitpicky = True
+# What other packages document is not looked up, since that needs a network.
+nitpick_ignore_regex = [
+    ('py:.*', r'(jax|jaxlib|numpy|np|optax|flax|nn|chex|dm_env|matplotlib|pathlib|collections|typing|enum)\..*'),
+    ('py:.*', r'Figure|Path|ndarray|' + '|'.join(ALIASES)),
+]
 autodoc_default_options = {'members': True, 'undoc-members': True}
 maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
@@ -69,7 +73,7 @@ def setup(app: Any) -> None:
             types |= {field: re.sub(r'^Annotated\[(.*?), .*\]$', r'\1', text) for field, text in types.items()}
     app.connect('source-read', _read_elsewhere)
     # Before and after napoleon, which takes what stands before a colon for a field's type.
-    app.connect('autodoc-process-docstring', _keep_field, priority=400)
+    app.connect('autodoc-process-docstring', _prepare, priority=400)
     app.connect('autodoc-process-docstring', _restore_field, priority=600)
     app.connect('missing-reference', _find_public_name)
     app.connect('autodoc-process-signature', _hide_fields)
@@ -112,11 +116,29 @@ def _comments(cls: type) -> dict[str, str]:
 _field: list[str] = []
 
 
-def _keep_field(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    _field[:] = lines
+def _prepare(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Keeps the text of a field, or finds it in the source; escapes text that only looks like markup."""
+    end = next((i for i, line in enumerate(lines) if re.fullmatch(r'(Args|Returns|Raises):', line)), len(lines))
+    is_formula = [i < end and line.startswith('    ') for i, line in enumerate(lines)]
+    text: list[str] = []
+    for i, line in enumerate(lines):
+        if is_formula[i] and i and not lines[i - 1]:
+            text += ['::', '']
+        text.append(line if is_formula[i] else _escaped(line))
+    lines[:] = _field[:] = text
     if lines and lines[0].startswith('Alias for field number'):
         *owner, field = name.split('.')
-        _field[:] = [_comments(_imported('.'.join(owner))).get(field, '')]
+        _field[:] = [_escaped(_comments(_imported('.'.join(owner))).get(field, ''))]
+
+
+def _escaped(line: str) -> str:
+    """A line without references (`lambda_`), substitutions (`|x|`) and enumerations (`T.`) outside of code."""
+    parts = re.split(r'(`[^`]*`)', line)
+    for i in range(0, len(parts), 2):
+        parts[i] = re.sub(r'(\w)_(?![\w:])', r'\1\\_', parts[i])
+        parts[i] = re.sub(r'(?<!\S)\|(?=\S)', r'\\|', parts[i])
+        parts[i] = re.sub(r'^( +\w+: )([A-Z])\.$', r'\1\2', parts[i])
+    return ''.join(parts)
 
 
 def _restore_field(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
@@ -143,6 +165,17 @@ def _find_public_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
 def _hide_fields(
     app: Any, what: str, name: str, thing: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str, str | None] | None:
-    """Configuration classes and named tuples list their fields, with their meanings, and not in the signature too."""
-    is_record = what == 'class' and (thing.__name__.endswith('Config') or hasattr(thing, '_fields'))
-    return ('', returns) if is_record else None
+    """Configuration classes, named tuples and protocols list what they have below the signature."""
+    if what != 'class':
+        return None
+    if issubclass(thing, nn.Module):
+        fields = [field for field in dataclasses.fields(thing) if field.name not in ('parent', 'name')]
+        return f'({", ".join(map(_parameter, fields))})', returns
+    is_listed = thing.__name__.endswith('Config') or hasattr(thing, '_fields') or getattr(thing, '_is_protocol', False)
+    return ('', returns) if is_listed else None
+
+
+def _parameter(field: dataclasses.Field) -> str:
+    if field.default is dataclasses.MISSING:
+        return field.name
+    return f'{field.name}={getattr(field.default, "__name__", repr(field.default))}'

@@ -14,9 +14,9 @@ SMALL = '--runtime lockstep --total-frames 1600 --evaluator.episodes 0 --actor.n
 @pytest.mark.parametrize(
     'option, reason',
     [
-        ('--network', "network.module 'nowhere:Thing' cannot be imported: No module named 'nowhere'"),
-        ('--loss', "loss.function 'nowhere:Thing' cannot be imported: No module named 'nowhere'"),
-        ('--optimizer', "optimizer.name 'nowhere:Thing' cannot be imported: No module named 'nowhere'"),
+        ('--network', "network.module 'nowhere:Thing': cannot import 'nowhere' (No module named 'nowhere'); is its folder on PYTHONPATH?"),
+        ('--loss', "loss.function 'nowhere:Thing': cannot import 'nowhere' (No module named 'nowhere'); is its folder on PYTHONPATH?"),
+        ('--optimizer', "optimizer.name 'nowhere:Thing': cannot import 'nowhere' (No module named 'nowhere'); is its folder on PYTHONPATH?"),
     ],
 )
 def test_what_is_not_there_is_refused(option, reason, tmp_path):
@@ -28,7 +28,7 @@ def test_what_is_not_there_is_refused(option, reason, tmp_path):
 
 @pytest.mark.parametrize('path', [':Thing', '.nowhere:Thing', 'nowhere:'])
 def test_what_is_not_a_name_is_refused(path):
-    with pytest.raises(impala_jax.ConfigError, match='is not module:name; give both names, the module absolute$'):
+    with pytest.raises(impala_jax.ConfigError, match='is not module:name; give both names, with an absolute module$'):
         import_object('loss.function', path)
 
 

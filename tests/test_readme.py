@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import inspect
 import os
 import re
 import shlex
@@ -103,6 +104,10 @@ def test_all_public_names_are_in_the_reference():
     reference = ''.join(path.read_text() for path in (ROOT / 'docs' / 'api').glob('*.rst'))
     documented = set(re.findall(r'^\.\. auto\w+:: impala_jax\.(\w+)', reference, re.MULTILINE))
     assert documented >= set(impala_jax.__all__)
+    for name, value in vars(impala_jax.tabular).items():
+        if inspect.isfunction(value) and value.__module__.startswith('impala_jax.') and not name.startswith('_'):
+            is_check = name in ('as_policies', 'require_distributions')
+            assert is_check or f'impala_jax.tabular.{name}\n' in reference, name
 
 
 def run(arguments, tmp_path, environment=None):

@@ -1,4 +1,4 @@
-"""Format number of the files that a run writes: `config.json`, and the manifest of each checkpoint."""
+"""Format number of the files that a run writes: `config.json`, `population.json`, and each checkpoint's manifest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import impala_jax
 FORMAT = 2
 """Current format; increased when an older version of the package cannot read the files, or would misread them.
 
-1: version 0.1, whose `config.json` has no format number. 2: version 0.2.
+1: version 0.1, whose `config.json` and `population.json` have no format number. 2: version 0.2.
 """
 
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import os
 import secrets
-import shlex
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import NamedTuple
 
 import absl.logging
 import jax
@@ -24,8 +21,6 @@ import launchpad as lp
 import reverb
 from absl import flags
 from launchpad.address import Address, get_port_from_address
-from launchpad.launch import worker_manager
-from launchpad.nodes.python.local_multi_processing import PythonProcess
 from launchpad.nodes.reverb.node import ReverbHandle
 
 from impala_jax.agent import Agent
@@ -34,21 +29,21 @@ from impala_jax.config import Config, ConfigError
 from impala_jax.inference import InferenceServer
 from impala_jax.kernels import allocator, compilation_cache
 from impala_jax.runtimes import nodes, reverb_actors, reverb_tables, seals
-from impala_jax.runtimes.control import Control, Link, Server
+from impala_jax.runtimes.control import Control, Link
 from impala_jax.runtimes.gate import Gate, learners_secret
 from impala_jax.runtimes.host_share import host, host_share
+from impala_jax.runtimes.launchpad_launch import launch, program_folder, saving_s
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.runtimes.private_socket import listen_privately
 from impala_jax.runtimes.reverb_tables import PARAMETERS, NoCheckpointer
 from impala_jax.runtimes.reverb_transport import ReverbParameterStore, ReverbTrajectoryQueue
 from impala_jax.system import stopping
-from impala_jax.system.machine import START, connect_without_proxy, kill_marked, own_folder
+from impala_jax.system.machine import START, connect_without_proxy, kill_marked
+from impala_jax.system.native_messages import native_messages_to
 from impala_jax.system.quiet import quiet_libraries
 from impala_jax.trajectory_queue import from_arrays, to_arrays
-from impala_jax.types import Closed, EnvironmentSpec, PyTree
+from impala_jax.types import Closed, EnvironmentSpec
 
-_ENDING_S = 5.0  # Time for nodes to end, except for a learner that saves a checkpoint.
-_SAVING_S = 30.0  # Time for a learner to save, without replay.
 _NATIVE_LOG = 'native.log'
 # Files in the program's folder: the address of the Reverb server, and its Unix socket.
 _REVERB_ADDRESS = 'reverb_address'
@@ -57,14 +52,6 @@ _LONGEST_SOCKET = 107  # Longest path of a Unix socket, in bytes.
 
 Connect = Callable[[threading.Event], reverb.Client]
 """Function that connects a node to the Reverb server; raises `Closed` when the event is set."""
-
-# Wrapper script that starts the Python process of a node and records the signal that killed it.
-_SHELL = """#!/bin/sh
-trap '' HUP
-{python} "$@"
-status=$?
-[ $status -le 128 ] || echo $((status - 128)) > {folder}/killed-$$
-"""
 
 
 class _Setup(NamedTuple):
@@ -127,133 +114,20 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(sys.argv[:1])
     control = Control()
-    with _program(config, control) as (address, folder):
+    with program_folder(config, control) as (address, folder):
         suffix = f'-{secrets.token_hex(8)}'
         inference = nodes.make_inference(config, agent)
         secret = None if config.serve_actors is None else learners_secret(workdir)
         key = seals.new_key() if secret is None else reverb_actors.items_key(secret, suffix)
         setup = _Setup(config, agent.spec, workdir, address, folder, suffix, key, secret, inference)
-        with _native_messages_to(workdir / _NATIVE_LOG):
-            _launch(build_program(setup), setup, control, stop)
+        with native_messages_to(workdir / _NATIVE_LOG):
+            launch(build_program(setup), config, folder, control, stop)
     if control.failure is not None:
         raise NodeFailure(control.failure) from control.error
     # On several hosts, another host may have stopped the run.
     if not stop.is_set() and host() == (0, 1) and (control.num_updates or 0) < config.total_updates:
         raise NodeFailure('error: a node of the program ended before the learner; its last output, if any, is above')
     return control.num_updates
-
-
-@contextlib.contextmanager
-def _program(config: Config, control: Control) -> Iterator[tuple[Control | str, Path]]:
-    """Provides the access of nodes to `control`, and a temporary folder for them."""
-    with tempfile.TemporaryDirectory(dir=own_folder()) as name:
-        folder = Path(name)
-        if config.launch_type != 'local_mp':
-            yield control, folder
-            return
-        mark = f'{START}={folder}'
-        stopping.at_forced_end(lambda: kill_marked(mark))
-        server = Server(control, lambda shell: _cause_of_death(shell, folder))
-        try:
-            yield server.address, folder
-        finally:
-            server.close()
-            kill_marked(mark)
-
-
-def _launch(program: lp.Program, setup: _Setup, control: Control, stop: threading.Event) -> None:
-    """Runs the program until all nodes have ended, or until their time to end after a request to stop is over."""
-    # Launchpad's handlers would signal all descendants of this process, even environments, and kill it after a while.
-    worker_manager._SIGNAL_HANDLERS = {  # pyright: ignore[reportAttributeAccessIssue]
-        number: set() for number in (*stopping.SIGNALS, signal.SIGQUIT, signal.SIGALRM, signal.SIGUSR1)
-    }
-    in_threads = isinstance(setup.control, Control)
-    if in_threads:
-        manager = lp.launch(program, launch_type='local_mt')
-    else:
-        with _inherited_by_nodes(setup.folder):
-            of_all = {START: str(setup.folder)}
-            python = _interpreter(setup.folder)
-            processes = {
-                name: PythonProcess(
-                    env=of_all if name == 'learner' else of_all | {'JAX_PLATFORMS': 'cpu'},
-                    _absolute_interpreter_path=python,
-                )
-                for name in program.groups
-            }
-            manager = lp.launch(program, 'local_mp', terminal='current_terminal', local_resources=processes)
-    labels = [
-        name if in_threads else f'{name}/{i}' for name, group in program.groups.items() for i in range(len(group))
-    ]
-    try:
-        # The learner ends first; another node that ends before it has died.
-        first = _in_thread(lambda: manager.wait(labels, raise_error=False, return_on_first_completed=True))
-        while first.is_alive() and not (stop.is_set() or control.stop.is_set()):
-            first.join(0.1)
-    finally:
-        with stopping.critical_section():
-            _end(_in_thread(lambda: manager.wait(raise_error=False)), setup, control)
-
-
-def _end(all_ended: threading.Thread, setup: _Setup, control: Control) -> None:
-    """Ends all nodes. After their time to end, processes are killed and threads are abandoned."""
-    control.stop.set()
-    start = time.monotonic()
-    # Processes that are still starting cannot receive the request, and have nothing to save.
-    deadline = start + (_ENDING_S if control.learns or setup.control is control else 0.0)
-    while all_ended.is_alive() and time.monotonic() < deadline:
-        all_ended.join(0.1)
-        if control.saves:
-            deadline = min(time.monotonic() + _ENDING_S, start + _saving_s(setup.config))
-    if setup.control is not control:
-        kill_marked(f'{START}={setup.folder}')
-        all_ended.join(_ENDING_S)
-
-
-def _saving_s(config: Config) -> float:
-    """Time for a learner to save, in seconds; 10,000 trajectories of Atari were saved in 20 s on two cores."""
-    return _SAVING_S + (config.replay.capacity / 100 if config.num_replayed else 0)
-
-
-def _in_thread(target: Any) -> threading.Thread:
-    thread = threading.Thread(target=target, name='launchpad', daemon=True)
-    thread.start()
-    return thread
-
-
-@contextlib.contextmanager
-def _inherited_by_nodes(folder: Path) -> Iterator[None]:
-    """Sets what node processes inherit: `folder` for Launchpad's files, and blocked signals.
-
-    The launching process handles signals to the process group, such as Ctrl-C, and stops its nodes.
-    """
-    tempfile.tempdir, before = str(folder), tempfile.tempdir
-    try:
-        with stopping.deferred():
-            yield
-    finally:
-        tempfile.tempdir = before
-
-
-def _interpreter(folder: Path) -> str:
-    """Path of a script that runs Python and records the signal that killed it; Python if scripts cannot be run."""
-    script = folder / 'python'
-    script.write_text(_SHELL.format(python=shlex.quote(sys.executable), folder=shlex.quote(str(folder))))
-    script.chmod(0o700)
-    return str(script) if os.access(script, os.X_OK) else sys.executable
-
-
-def _cause_of_death(shell: int, folder: Path) -> str:
-    """The cause of death of the node that the process `shell` started, as half a sentence."""
-    note = folder / f'killed-{shell}'
-    deadline = time.monotonic() + 1.0
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError, ValueError):
-            by = signal.Signals(int(note.read_text()))
-            more = ', as by the system when memory runs out' if by == signal.SIGKILL else ''
-            return f'was killed by signal {by:d} ({by.name}){more}'
-        time.sleep(0.05)
-    return 'died without a Python error; its last output, if any, is above'
 
 
 class _ReverbHandle(ReverbHandle):
@@ -312,9 +186,8 @@ class _ReverbNode(lp.ReverbNode):
             written.rename(setup.folder / _REVERB_ADDRESS)
             control.stop.wait()
             if setup.config.num_replayed:
-                control.learner_ended.wait(
-                    _saving_s(setup.config)
-                )  # The learner reads replay from the server to save it.
+                # The learner reads replay from the server to save it.
+                control.learner_ended.wait(saving_s(setup.config))
             server.stop()
             del server  # Its finaliser needs modules that do not exist any more when the interpreter exits.
 
@@ -366,12 +239,7 @@ def _learner(setup: _Setup, connect: Connect) -> None:
 def _learn(setup: _Setup, connection: _Connection) -> int:
     """Trains; returns the total number of updates."""
     config = setup.config
-
-    def publish(version: int, params: PyTree) -> None:
-        connection.store.publish(version, params)
-        if setup.inference is not None:
-            setup.inference.publish(version, params)
-
+    publish = nodes.publisher(connection.store, setup.inference)
     training = nodes.make_training(config, connection.agent, setup.workdir, publish)
     loop = training.loop
     replay = nodes.restored_replay(config, setup.workdir, training)
@@ -491,7 +359,7 @@ def _live(setup: _Setup, name: str, body: Callable[[Control], None]) -> None:
         absl.logging.set_verbosity(absl.logging.ERROR)  # Launchpad has changed it.
         allocator.configure_allocator()
         compilation_cache.enable_cache()
-        with _native_messages_to(setup.workdir / _NATIVE_LOG):
+        with native_messages_to(setup.workdir / _NATIVE_LOG):
             body(link)
     except Closed:
         pass
@@ -500,35 +368,3 @@ def _live(setup: _Setup, name: str, body: Callable[[Control], None]) -> None:
     finally:
         link.close()
     stopping.end_process(0)  # TensorFlow's own shutdown takes seconds.
-
-
-@contextlib.contextmanager
-def _native_messages_to(path: Path) -> Iterator[None]:
-    """Redirects the standard error of C++ libraries to a file; messages of Python still reach the terminal.
-
-    Reverb logs every server and sampler to standard error, and has no setting that disables it.
-    """
-    previous = sys.stderr
-    previous.flush()
-    terminal = os.dup(2)
-    with (
-        open(path, 'ab') as file,
-        open(os.dup(terminal), 'w', buffering=1, errors='backslashreplace') as stderr,
-    ):
-        os.dup2(file.fileno(), 2)
-        _write_to(stderr)
-        try:
-            yield
-        finally:
-            _write_to(previous)
-            os.dup2(terminal, 2)
-            os.close(terminal)
-
-
-def _write_to(stderr: TextIO) -> None:
-    """Replaces `sys.stderr`, also in log handlers, which otherwise keep their original stream."""
-    handlers = [*logging.getLogger().handlers, absl.logging.get_absl_handler().python_handler]
-    for handler in handlers:
-        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr:
-            handler.setStream(stderr)
-    sys.stderr = stderr

@@ -171,6 +171,17 @@ def make_inference(config: Config, agent: Agent) -> InferenceServer | None:
     return InferenceServer(agent, share.num_actors, share.actor, devices, share.node_seed(4), share.timeout_s)
 
 
+def publisher(store: ParameterStore, inference: InferenceServer | None) -> Callable[[int, PyTree], None]:
+    """Function that publishes parameters to the store, and to the inference server if there is one."""
+
+    def publish(version: int, params: PyTree) -> None:
+        store.publish(version, params)
+        if inference is not None:
+            inference.publish(version, params)
+
+    return publish
+
+
 def act(
     share: HostShare,
     agent: Agent,

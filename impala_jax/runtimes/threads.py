@@ -15,7 +15,6 @@ from impala_jax.parameter_store import LocalParameterStore
 from impala_jax.runtimes import nodes
 from impala_jax.runtimes.host_share import host_share
 from impala_jax.trajectory_queue import LocalTrajectoryQueue
-from impala_jax.types import PyTree
 
 _JOIN_TIMEOUT_S = 3.0
 
@@ -66,13 +65,7 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     queue = LocalTrajectoryQueue(share.num_fresh, share.queue_capacity, config.timeout_s)
     store = LocalParameterStore(config.timeout_s)
     inference = nodes.make_inference(config, agent)
-
-    def publish(version: int, params: PyTree) -> None:
-        store.publish(version, params)
-        if inference is not None:
-            inference.publish(version, params)
-
-    training = nodes.make_training(config, agent, workdir, publish)
+    training = nodes.make_training(config, agent, workdir, nodes.publisher(store, inference))
     loop = training.loop
     replay = nodes.make_replay(share)
     replay.restore(nodes.restored_replay(config, workdir, training), agent.trajectory_structure())

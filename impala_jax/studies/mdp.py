@@ -16,13 +16,18 @@ class MDP:
 
     In an episodic task, the last state leads to itself with reward 0, or back to the first state.
 
+    Args:
+      transitions: Probabilities p(y|x, a) of the next states, [S, A, S] float64.
+      rewards: Rewards, [S, A] float64.
+      discount: Discount gamma, in [0, 1).
+
     Raises:
       ValueError: Shapes do not agree, rows of `transitions` are not probability distributions, numbers are not finite,
         or the discount is outside [0, 1).
     """
 
-    transitions: Array  # [S, A, S] float64, p(y|x, a)
-    rewards: Array  # [S, A] float64
+    transitions: Array
+    rewards: Array
     discount: float = 0.9
 
     def __post_init__(self):

@@ -31,6 +31,7 @@ from impala_jax.optimizer import Hyperparameters
 from impala_jax.rundir import checkpoint
 from impala_jax.rundir.checkpoint import CheckpointError
 from impala_jax.rundir.files import EVALUATIONS, METRICS, SCHEDULE, write_atomically
+from impala_jax.rundir.format import FORMAT, problem
 from impala_jax.rundir.rows import append_row, drop_rows, read_rows
 from impala_jax.system import program
 from impala_jax.training.hooks import Checkpoints, Metrics
@@ -122,8 +123,9 @@ def join(population: Path, config: Config) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            write_atomically(path, json.dumps(config_lib.to_dict(config), indent=2) + '\n')
-        known = config_lib.from_dict(config_lib.upgraded(json.loads(path.read_text(encoding='utf-8')), config))
+            content = {'format': FORMAT, 'config': config_lib.to_dict(config)}
+            write_atomically(path, json.dumps(content, indent=2) + '\n')
+        known = _read_population(path, config)
     except OSError as error:
         raise ConfigError(f'cannot write to --workdir {population}: {error.strerror}; give another folder') from error
     except ValueError as error:
@@ -134,6 +136,18 @@ def join(population: Path, config: Config) -> None:
             f'cannot join the population in {population}: the configuration differs in {"; ".join(fields)}; '
             'use the same configuration, or another --workdir'
         )
+
+
+def _read_population(path: Path, joined_by: Config) -> Config:
+    """Configuration of a population; ValueError if the file is damaged."""
+    content = json.loads(path.read_text(encoding='utf-8'))
+    if not isinstance(content, dict):
+        raise ValueError(f'{path} is not a JSON object')
+    values = content.get('config', content)  # Version 0.1 wrote the configuration only.
+    reason = problem(content.get('format', 1))
+    if reason:
+        raise ConfigError(f'{path} {reason}')
+    return config_lib.from_dict(config_lib.upgraded(values, joined_by))
 
 
 def summary(population: Path) -> str:

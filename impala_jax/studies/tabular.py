@@ -271,13 +271,14 @@ def trade_off(
 
     Returns:
       A tidy table with one row per pair, rho_bars outermost. Rows are dicts of floats with the keys
-        rho_bar, c_bar: truncation levels;
-        modulus, spectral_radius, eta: see `Contraction`;
-        bias_max: maximum of |V of pi_rho_bar - V of pi| over all states;
-        bias_rms: root mean square of the same difference;
-        variance: mean variance of the target of one trajectory;
-        mse: mean of (target - V of pi)^2. At the fixed point it is bias_rms^2 + variance. At other values, the mean of
-          the targets differs from V of pi_rho_bar by an amount that depends on the contraction.
+
+      * `rho_bar`, `c_bar`: truncation levels;
+      * `modulus`, `spectral_radius`, `eta`: see `Contraction`;
+      * `bias_max`: maximum of `|V of pi_rho_bar - V of pi|` over all states;
+      * `bias_rms`: root mean square of the same difference;
+      * `variance`: mean variance of the target of one trajectory;
+      * `mse`: mean of `(target - V of pi)^2`. At the fixed point it is `bias_rms^2 + variance`. At other values, the
+        mean of the targets differs from V of pi_rho_bar by an amount that depends on the contraction.
 
     Raises:
       ValueError: `operator` or `stationary_distribution` would raise it, or `weights` is not a distribution over the

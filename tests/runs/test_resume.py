@@ -184,14 +184,8 @@ def test_replay_that_was_not_saved_is_told(saved, tmp_path, caplog):
 
 def test_lockstep_resumes_bit_for_bit_after_a_failure(tmp_path):
     """In an environment, in the middle of an unroll; from a checkpoint written before."""
-    flaky = [
-        '--environment.name',
-        'tests.helpers.factories:flaky',
-        '--environment.processes',
-        '1',
-        '--checkpoint.interval-s',
-        '0.3',
-    ]
+    environment = '--environment.name tests.helpers.factories:flaky --environment.processes 1'
+    flaky = [*environment.split(), '--checkpoint.interval-s', '0.3']
     train(tmp_path / 'unbroken', *REPLAY, *flaky)
     failed = start(tmp_path / 'run', *REPLAY, *flaky, environment={'FLAKY_AFTER': '1337'})
     code, _, stderr = finish(failed)
