@@ -154,7 +154,7 @@ def make_training(
       workdir: Folder of the run.
       publish: Function that publishes parameters: the number of updates, and the parameters in NumPy.
       devices: Devices, as in `make_learner`.
-      attach: Functions that build further hooks, which are called between those of metrics and checkpoints.
+      attach: Functions that build further hooks, called after the hook for metrics and before the one for checkpoints.
 
     Raises:
       ConfigError: As for `make_learner`, or if a member of a population runs on several hosts.

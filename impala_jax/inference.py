@@ -1,7 +1,7 @@
 """Inference on the accelerator, with the requests of all actors batched dynamically into one compiled call.
 
 It is an alternative to inference on the CPU in each actor, for networks that are too slow on the CPU (section 3 of the
-paper). The batching is that of GA3C (Babaeizadeh et al., 2017) and SEED RL (Espeholt et al., 2020). As in SEED RL,
+paper). The batching follows GA3C (Babaeizadeh et al., 2017) and SEED RL (Espeholt et al., 2020). As in SEED RL,
 every step uses the newest parameters, so they can change within an unroll; V-trace only needs the logits per action.
 """
 

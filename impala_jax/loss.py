@@ -84,7 +84,7 @@ class ImpalaLoss:
 
         Returns:
           The loss, a scalar, and its LossDetails. The `logs` are `policy_loss` and `baseline_loss`, as weighted in the
-          loss, `entropy`, the mean over unmasked transitions, and those of `off_policyness`.
+          loss, `entropy`, the mean over unmasked transitions, and the entries of `off_policyness`.
 
         Raises:
           AssertionError: If shapes do not agree.

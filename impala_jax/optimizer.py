@@ -53,7 +53,7 @@ def scheduled(
 def make_optimizer(config: OptimizerConfig, values: Hyperparameters) -> optax.GradientTransformation:
     """Returns gradient clipping by global norm, followed by RMSProp or Adam.
 
-    RMSProp is that of TensorFlow: epsilon is inside the square root, and the accumulator starts at 1.
+    RMSProp follows TensorFlow: epsilon is inside the square root, and the accumulator starts at 1.
 
     Args:
       config: Configuration with the optimiser's name and constants.

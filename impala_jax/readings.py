@@ -25,7 +25,7 @@ class Reading(NamedTuple):
 
     name: str  # Path of the leaf, such as `observation['rgb']`.
     torso: str  # 'words', 'category', 'mlp', an image torso, or 'module:Class'.
-    axes: tuple[int, ...] = ()  # Of an image, the axes of height, width and channels; those of channels are merged.
+    axes: tuple[int, ...] = ()  # Axes of height, width and channels of an image; several channel axes are merged.
     scale: float = 1.0  # Divisor of uint8 values.
     is_default_scale: bool = True  # Whether `NetworkConfig.uint8_scale` is not set.
     num_values: int = 0  # Number of categories or word ids.

@@ -66,8 +66,8 @@ class ActorConfig:
     the requests of all actors in one batch (`impala_jax.inference`), for networks that are too slow on the CPU;
     runtimes `threads`, and `launchpad` with `local_mt`. Actors on other machines always use their CPU."""
     inference_wait_ms: float = 2.0
-    """Time that the first request of a batch waits for those of other actors, with `inference` `accelerator`, in
-    ms."""
+    """Longest time that the first request of a batch waits for requests of other actors, if `inference` is
+    `accelerator`, in milliseconds."""
 
     def __post_init__(self):
         require(self.inference_wait_ms >= 0, f'actor.inference_wait_ms must be 0 or more, got {self.inference_wait_ms}')

@@ -164,7 +164,7 @@ class _ReverbNode(lp.ReverbNode):
         return self._track_handle(_ReverbHandle(self.reverb_address, self._setup))
 
     def run(self) -> None:
-        _live(self._setup, 'the Reverb server', self._serve)
+        _run_node(self._setup, 'the Reverb server', self._serve)
 
     def _serve(self, control: Control) -> None:
         setup = self._setup
@@ -233,7 +233,7 @@ def _learner(setup: _Setup, connect: Connect) -> None:
         finally:
             connection.control.end_learner(num_updates)
 
-    _live_connected(setup, connect, 'the learner', learn)
+    _run_connected(setup, connect, 'the learner', learn)
 
 
 def _learn(setup: _Setup, connection: _Connection) -> int:
@@ -284,13 +284,13 @@ def _actor(setup: _Setup, connect: Connect, index: int) -> None:
         stop = connection.control.stop
         nodes.act(share, connection.agent, index, connection.queue, connection.store, stop, setup.inference)
 
-    _live_connected(setup, connect, f'actor {index}', act)
+    _run_connected(setup, connect, f'actor {index}', act)
 
 
 def _inference(setup: _Setup, connect: Connect) -> None:
     inference = setup.inference
     assert inference is not None
-    _live_connected(setup, connect, 'inference', lambda _: inference.run())
+    _run_connected(setup, connect, 'inference', lambda _: inference.run())
 
 
 def _evaluator(setup: _Setup, connect: Connect) -> None:
@@ -298,11 +298,11 @@ def _evaluator(setup: _Setup, connect: Connect) -> None:
         stop = connection.control.stop
         nodes.evaluate_periodically(setup.config, connection.agent, connection.store, setup.workdir, stop)
 
-    _live_connected(setup, connect, 'the evaluator', evaluate)
+    _run_connected(setup, connect, 'the evaluator', evaluate)
 
 
-def _live_connected(setup: _Setup, connect: Connect, name: str, body: Callable[[_Connection], None]) -> None:
-    """Runs a node as `_live` does, with a connection to the server that is closed when the program stops."""
+def _run_connected(setup: _Setup, connect: Connect, name: str, body: Callable[[_Connection], None]) -> None:
+    """Runs a node as `_run_node` does, with a connection to the server that is closed when the program stops."""
 
     def connected(control: Control) -> None:
         config = setup.config
@@ -329,10 +329,10 @@ def _live_connected(setup: _Setup, connect: Connect, name: str, body: Callable[[
             ended.set()
             watcher.join(timeout=5.0)
 
-    _live(setup, name, connected)
+    _run_node(setup, name, connected)
 
 
-def _live(setup: _Setup, name: str, body: Callable[[Control], None]) -> None:
+def _run_node(setup: _Setup, name: str, body: Callable[[Control], None]) -> None:
     """Runs the body of a node, in a thread or in its own process; a failure stops the program.
 
     `Closed` is not a failure: it means that the program has stopped.

@@ -84,8 +84,8 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     threads = NodeThreads(on_failure=stop_all)
     try:
         for index in range(share.num_actors):
-            life = functools.partial(nodes.act, share, agent, index, queue, store, node_stop, inference)
-            threads.start(f'actor {index}', life)
+            target = functools.partial(nodes.act, share, agent, index, queue, store, node_stop, inference)
+            threads.start(f'actor {index}', target)
         if inference is not None:
             threads.start('inference', inference.run)
             training.metrics.log_with(inference.metrics)

@@ -28,7 +28,7 @@ class Prefetcher(Generic[_Batch]):
         self._thread.start()
 
     def get(self, stop: threading.Event) -> _Batch:
-        """Waits for the next batch; the time is bounded because that of `fetch` is.
+        """Waits for the next batch; the wait is bounded because `fetch` is.
 
         Raises:
           Closed: If the queue was closed or `stop` was set.
