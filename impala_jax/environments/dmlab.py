@@ -78,8 +78,8 @@ def factory(config: EnvironmentConfig, evaluation: bool = False) -> Callable[[in
         _import_engine()
     except ImportError as error:
         raise ConfigError(
-            f'{config.name} needs the module deepmind_lab, which no package index has: build it as docs/dmlab.md (or '
-            f'docs/users/build.md of github.com/google-deepmind/lab) says ({error})'
+            f'{config.name} needs the module deepmind_lab, which is not on a package index: build it as described in '
+            f'docs/dmlab.md (or docs/users/build.md of github.com/google-deepmind/lab) ({error})'
         ) from error
     return functools.partial(DeepMindLab, config, level, evaluation, _level_cache(config.level_cache))
 
