@@ -111,7 +111,7 @@ def test_a_torso_of_ones_own_is_used():
     [
         ('no_such_module:Torso', "'no_such_module:Torso': cannot import"),
         (f'{__name__}:NoSuchTorso', 'has no function or class .NoSuchTorso.'),
-        (f'{__name__}:row', 'not a flax.linen.Module'),
+        (f'{__name__}:num_params', 'not a flax.linen.Module'),
     ],
 )
 def test_a_torso_that_cannot_be_used_is_refused(torso, message):
