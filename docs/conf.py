@@ -65,6 +65,7 @@ napoleon_use_param = False
 
 
 def setup(app: Any) -> None:
+    """Connects the functions below to Sphinx's events."""
     for name in impala_jax.__all__:
         if name.endswith('Config'):
             # Without what only tells tyro how to parse a field.

@@ -1,4 +1,4 @@
-"""IMPALA (Espeholt et al., 2018) in JAX: CPU actors, a trajectory queue, a compiled V-trace learner."""
+"""IMPALA (Espeholt et al., 2018) in JAX: actors on CPUs, a trajectory queue, and a compiled V-trace learner."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ __all__ = [
     'vtrace',
 ]
 
-# Where each public name is defined.
+# Public names, keyed by the modules that define them.
 _OWNERS = {
     'impala_jax.actor': 'Actor',
     'impala_jax.agent': 'Agent',
@@ -102,7 +102,7 @@ _OWNER = {name: owner for owner, names in _OWNERS.items() for name in names.spli
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: the processes of environments import this package too, and need no JAX.
+    # Imports on first use, because the processes of environments import this package without JAX.
     if name in _MODULES:
         return importlib.import_module(_MODULES[name])
     if name in _OWNER:

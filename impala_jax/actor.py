@@ -1,4 +1,4 @@
-"""The actor: a vector of environments, one batched inference a step, trajectories out."""
+"""The actor: steps a vector of environments with one batched inference per step, and returns trajectories."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Policy(Protocol):
 
     @property
     def version(self) -> int:
-        """Learner updates of the parameters that the unroll starts with."""
+        """Version of the parameters at the start of the unroll: the number of learner updates."""
         ...
 
     def step(self, key: Array, num_steps: np.int32, timestep: TimeStep, state: PyTree) -> AgentStep:
@@ -30,19 +30,19 @@ class Policy(Protocol):
 
         Args:
           key: Random key of the actor.
-          num_steps: Steps that the actor has taken; the pair of both is never repeated.
-          timestep: [N, ...], numpy.
+          num_steps: Number of steps that the actor has taken; the pair of `key` and `num_steps` is never repeated.
+          timestep: Timestep, NumPy arrays [N, ...].
           state: State of the core, [N, ...].
 
         Raises:
-          Closed: The program ends.
-          TimeoutError: No answer from the accelerator.
+          Closed: If the run is ending.
+          TimeoutError: If the accelerator does not answer in time.
         """
         ...
 
 
 class _LocalPolicy(NamedTuple):
-    """Acts on the CPU of the actor's process."""
+    """A policy that is evaluated on the CPU, in the actor's process."""
 
     version: int
     params: PyTree
@@ -53,12 +53,12 @@ class _LocalPolicy(NamedTuple):
 
 
 class Actor:
-    """Steps its environments with the agent, and cuts the experience into trajectories.
+    """Steps environments with a policy, and splits the experience into trajectories.
 
     Args:
-      agent: The agent.
-      environment: N environments; the caller closes them.
-      unroll_length: Steps of a trajectory, T.
+      agent: Agent that acts.
+      environment: Vector of N environments; the caller closes it.
+      unroll_length: Number of steps per trajectory, T.
       seed: Seed for action sampling.
       greedy: Whether to take the most likely action instead of sampling.
       task_ids: Task of each environment, [N] int32; by default 0 for all.
@@ -79,7 +79,7 @@ class Actor:
         self._unroll_length = unroll_length
         self._device = jax.local_devices(backend='cpu')[0]
         self._agent = agent
-        self._params: tuple[PyTree, PyTree] | None = None  # as given, and on the device
+        self._params: tuple[PyTree, PyTree] | None = None  # As passed by the caller, and on the device.
         self.reset(seed)
 
         def step(params, key, num_steps, timestep, state):
@@ -88,26 +88,26 @@ class Actor:
         self._step = jax.jit(step)
 
     def reset(self, seed: int) -> None:
-        """Starts all environments anew at the next unroll, with other actions."""
+        """Resets all environments at the next unroll, and sets the seed for action sampling."""
         with jax.default_device(self._device):
             self._key = np.asarray(jax.random.PRNGKey(seed))
         self._num_steps = 0
         self._state = self._agent.initial_state(self.environment.num_envs)
         self._timestep: TimeStep | None = None
         self._game_version = np.zeros([self.environment.num_envs], np.int32)
-        self._game_over = np.ones([2, self.environment.num_envs], bool)  # in the two steps before the next unroll
+        self._game_over = np.ones([2, self.environment.num_envs], bool)  # In the last two steps.
 
     def unroll(self, version: int, params: PyTree) -> Trajectory:
         """Acts for T steps with one set of parameters; see `act`.
 
         Args:
-          version: Learner updates of the parameters.
-          params: The parameters.
+          version: Version of the parameters: the number of learner updates.
+          params: Parameters of the agent.
         """
         return self.act(self.policy(version, params))
 
     def policy(self, version: int, params: PyTree) -> Policy:
-        """The policy of the agent with these parameters, on the CPU."""
+        """Returns the policy of the agent with the given parameters, on the CPU."""
         if self._params is None or self._params[0] is not params:
             self._params = (params, jax.device_put(params, self._device))
         return _LocalPolicy(version, self._params[1], self._step)
@@ -115,11 +115,14 @@ class Actor:
     def act(self, policy: Policy) -> Trajectory:
         """Acts for T steps.
 
+        Args:
+          policy: Policy that chooses the actions.
+
         Returns:
-          Trajectory [T + 1, N], numpy; its first timestep is the last one of the previous trajectory.
+          A Trajectory [T + 1, N] of NumPy arrays; its first timestep is the last one of the previous trajectory.
 
         Raises:
-          ConfigError: The agent cannot read an observation; see `Agent.check_observation`.
+          ConfigError: If the agent cannot read an observation; see `Agent.check_observation`.
         """
         is_first = self._timestep is None
         if self._timestep is None:
@@ -147,7 +150,11 @@ class Actor:
         return buffer.trajectory(initial_state, info, versions, self._task_ids, game_version)
 
     def get_state(self) -> bytes:
-        """All that is needed to go on bit-identically; NotImplementedError if the environment cannot be saved."""
+        """Returns the state of actor and environments, from which another actor continues bit-identically.
+
+        Raises:
+          NotImplementedError: If the environment cannot be saved.
+        """
         state = {
             'key': self._key,
             'num_steps': self._num_steps,
@@ -162,10 +169,10 @@ class Actor:
         return plain_state.encode(state)
 
     def set_state(self, state: bytes) -> None:
-        """Goes on where `get_state` was called.
+        """Continues from a state returned by `get_state`.
 
         Raises:
-          ConfigError: The state was saved by a version of impala_jax whose actors or environments keep other things.
+          ConfigError: If the state was saved by a version whose actors or environments have another state.
         """
         num_envs = self.environment.num_envs
         try:
@@ -195,7 +202,7 @@ class Actor:
     def _game_versions(self, version: int, step_type: np.ndarray, info: StepInfo) -> np.ndarray:
         """`Trajectory.game_version`, [T, N], from step types [T + 1, N] and info [T, N]."""
         over = np.concatenate([self._game_over, info.game_over])
-        # The first action is taken from a FIRST timestep: one step after the game before, or none after a restart.
+        # The first action of a game is taken at a FIRST timestep, one step after the last game or right at a restart.
         begins = (step_type[:-1] == FIRST) & (over[1:-1] | over[:-2])
         game_versions = np.where(np.logical_or.accumulate(begins), np.int32(version), self._game_version)
         self._game_version, self._game_over = game_versions[-1], over[-2:]
@@ -203,16 +210,16 @@ class Actor:
 
 
 def _like(example: PyTree, saved: Any) -> PyTree:
-    """Saved leaves, or a single array, in the structure of `example`; ValueError where they do not fit."""
+    """Saved leaves, or a single array, in the structure of `example`; raises ValueError if they do not fit."""
     leaves, structure = jax.tree.flatten(example)
     saved = saved if isinstance(saved, list) else [saved]
     if [(leaf.shape, leaf.dtype) for leaf in saved] != [(np.shape(leaf), leaf.dtype) for leaf in leaves]:
-        raise ValueError('its arrays are others')
+        raise ValueError('its arrays have other shapes or dtypes')
     return jax.tree.unflatten(structure, saved)
 
 
 class _Buffer:
-    """The arrays of one trajectory, written row by row, never reused: whoever gets the trajectory owns them."""
+    """The arrays of one trajectory, written row by row; they are not reused, so the trajectory owns them."""
 
     def __init__(self, unroll_length: int, timestep: TimeStep, spec: EnvironmentSpec):
         self._timesteps = frame_stacks.empty_timesteps(unroll_length + 1, timestep, spec)
@@ -232,7 +239,7 @@ class _Buffer:
         return StepInfo(*(np.stack(x) for x in zip(*(info for _, info in self._rows), strict=True)))
 
     def trajectory(self, initial_state: PyTree, *fields: Any) -> Trajectory:
-        """A Trajectory of these, the last of its fields."""
+        """Builds the Trajectory; `fields` are its last fields."""
         return Trajectory(self._timesteps, np.stack([logits for logits, _ in self._rows]), initial_state, *fields)
 
     def _write(self, row: int, timestep: TimeStep) -> None:
@@ -244,7 +251,13 @@ class _Buffer:
 
 
 def run_actor(actor: Actor, queue: TrajectoryQueue, newest: Callable[[], Policy]) -> None:
-    """Acts with the newest policy, asked for before each unroll, until it or the queue is closed."""
+    """Acts until the queue or the source of policies is closed; then closes the environments.
+
+    Args:
+      actor: Actor to run.
+      queue: Queue for the trajectories.
+      newest: Function that returns the newest policy, called before each unroll.
+    """
     try:
         while True:
             queue.put(actor.act(newest()))

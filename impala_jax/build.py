@@ -1,4 +1,4 @@
-"""From a configuration to the parts of an experiment: the only module that knows both."""
+"""Construction of the parts of an experiment from its configuration."""
 
 from __future__ import annotations
 
@@ -30,19 +30,24 @@ from impala_jax.types import EnvironmentSpec, PyTree
 
 
 def make_agent(config: NetworkConfig, spec: EnvironmentSpec, popart: bool = False) -> Agent:
-    """The agent for an environment; with `popart` it has a value per task.
+    """Builds the agent for an environment.
+
+    Args:
+      config: Configuration of the network.
+      spec: Spec of the environment.
+      popart: Whether the network has one normalised value per task.
 
     Raises:
-      ConfigError: as `networks.build`.
+      ConfigError: As for `networks.build`.
     """
     return Agent(networks.build(config, spec, popart), spec)
 
 
 def make_loss(config: LossConfig, vtrace: VTraceConfig) -> Loss:
-    """The loss.
+    """Builds the loss.
 
     Raises:
-      ConfigError: `loss.function`, or rlax if V-trace is to be computed by it, cannot be imported.
+      ConfigError: If `loss.function` cannot be imported, or rlax for its implementation of V-trace.
     """
     if config.function is not None:
         return import_object('loss.function', config.function)
@@ -52,10 +57,10 @@ def make_loss(config: LossConfig, vtrace: VTraceConfig) -> Loss:
 
 
 def make_optimizer_factory(config: OptimizerConfig) -> OptimizerFactory:
-    """The function from hyperparameters to the optax transformation.
+    """Returns the function from hyperparameters to the optax transformation.
 
     Raises:
-      ConfigError: `optimizer.name` cannot be imported.
+      ConfigError: If `optimizer.name` cannot be imported.
     """
     return (
         import_object('optimizer.name', config.name)
@@ -65,28 +70,28 @@ def make_optimizer_factory(config: OptimizerConfig) -> OptimizerFactory:
 
 
 def make_hyperparameters(config: Config) -> Hyperparameters:
-    """The hyperparameters at the start of a run."""
+    """Returns the hyperparameters at the start of a run."""
     return Hyperparameters(config.optimizer.learning_rate, config.loss.entropy_cost, config.optimizer.epsilon)
 
 
 def make_schedule(config: Config) -> Schedule:
-    """How they change with the updates applied."""
+    """Returns the schedule of the hyperparameters as a function of applied updates."""
     return functools.partial(
         scheduled, optimizer=config.optimizer, loss=config.loss, num_updates=config.schedule_updates
     )
 
 
 def make_learner(config: Config, agent: Agent, devices: Sequence[Any] | None = None) -> Learner:
-    """The learner.
+    """Builds the learner.
 
     Args:
-      config: The experiment.
-      agent: The agent.
-      devices: The mesh, of jax.Device; None: those of `choose_devices`.
+      config: Configuration of the experiment.
+      agent: Agent to train.
+      devices: Devices of the mesh, of type `jax.Device`; None for `choose_devices`.
 
     Raises:
-      ConfigError: a batch that the devices do not divide, more devices asked for than there are, or a loss or an
-        optimiser that cannot be imported.
+      ConfigError: If the batch does not divide over the devices, there are fewer devices than configured, or the loss
+        or the optimiser cannot be imported.
     """
     devices = choose_devices(config) if devices is None else devices
     if config.learner.batch_size % len(devices):
@@ -106,10 +111,10 @@ def make_learner(config: Config, agent: Agent, devices: Sequence[Any] | None = N
 
 
 def choose_devices(config: Config) -> list[Any]:
-    """`config.learner.num_devices` devices of each host, or all of them; those of a host stand together.
+    """Returns `config.learner.num_devices` devices per host, or all devices, in the order of the hosts.
 
     Raises:
-      ConfigError: a host has fewer.
+      ConfigError: If a host has fewer devices.
     """
     hosts = [[device for device in jax.devices() if device.process_index == i] for i in range(jax.process_count())]
     wanted = config.learner.num_devices
@@ -123,7 +128,7 @@ def choose_devices(config: Config) -> list[Any]:
 
 
 class Training(NamedTuple):
-    """A training loop, and what a runtime adds to."""
+    """A training loop, and the hooks to which a runtime adds values."""
 
     loop: TrainingLoop
     metrics: Metrics
@@ -138,24 +143,24 @@ def make_training(
     devices: Sequence[Any] | None = None,
     attach: Sequence[Callable[[Learner, Metrics, Checkpoints], Hook]] = (),
 ) -> Training:
-    """The training loop of a run, which goes on from the newest good checkpoint in `workdir`.
+    """Builds the training loop of a run, which continues from the newest intact checkpoint in `workdir`.
 
-    Nothing is written before the loop begins, so a runtime that refuses to resume leaves the workdir as it was. On
-    several hosts the first one reads and writes the files of the run, for all.
+    Nothing is written before the loop begins, so a runtime that cannot resume leaves the workdir unchanged. On several
+    hosts, host 0 reads and writes the files of the run.
 
     Args:
-      config: The experiment.
-      agent: The agent.
-      workdir: Where the run lives.
-      publish: Publishes the parameters, numpy, under the number of updates.
-      devices: As for `make_learner`.
-      attach: Make further hooks, which are called between metrics and checkpoints.
+      config: Configuration of the experiment.
+      agent: Agent to train.
+      workdir: Folder of the run.
+      publish: Function that publishes parameters: the number of updates, and the parameters in NumPy.
+      devices: Devices, as in `make_learner`.
+      attach: Functions that build further hooks, which are called between those of metrics and checkpoints.
 
     Raises:
-      ConfigError: as `make_learner`; a member of a population on several hosts.
-      CheckpointError: as `Checkpointer`, on the first host.
+      ConfigError: As for `make_learner`, or if a member of a population runs on several hosts.
+      CheckpointError: As for `Checkpointer`, on host 0.
     """
-    num_hosts, keeps_files = jax.process_count(), jax.process_index() == 0
+    num_hosts, is_primary = jax.process_count(), jax.process_index() == 0
     if config.pbt.member is not None and num_hosts > 1:
         raise ConfigError(
             f'pbt.member {config.pbt.member} on {num_hosts} hosts: members of a population train on one host each; '
@@ -163,10 +168,10 @@ def make_training(
         )
     learner = make_learner(config, agent, devices)
     state = learner.init(jax.random.PRNGKey(config.seed))
-    checkpoints = Checkpoints(workdir, config, state, keeps_files)
+    checkpoints = Checkpoints(workdir, config, state, is_primary)
     total_frames = config.total_updates * config.frames_per_update
     metrics = Metrics(
-        workdir, config.logging, total_frames, config.num_fresh, agent.spec.tasks, checkpoints, keeps_files
+        workdir, config.logging, total_frames, config.num_fresh, agent.spec.tasks, checkpoints, is_primary
     )
     hooks: list[Hook] = [RunConfig(workdir, config), metrics]
     hooks += [make_hook(learner, metrics, checkpoints) for make_hook in attach]

@@ -1,8 +1,8 @@
-"""Inference on the accelerator: the requests of all actors, batched dynamically into one compiled call.
+"""Inference on the accelerator, with the requests of all actors batched dynamically into one compiled call.
 
-The alternative to each actor's own inference on the CPU, for networks that the CPU is too slow for (paper, section 3;
-the batching is that of GA3C, Babaeizadeh et al., 2017, and SEED RL, Espeholt et al., 2020). As in SEED RL the newest
-parameters act at every step, so that they may change within an unroll; V-trace needs the logits of each action only.
+It is an alternative to inference on the CPU in each actor, for networks that are too slow on the CPU (section 3 of the
+paper). The batching is that of GA3C (Babaeizadeh et al., 2017) and SEED RL (Espeholt et al., 2020). As in SEED RL,
+every step uses the newest parameters, so they can change within an unroll; V-trace only needs the logits per action.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from impala_jax.types import Array, Closed, PyTree, TimeStep
 
 
 class _Request(NamedTuple):
-    """What one actor asks, and where its answer goes."""
+    """Request of an actor for one step, with the future for its answer."""
 
     timestep: TimeStep  # [N, ...]
     state: PyTree  # [N, ...]
@@ -33,28 +33,28 @@ class _Request(NamedTuple):
 
 
 class _RemotePolicy(NamedTuple):
-    """Has the server act, with whatever parameters are the newest at each step."""
+    """A policy that the server evaluates, with the newest parameters at each step."""
 
     version: int
     server: InferenceServer
 
     def step(self, key: Array, num_steps: np.int32, timestep: TimeStep, state: PyTree) -> AgentStep:
-        return self.server.step(timestep, state)  # Actions are sampled with the key of the server.
+        return self.server.step(timestep, state)  # The server samples actions with its own key.
 
 
 class InferenceServer:
-    """Acts for all actors of a process, as many as have asked in one call.
+    """Evaluates the policy for all actors of a process, with all pending requests in one call.
 
-    A call begins when all actors have asked, or `inference_wait_ms` after the first request. It is padded to one of a
-    few sizes, each of which is compiled once, and split over the devices.
+    A call begins when all actors have sent a request, or `inference_wait_ms` after the first request. Its batch is
+    padded to one of a few sizes, each of which is compiled once, and split over the devices.
 
     Args:
-      agent: The agent.
-      num_actors: Number of actors, each of which has one request at a time.
-      config: Environments per actor, and how long a request waits for others.
-      devices: Devices of this host, of jax.Device.
+      agent: Agent that acts.
+      num_actors: Number of actors; each has at most one request at a time.
+      config: Configuration with the number of environments per actor and `inference_wait_ms`.
+      devices: Devices of this host, of type `jax.Device`.
       seed: Seed for action sampling.
-      timeout_s: Longest wait, s.
+      timeout_s: Longest wait, in seconds.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class InferenceServer:
         mesh = Mesh(np.array(devices), ('batch',))
         self._split = NamedSharding(mesh, PartitionSpec('batch'))
         self._replicated = NamedSharding(mesh, PartitionSpec())
-        # What one actor asks, rounded up to the devices, and twice, four times ... as much.
+        # The batch of one actor, rounded up to a multiple of the devices, then doubled until all actors fit.
         self._sizes = [-(-self._num_envs // len(devices)) * len(devices)]
         while self._sizes[-1] < num_actors * self._num_envs:
             self._sizes.append(2 * self._sizes[-1])
@@ -82,22 +82,22 @@ class InferenceServer:
         self._changed = threading.Condition()
         self._pending: list[_Request] = []
         self._newest: tuple[int, PyTree] | None = None
-        self._placed: tuple[int, PyTree] | None = None  # `_newest` on the devices
+        self._placed: tuple[int, PyTree] | None = None  # `_newest`, on the devices.
         self._closed = False
-        self._num_requests: list[int] = []  # of each call since the last row of metrics
+        self._num_requests: list[int] = []  # Per call since the last row of metrics.
 
     def publish(self, version: int, params: PyTree) -> None:
-        """Replaces the parameters, numpy."""
+        """Replaces the parameters, NumPy arrays."""
         with self._changed:
             self._newest = (version, params)
             self._changed.notify_all()
 
     def policy(self) -> _RemotePolicy:
-        """A policy for an actor's next unroll; waits for the first parameters.
+        """Returns a policy for an actor's next unroll; waits for the first parameters.
 
         Raises:
-          Closed: the server was closed.
-          TimeoutError: nothing was ever published.
+          Closed: If the server is closed.
+          TimeoutError: If no parameters are published in time.
         """
         with self._changed:
             self._wait_for_parameters()
@@ -105,12 +105,16 @@ class InferenceServer:
             return _RemotePolicy(self._newest[0], self)
 
     def step(self, timestep: TimeStep, state: PyTree) -> AgentStep:
-        """Acts at a timestep [N, ...] from the core's state [N, ...]; numpy.
+        """Acts at one timestep.
+
+        Args:
+          timestep: Timestep of one actor, NumPy arrays [N, ...].
+          state: State of the core before the timestep, [N, ...].
 
         Raises:
-          Closed: the server was closed.
-          TimeoutError: there was no answer.
-          Exception: the call failed.
+          Closed: If the server is closed.
+          TimeoutError: If there is no answer in time.
+          Exception: If the call failed.
         """
         request = _Request(timestep, state, concurrent.futures.Future(), time.monotonic())
         with self._changed:
@@ -126,11 +130,11 @@ class InferenceServer:
             ) from error
 
     def run(self) -> None:
-        """The life of the server: until it is closed."""
+        """Answers requests until the server is closed."""
         try:
             with self._changed:
                 self._wait_for_parameters()
-            for size in self._sizes:  # Compiled before anybody waits for it.
+            for size in self._sizes:  # Compiles before the first request.
                 self._call(*(_pad(x, [], size) for x in (self._timestep, self._state)))
             while True:
                 requests = self._next_requests()
@@ -146,7 +150,7 @@ class InferenceServer:
             self.close()
 
     def close(self) -> None:
-        """Ends all waits, now and later, with `Closed`. May be called twice."""
+        """Ends all waits, present and future, with `Closed`; further calls do nothing."""
         with self._changed:
             self._closed = True
             for request in self._pending:
@@ -155,7 +159,7 @@ class InferenceServer:
             self._changed.notify_all()
 
     def metrics(self) -> dict[str, Any]:
-        """Of the calls since the last time: `inference_batch_size_mean`, environments in a call, and a histogram."""
+        """Mean and histogram of the batch sizes, in environments per call, since the last call of this method."""
         with self._changed:
             counts, self._num_requests = self._num_requests, []
         if not counts:
@@ -174,9 +178,9 @@ class InferenceServer:
             raise Closed
 
     def _next_requests(self) -> list[_Request]:
-        """Those that make the next call, at least one."""
+        """Waits for the requests of the next call, at least one."""
         with self._changed:
-            # Idle while the queue is full and no actor acts; `close` ends it.
+            # Without a timeout, because no actor acts while the queue is full; `close` ends the wait.
             while not (self._closed or self._pending):
                 self._changed.wait(1.0)
             while not self._closed and len(self._pending) < self._num_actors:
@@ -202,7 +206,7 @@ class InferenceServer:
             request.answer.set_result(jax.tree.map(lambda x, rows=rows: x[rows], acted))
 
     def _call(self, timestep: TimeStep, state: PyTree) -> AgentStep:
-        """One compiled call, numpy [B, ...] to numpy [B, ...]."""
+        """Makes one compiled call, from and to NumPy arrays [B, ...]."""
         newest = self._newest
         assert newest is not None
         if self._placed is None or self._placed[0] != newest[0]:
@@ -214,7 +218,7 @@ class InferenceServer:
 
 
 def _pad(structure: PyTree, parts: list[PyTree], size: int) -> PyTree:
-    """The parts [N, ...] one after the other, then zeros, [size, ...], in the structure and dtypes of `structure`."""
+    """Concatenates parts [N, ...] and pads them with zeros to [size, ...], with the dtypes of `structure`."""
     arrays, treedef = jax.tree.flatten(structure)
     padded = [np.zeros([size, *array.shape[1:]], array.dtype) for array in arrays]
     start = 0

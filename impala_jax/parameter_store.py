@@ -1,4 +1,4 @@
-"""The way of the parameters from learner to actors: its protocol, and the one that lives in the process."""
+"""The parameter store between learner and actors: its protocol, and an implementation within a process."""
 
 from __future__ import annotations
 
@@ -9,28 +9,37 @@ from impala_jax.types import Closed, PyTree
 
 
 class ParameterStore(Protocol):
-    """Holds the newest parameters. All methods may be called by threads."""
+    """A store of the newest parameters, safe for threads."""
 
     def publish(self, version: int, params: PyTree) -> None:
-        """Replaces the parameters; `params` are numpy arrays that nobody writes to afterwards."""
+        """Replaces the parameters.
+
+        Args:
+          version: Number of learner updates.
+          params: Parameters, NumPy arrays that are not modified afterwards.
+        """
         ...
 
     def latest(self) -> tuple[int, PyTree]:
-        """The newest parameters and their version (learner updates done); waits for the first ones.
+        """Returns the newest version and parameters; waits for the first ones.
 
         Raises:
-          Closed: the store was closed.
-          TimeoutError: nothing was ever published.
+          Closed: If the store is closed.
+          TimeoutError: If no parameters are published in time.
         """
         ...
 
     def close(self) -> None:
-        """Ends all waits, now and later, with `Closed`. May be called twice."""
+        """Ends all waits, present and future, with `Closed`; further calls do nothing."""
         ...
 
 
 class LocalParameterStore:
-    """A `ParameterStore` for the threads of one process."""
+    """A `ParameterStore` for the threads of one process.
+
+    Args:
+      timeout_s: Longest wait for the first parameters, in seconds.
+    """
 
     def __init__(self, timeout_s: float):
         self._timeout_s = timeout_s
@@ -39,11 +48,13 @@ class LocalParameterStore:
         self._changed = threading.Condition()
 
     def publish(self, version: int, params: PyTree) -> None:
+        """Replaces the parameters; they are not copied."""
         with self._changed:
             self._latest = (version, params)
             self._changed.notify_all()
 
     def latest(self) -> tuple[int, PyTree]:
+        """Returns the newest version and parameters; waits for the first ones."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._closed or self._latest is not None, self._timeout_s):
                 raise TimeoutError(f'waited {self._timeout_s:g} s for the learner to publish its first parameters')
@@ -53,6 +64,7 @@ class LocalParameterStore:
             return self._latest
 
     def close(self) -> None:
+        """Ends all waits with `Closed`."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -1,7 +1,8 @@
-"""PopArt: value targets normalised per task, with outputs preserved (van Hasselt et al., 2016; Hessel et al., 2018).
+"""PopArt: normalisation of value targets per task, with preserved outputs.
 
-The baseline has one output a task, n, and V = scale n + mean. V-trace sees V and raw rewards; the baseline's error and
-the policy gradient's advantage are divided by the scale, so that tasks with large returns do not drown the others.
+See van Hasselt et al. (2016) and Hessel et al. (2018). The baseline has one output n per task, and V = scale n + mean.
+V-trace uses V and raw rewards. The baseline's errors and the advantages of the policy gradient are divided by the
+scale, so that tasks with large returns do not dominate the gradient.
 """
 
 from __future__ import annotations
@@ -17,29 +18,29 @@ from impala_jax.types import Array, PyTree
 
 
 class PopArtState(NamedTuple):
-    """Statistics of each task's value targets."""
+    """Statistics of the value targets per task."""
 
     mean: Array  # [K] float32
     second_moment: Array  # [K] float32
-    scale: Array  # [K] float32, the standard deviation within the configuration's bounds
+    scale: Array  # [K] float32, standard deviation, clipped to the bounds of the configuration.
 
 
 def init(num_tasks: int) -> PopArtState:
-    """Mean 0 and scale 1 for each task."""
+    """Returns mean 0 and scale 1 for each task."""
     ones = np.ones([num_tasks], np.float32)
     return PopArtState(mean=0 * ones, second_moment=ones, scale=ones)
 
 
 def unnormalise(state: PopArtState, normalised: Array, task: Array) -> tuple[Array, Array]:
-    """The values of the tasks at hand.
+    """Returns the values of the trajectories' tasks.
 
     Args:
-      state: the statistics, of K tasks.
-      normalised: [T, B, K], the baseline's outputs.
-      task: [B] int32.
+      state: Statistics of K tasks.
+      normalised: Outputs of the baseline, [T, B, K].
+      task: Task ids, [B] int32.
 
     Returns:
-      Values [T, B], and their scales [B].
+      Values, [T, B], and their scales, [B].
     """
     own = jnp.take_along_axis(normalised, task[None, :, None], axis=-1)[..., 0]
     scale = state.scale[task]
@@ -47,17 +48,17 @@ def unnormalise(state: PopArtState, normalised: Array, task: Array) -> tuple[Arr
 
 
 def update(state: PopArtState, targets: Array, mask: Array, task: Array, config: PopArtConfig) -> PopArtState:
-    """Moves the statistics towards a batch's targets.
+    """Moves the statistics towards the value targets of a batch.
 
-    A task with n targets moves by n steps of `config.step_size`, all towards their mean: as far as one target after the
-    other would move it, which a sum over the batch would overshoot.
+    The statistics of a task with n targets move by n steps of `config.step_size` towards the mean of the targets, which
+    is as far as the targets would move them one by one. A single step of n times the size would overshoot.
 
     Args:
-      state: the statistics, of K tasks.
-      targets: [T, B], not normalised.
-      mask: bool [T, B], the targets that count.
-      task: [B] int32.
-      config: the step size and the scale's bounds.
+      state: Statistics of K tasks.
+      targets: Value targets, not normalised, [T, B].
+      mask: Targets that are not masked, [T, B] bool.
+      task: Task ids, [B] int32.
+      config: Configuration with the step size and the bounds of the scale.
     """
     weights = mask[..., None] * jax.nn.one_hot(task, state.mean.size)[None]  # [T, B, K]
     counts = jnp.sum(weights, axis=(0, 1))
@@ -74,12 +75,12 @@ def update(state: PopArtState, targets: Array, mask: Array, task: Array, config:
 
 
 def preserve_outputs(baseline: PyTree, old: PopArtState, new: PopArtState) -> PyTree:
-    """The baseline's parameters with which `new` gives the values that `old` gave.
+    """Returns parameters of the baseline that give the same values under `new` as the old ones under `old`.
 
     Args:
-      baseline: `kernel` [D, K] and `bias` [K].
-      old: the statistics that the parameters belong to.
-      new: the statistics that they shall belong to.
+      baseline: Parameters of the baseline: `kernel` [D, K] and `bias` [K].
+      old: Statistics before the update.
+      new: Statistics after the update.
     """
     ratio = old.scale / new.scale
     return {

@@ -1,8 +1,8 @@
-"""V-trace (Espeholt et al., 2018, section 4.1) and the corrections it is compared with (section 5.2.2), compiled.
+"""V-trace (Espeholt et al., 2018, section 4.1), and the corrections to which the paper compares it (section 5.2.2).
 
-The recurrence `a_t = delta_t + gamma_t c_t a_{t+1}`, with `a_t = v_t - V(x_t)`, is linear, so it can run backwards
-step by step (`lax.scan`) or as a parallel prefix (`lax.associative_scan`) in O(log T) steps. On the CPU the whole of it
-is one kernel, where that was compiled.
+The recurrence `a_t = delta_t + gamma_t c_t a_{t+1}`, with `a_t = v_t - V(x_t)`, is linear. It can run backwards step by
+step (`lax.scan`), or as a parallel prefix sum (`lax.associative_scan`) in O(log T) steps. On the CPU, V-trace is a
+single kernel if the kernels were compiled.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from impala_jax.kernels import cpu
 from impala_jax.types import Array
 
 Implementation = Literal['auto', 'scan', 'associative_scan', 'rlax']
-Thresholds = tuple[float | None, float | None, float | None]  # rho_bar, c_bar, and rho_bar of the advantages
+Thresholds = tuple[float | None, float | None, float | None]  # rho_bar, c_bar, and rho_bar of the advantages.
 
 
 class VTraceReturns(NamedTuple):
-    """Targets, through which no gradient flows."""
+    """Targets of V-trace, without gradients."""
 
-    vs: Array  # [T, B] targets of the baseline
-    pg_advantages: Array  # [T, B] the policy gradient's advantages, rho^pg included
+    vs: Array  # [T, B] float32, targets of the baseline.
+    pg_advantages: Array  # [T, B] float32, advantages of the policy gradient, multiplied by the clipped ratios.
 
 
 def from_importance_weights(
@@ -40,31 +40,31 @@ def from_importance_weights(
     lambda_: float = 1.0,
     implementation: Implementation = 'auto',
 ) -> VTraceReturns:
-    """V-trace targets and advantages (equation 1 and section 4.2).
+    """Computes V-trace targets and advantages (Espeholt et al., 2018, equation 1 and section 4.2).
 
-    Row t holds the reward and discount received after action t. A transition that is none of the task (the one into
-    an episode's first timestep) is cut out by `log_rhos = -inf`: its target is its value, its advantage 0, and the
-    trace ends there. The thresholds are independent; Theorem 1 asks for clip_c_threshold <= clip_rho_threshold.
+    Row t holds the reward and discount received after action t. `log_rhos = -inf` masks a transition that is not part
+    of the task, such as the one into the first timestep of an episode: its target is its value, its advantage is 0, and
+    the trace ends there. The thresholds are independent; Theorem 1 assumes clip_c_threshold <= clip_rho_threshold.
 
     Args:
-      log_rhos: [T, B] float32, log pi(a_t|x_t) - log mu(a_t|x_t), not clipped.
-      discounts: [T, B] float32, gamma times the environment's discount: 0 where the episode terminated.
-      rewards: [T, B] float32.
-      values: [T, B] float32, V(x_t) under the learner's parameters.
-      bootstrap_value: [B] float32, V(x_T).
-      clip_rho_threshold: rho_bar, in the temporal differences; None for no clipping.
-      clip_c_threshold: c_bar, in the trace; None for no clipping.
-      clip_pg_rho_threshold: rho_bar of the advantages; None for no clipping.
-      lambda_: multiplies the trace coefficients (remark 2).
-      implementation: 'scan', 'associative_scan', 'rlax' (the reference of that library, which is imported then), or
-        'auto': on a CPU the kernel, where it was compiled, else the scan measured to be faster (benchmarks/vtrace.py).
+      log_rhos: Log importance ratios log pi(a_t|x_t) - log mu(a_t|x_t), not clipped, [T, B] float32.
+      discounts: Discounts, gamma times the discount of the environment, which is 0 at a termination, [T, B] float32.
+      rewards: Rewards, [T, B] float32.
+      values: Values V(x_t) under the learner's parameters, [T, B] float32.
+      bootstrap_value: Value V(x_T), [B] float32.
+      clip_rho_threshold: Truncation level rho_bar in the temporal differences; None for no clipping.
+      clip_c_threshold: Truncation level c_bar in the trace; None for no clipping.
+      clip_pg_rho_threshold: Truncation level of the ratios in the advantages; None for no clipping.
+      lambda_: Factor of the trace coefficients (remark 2).
+      implementation: 'scan'; 'associative_scan'; 'rlax', the reference implementation of that library, imported on use;
+        or 'auto', which is the kernel on a CPU if it was compiled, else the faster scan (benchmarks/vtrace.py).
 
     Returns:
-      VTraceReturns, each [T, B] float32.
+      VTraceReturns of arrays [T, B] float32.
 
     Raises:
-      AssertionError: shapes that do not agree.
-      ValueError: There are no steps or no trajectories; or a c_bar or lambda that 'rlax' does not have.
+      AssertionError: If shapes do not agree.
+      ValueError: If there are no steps or no trajectories, or 'rlax' does not support c_bar or lambda.
     """
     chex.assert_rank([log_rhos, discounts, rewards, values, bootstrap_value], [2, 2, 2, 2, 1])
     chex.assert_equal_shape([log_rhos, discounts, rewards, values])
@@ -116,9 +116,9 @@ def _rlax_returns(
     thresholds: Thresholds,
     lambda_: float,
 ) -> VTraceReturns:
-    """The same by rlax, whose c_bar is 1; arrays [T, B], the bootstrap value [B].
+    """V-trace by rlax, whose c_bar is 1; arrays [T, B], the bootstrap value [B].
 
-    Its advantages agree for lambda = 1 only: for less it bootstraps them from (1 - lambda) V(x_t+1), too.
+    Its advantages agree for lambda = 1 only; for smaller values they also bootstrap from (1 - lambda) V(x_{t+1}).
     """
     rho_bar, c_bar, pg_rho_bar = thresholds
     if (c_bar, lambda_) != (1.0, 1.0):
@@ -141,16 +141,16 @@ def _rlax_returns(
 def corrected_returns(
     correction: Literal['vtrace', 'one_step_is', 'epsilon_correction', 'none'], *, log_rhos: Array, **kwargs: Any
 ) -> VTraceReturns:
-    """Targets and advantages under one of the corrections of table 2.
+    """Computes targets and advantages under one of the corrections of the paper's table 2.
 
-    `vtrace` is `from_importance_weights`. All others take n-step returns as if the data were on-policy (a transition of
-    `log_rhos = -inf` is still cut out), and for `one_step_is` the advantage is multiplied by pi/mu, not truncated.
-    `epsilon_correction` differs from `none` in the policy gradient's log pi only, which is the loss's.
+    `vtrace` is `from_importance_weights`. The others use n-step returns as if the data were on-policy; transitions with
+    `log_rhos = -inf` are still masked. `one_step_is` multiplies the advantages by pi/mu, without truncation.
+    `epsilon_correction` differs from `none` only in the log pi of the policy gradient, which the loss computes.
 
     Args:
-      correction: which.
-      log_rhos: as there.
-      **kwargs: the other arguments of `from_importance_weights`; the thresholds matter to `vtrace` only.
+      correction: Name of the correction.
+      log_rhos: Log importance ratios, [T, B] float32.
+      **kwargs: Other arguments of `from_importance_weights`; the thresholds affect `vtrace` only.
     """
     if correction == 'vtrace':
         return from_importance_weights(log_rhos=log_rhos, **kwargs)
@@ -163,7 +163,7 @@ def corrected_returns(
 
 
 def discounted_sum(deltas: Array, factors: Array, implementation: str = 'auto') -> Array:
-    """Solves a_t = deltas_t + factors_t a_{t+1}, a_T = 0; all [T, B]."""
+    """Solves a_t = deltas_t + factors_t a_{t+1} with a_T = 0, for arrays [T, B]."""
     if implementation == 'auto':
         implementation = 'scan' if jax.default_backend() == 'cpu' else 'associative_scan'
     if implementation == 'scan':

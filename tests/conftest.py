@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import signal
+import sys
 import tempfile
 import warnings
 
@@ -27,6 +28,7 @@ from impala_jax.kernels import compilation_cache  # noqa: E402
 
 compilation_cache.enable_cache()
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+pytest.register_assert_rewrite('tests.helpers')  # Else their assertions would not show values.
 
 _MODULES = {
     'launchpad': ('launchpad', 'reverb'),
@@ -49,3 +51,26 @@ def pytest_collection_modifyitems(items):
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Function that runs `impala NAME ARGUMENTS` in this process: exit status, output, and its reason or errors."""
+
+    from impala_jax.cli import main as cli
+    from tests.helpers.programs import ROOT
+
+    def call(name, *arguments):
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, 'argv', ['impala', name, *map(str, arguments)])
+        # Commands silence other libraries for their whole process, which is this one.
+        monkeypatch.setattr('impala_jax.system.quiet.quiet_libraries', lambda: None)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        output = capsys.readouterr()
+        reason = ended.value.code if isinstance(ended.value.code, str) else output.err.strip()
+        status = 1 if isinstance(ended.value.code, str) else ended.value.code
+        return status, output.out, reason
+
+    return call

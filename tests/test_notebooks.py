@@ -30,7 +30,7 @@ def test_every_notebook_has_a_budget():
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
-def test_committed_with_the_outputs_of_a_real_run(path):
+def test_notebooks_are_committed_with_the_outputs_of_a_real_run(path):
     text = path.read_text(encoding='utf-8')
     assert len(text) < 1 << 20
     cells = [cell for cell in load(path)['cells'] if cell['cell_type'] == 'code']
@@ -46,7 +46,7 @@ def test_committed_with_the_outputs_of_a_real_run(path):
 
 @pytest.mark.notebooks
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs(path, tmp_path, monkeypatch):
+def test_every_notebook_runs(path, tmp_path, monkeypatch):
     import nbclient
     import nbformat
 

@@ -205,7 +205,7 @@ def _requirements(extra: str) -> list[Requirement]:
     return found
 
 
-def test_extras():
+def test_extras_include_what_they_promise():
     extras = {
         name: {str(requirement) for requirement in _requirements(name)} for name in METADATA['optional-dependencies']
     }

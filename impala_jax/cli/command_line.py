@@ -239,7 +239,7 @@ def _outcome(body: Callable[[], None], stopped: str) -> tuple[int, str]:
 
         if isinstance(error, Interrupted):
             return 128 + error.signal_number, str(error)
-        return 1, str(error).rstrip() if isinstance(error, CellFailed) else nodes.last_words(error)
+        return 1, str(error).rstrip() if isinstance(error, CellFailed) else nodes.final_message(error)
     return 0, ''
 
 

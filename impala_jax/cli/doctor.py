@@ -41,7 +41,7 @@ class Check(NamedTuple):
 
     name: str
     code: str  # Python; prints the details
-    mend: str  # A command, or a sentence if no command can repair it.
+    remedy: str  # A command, or a sentence if no command can repair it.
     required: bool = False
     cpu: bool = True  # False: run on JAX's default devices.
 
@@ -284,9 +284,9 @@ def report(results: list[Result], console: Console) -> bool:
         detail = result.detail if result.state == 'works' else 'see below'
         table.add_row(escape(result.check.name), f'[{color}]{result.state}[/]', escape(detail))
     console.print(table)
-    for name, state, detail, mend in ((r.check.name, r.state, r.detail, r.check.mend) for r in problems):
+    for name, state, detail, remedy in ((r.check.name, r.state, r.detail, r.check.remedy) for r in problems):
         # Not wrapped, so that the command can be copied.
-        console.print(f'{name} {state}: {detail}\n    {mend}', markup=False, highlight=False, soft_wrap=True)
+        console.print(f'{name} {state}: {detail}\n    {remedy}', markup=False, highlight=False, soft_wrap=True)
     works = not any(result.check.required for result in problems)
     console.print('The core works.' if works else 'The core does not work; see above.', highlight=False)
     return works

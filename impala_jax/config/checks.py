@@ -48,21 +48,33 @@ def split_name(field: str, path: str, form: str) -> tuple[str, str]:
     return module, name
 
 
-def import_object(field: str, path: str) -> Any:
-    """Imports the object `path`, module:name.
+def import_object(field: str, path: str, form: str = 'module:name') -> Any:
+    """Imports the function or class `path`, module:name.
 
     Args:
       field: Name of the configuration field, for the message.
-      path: Value of that field.
+      path: Value of that field; the name may have parts, as in module:Class.method.
+      form: Expected form of the value, for the message.
 
     Raises:
-      ConfigError: If `path` has another form or cannot be imported.
+      ConfigError: If `path` has another form, the module cannot be imported, or it has no such function or class.
     """
-    module, name = split_name(field, path, 'module:name')
+    module_name, name = split_name(field, path, form)
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f'{field} {path!r} cannot be imported: {error}') from error
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f'{field} {path!r}: cannot import {module_name!r} ({error}); is its folder on PYTHONPATH?'
+        ) from error
+    found: Any = module
+    for part in name.split('.'):
+        found = getattr(found, part, None)
+    if not callable(found):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith('_')]
+        raise ConfigError(
+            f'{field} {path!r}: module {module_name!r} has no function or class {name!r}; {closest(name, public)}'
+        )
+    return found
 
 
 def require(condition: bool, message: str) -> None:

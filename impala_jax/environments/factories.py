@@ -13,7 +13,7 @@ from typing import Any
 import dm_env
 
 from impala_jax.config import ConfigError, EnvironmentConfig, closest
-from impala_jax.config.checks import split_name
+from impala_jax.config.checks import import_object
 from impala_jax.environments import base, minisuite, suites
 from impala_jax.environments.catch import Catch
 from impala_jax.environments.delayed_bandit import DelayedBandit
@@ -99,22 +99,7 @@ def _is_usable(name: str) -> bool:
 
 
 def _from_module(name: str) -> Factory:
-    module_name, function_name = split_name('environment.name', name, 'module:function')
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(
-            f'environment.name {name!r}: cannot import {module_name!r} ({error}); is its folder on PYTHONPATH?'
-        ) from error
-    function: Any = module
-    for part in function_name.split('.'):
-        function = getattr(function, part, None)
-    if not callable(function):
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith('_')]
-        raise ConfigError(
-            f'environment.name {name!r}: module {module_name!r} has no function {function_name!r}; '
-            f'{closest(function_name, public)}'
-        )
+    function = import_object('environment.name', name, 'module:function')
 
     def build(seed: int) -> dm_env.Environment:
         return as_dm_env(function(seed=seed), seed, name)

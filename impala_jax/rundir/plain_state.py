@@ -128,7 +128,7 @@ class _Writer:
             return ['method', self.node(value.__self__, f'{path}.__self__'), value.__name__]
         if isinstance(value, _CONSTANTS):
             if getattr(value, '__closure__', None):
-                raise TypeError(f'cannot save the closure {_constant_name(value)!r} at {path or "its top"}')
+                raise TypeError(f'cannot save the closure {_constant_name(value)!r} at {path or "the top level"}')
             self._check_blueprint(_constant_name(value), path)
             return ['constant', _constant_name(value)]
         # A mutable value that is referenced twice is restored as one value.
@@ -163,7 +163,7 @@ class _Writer:
 
     def _object(self, value: Any, path: str) -> Any:
         name = _name_of(type(value))
-        where = path or 'its top'
+        where = path or 'the top level'
         if isinstance(value, tuple) and hasattr(value, '_fields'):
             self._check_blueprint(name, path)
             return ['named', name, [self.node(item, f'{path}[{i}]') for i, item in enumerate(value)]]
@@ -172,14 +172,14 @@ class _Writer:
         own = getattr(type(value), '__getstate__', None) is not getattr(object, '__getstate__', None)
         plain = reduced[0] is copyreg.__newobj__ and reduced[1] == (type(value),) and not any(reduced[3:])  # pyright: ignore
         if own or not plain or not hasattr(value, '__dict__') or copyreg._slotnames(type(value)):  # pyright: ignore
-            raise TypeError(f'cannot save {name} at {where}, which has a state of its own kind')
+            raise TypeError(f'cannot save {name} at {where}, whose state is not in Python attributes')
         self._check_blueprint(name, path)
         return ['object', name, [[key, self.node(item, f'{path}.{key}')] for key, item in vars(value).items()]]
 
     def _check_blueprint(self, name: str, path: str) -> None:
         if self._blueprint is not None and self._blueprint.get(path) != name:
             raise TypeError(
-                f'cannot save {name} at {path or "its top"}, which was made after its environment was built'
+                f'cannot save {name} at {path or "the top level"}, which was made after its environment was built'
             )
         self.objects[path] = name
 

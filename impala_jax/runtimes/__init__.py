@@ -1,1 +1,1 @@
-"""The three ways to run an experiment; all build their nodes from the same constructors (nodes.py)."""
+"""The three runtimes of an experiment, which build their nodes with the same functions (nodes.py)."""

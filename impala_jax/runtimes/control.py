@@ -44,7 +44,7 @@ class Control:
     def fail(self, error: BaseException) -> None:
         """Records the failure of a node, and stops all nodes."""
         if self.failure is None:
-            self.error, self.failure = error, nodes.last_words(error)
+            self.error, self.failure = error, nodes.final_message(error)
         self.stop.set()
 
     def begin_to_learn(self) -> None:

@@ -1,4 +1,4 @@
-"""A host's share of an experiment: its actors, its queue and its replay."""
+"""A host's share of an experiment: its actors, queue and replay."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from impala_jax.system.machine import num_cores
 
 @dataclasses.dataclass(frozen=True)
 class HostShare:
-    """What actors, queue and replay of one host need. The learner takes the whole experiment."""
+    """Settings of one host's actors, queue and replay. The learner uses the configuration of the whole experiment."""
 
-    seed: int  # of this host
+    seed: int  # Seed of this host.
     environment: EnvironmentConfig
     actor: ActorConfig
     num_actors: int
     unroll_length: int
-    num_fresh: int  # trajectories of this host's part of a batch that come from the queue; they come first
-    num_replayed: int  # those that come from replay
-    queue_capacity: int  # trajectories that wait at most before actors block
-    replay_capacity: int  # trajectories that are kept
-    evaluates: bool  # the first host evaluates for all
+    num_fresh: int  # Trajectories from the queue in this host's part of a batch; they come first.
+    num_replayed: int  # Trajectories from replay in this host's part of a batch.
+    queue_capacity: int  # Trajectories that can wait before actors block.
+    replay_capacity: int  # Largest number of trajectories in replay.
+    evaluates: bool  # Whether this host evaluates; true on host 0 only.
     timeout_s: float
 
     def node_seed(self, *path: int) -> int:
-        """An independent seed in [0, 2**31) for the node at `path` (role, index, ...)."""
+        """Returns an independent seed in [0, 2**31) for the node at `path` (role, index, ...)."""
         return seeds.derived_seed(self.seed, *path)
 
 
 def host() -> tuple[int, int]:
-    """Index of this host among those that train together (`impala_jax.runtimes.pod`), and their number."""
+    """Index of this host and number of hosts in the run (`impala_jax.runtimes.pod`)."""
     # `process_index` would initialize the accelerator in a process other than the learner's.
     return (jax.process_index(), jax.process_count()) if jax.distributed.is_initialized() else (0, 1)
 
 
 def resolved(config: Config) -> Config:
-    """The configuration with the values that depend on the machine: `actor.num_actors`, one per core."""
+    """Returns the configuration with machine-dependent values set: `actor.num_actors`, one per core."""
     if config.actor.num_actors is not None:
         return config
     return dataclasses.replace(config, actor=dataclasses.replace(config.actor, num_actors=num_cores()))
 
 
 def host_share(config: Config) -> HostShare:
-    """The share of this host; everything on a single host.
+    """Returns the share of this host; on a single host, the whole experiment.
 
     Raises:
-      ConfigError: The batch does not divide over the hosts.
+      ConfigError: If the batch does not divide over the hosts.
     """
     index, count = host()
     for what, number in (('new', config.num_fresh), ('replayed', config.num_replayed)):

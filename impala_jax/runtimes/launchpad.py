@@ -296,7 +296,7 @@ def _inference(setup: _Setup, connect: Connect) -> None:
 def _evaluator(setup: _Setup, connect: Connect) -> None:
     def evaluate(connection: _Connection) -> None:
         stop = connection.control.stop
-        nodes.evaluate_beside(setup.config, connection.agent, connection.store, setup.workdir, stop)
+        nodes.evaluate_periodically(setup.config, connection.agent, connection.store, setup.workdir, stop)
 
     _live_connected(setup, connect, 'the evaluator', evaluate)
 

@@ -1,4 +1,4 @@
-"""One thread: act, learn, act, learn, so that a run can be repeated bit for bit and the policy lag is exact."""
+"""Runtime `lockstep`: acts and learns in turn in one thread, so runs are reproducible and the policy lag is exact."""
 
 from __future__ import annotations
 
@@ -21,29 +21,30 @@ from impala_jax.runtimes.host_share import HostShare, host_share
 from impala_jax.trajectory_queue import concatenate
 from impala_jax.types import Closed, PyTree, Trajectory
 
-_PATIENCE_S = 2.0  # How long environments may take to answer after a signal.
+_PATIENCE_S = 2.0  # Time for environments to answer after a signal.
 
 _logger = logging.getLogger(__name__)
 
 
 def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> int | None:
-    """Trains until the budget is spent or `stop` is set; returns the updates done in all.
+    """Trains until the budget is spent or `stop` is set.
 
-    An update consumes one batch, acted with the parameters of exactly `config.policy_lag` updates before (of the
-    first parameters, in the first updates). With a lag of 0 this is batched A2C.
+    Each update consumes one batch, acted with the parameters of exactly `config.policy_lag` updates before (with the
+    initial parameters in the first updates). With a lag of 0 this is batched A2C.
 
-    None: it was stopped while environments were busy. Actors have acted for an update that was not made, and going on
-    from here would be another run: the last checkpoint stands.
+    Returns:
+      The total number of updates. None if the run was stopped while environments were busy: actors have acted for an
+      update that was not made, so only the last checkpoint continues the same run.
 
     Raises:
-      ConfigError: a batch that is no multiple of all actors' environments.
+      ConfigError: If the batch size is not a multiple of the number of environments.
     """
     share = host_share(config)
     num_envs = share.num_actors * share.actor.num_envs
     if config.num_fresh % num_envs:
         fresh = f'the {config.num_fresh} fresh trajectories of ' if config.num_replayed else ''
         raise ConfigError(
-            f'lockstep: {fresh}learner.batch_size {config.learner.batch_size} is no multiple of the '
+            f'lockstep: {fresh}learner.batch_size {config.learner.batch_size} is not a multiple of the '
             f'{num_envs} environments (actor.num_actors x actor.num_envs)'
         )
     training = nodes.make_training(config, agent, workdir, publish=lambda *_: None)
@@ -86,14 +87,14 @@ def _train(config: Config, training: Training, side: _ActingSide, stop: threadin
         if loop.num_updates > started or not side.can_be_saved:
             checkpoints.save(loop)
         else:
-            # Actors have acted for an update that was not made: going on from here would be another run.
-            _logger.warning('the same command goes on from the last checkpoint, and repeats what came after it')
+            # Actors have acted for an update that was not made, so a checkpoint here would continue as another run.
+            _logger.warning('the same command resumes from the last checkpoint, and repeats the updates after it')
         raise
     return True
 
 
 class _ActingSide:
-    """Actors, replay, and the last parameters: what a checkpoint holds apart from the learner."""
+    """Actors, replay and the last parameters, which a checkpoint contains besides the learner."""
 
     def __init__(self, config: Config, share: HostShare, agent: Agent, training: Training, patience: _Patience):
         self.replay = nodes.make_replay(share)
@@ -105,7 +106,7 @@ class _ActingSide:
         self._history: collections.deque[tuple[int, PyTree]] = collections.deque(maxlen=config.policy_lag + 1)
 
     def start(self, workdir: Path) -> None:
-        """Builds the actors and restores what the checkpoint holds."""
+        """Builds the actors, and restores their states, replay and parameters from the checkpoint."""
         loop, _, checkpoints = self._training
         for i in range(self._share.num_actors):
             closed = self._patience.is_over
@@ -126,7 +127,7 @@ class _ActingSide:
         self.can_be_saved = _states(self._actors) is not None
 
     def act(self) -> Trajectory:
-        """A batch [T + 1, B], acted with the parameters of `policy_lag` updates before."""
+        """Returns a batch [T + 1, B], acted with the parameters of `policy_lag` updates before."""
         version, params = self._history[0]
         num_unrolls = self._share.num_fresh // (self._share.num_actors * self._share.actor.num_envs)
         self._patience.has_end = True
@@ -135,13 +136,13 @@ class _ActingSide:
         return self.replay.mix(concatenate(unrolls))
 
     def update(self) -> None:
-        """Takes the parameters of the learner, unless it has them."""
+        """Appends the learner's parameters to the history, if they are new."""
         loop = self._training.loop
         if not self._history or self._history[-1][0] != loop.num_updates:
             self._history.append((loop.num_updates, loop.params))
 
     def state(self) -> dict[str, Any]:
-        """Arrays of a checkpoint."""
+        """Returns the arrays for a checkpoint."""
         self.update()  # A hook may have raised after the update was made.
         state: dict[str, Any] = {
             'history': {str(version): params for version, params in self._history},
@@ -156,7 +157,7 @@ class _ActingSide:
 
 
 class _Patience:
-    """How long environments are waited for once `stop` is set."""
+    """Limit on the wait for environments after `stop` is set."""
 
     def __init__(self, stop: threading.Event):
         self.has_end = True
@@ -171,7 +172,7 @@ class _Patience:
 
 
 def _states(actors: Sequence[Actor]) -> dict[str, np.ndarray] | None:
-    """The actors' states by index, as bytes; None, with a warning, if their environments cannot be saved."""
+    """The states of the actors as bytes, keyed by index; None, with a warning, if environments cannot be saved."""
     try:
         return {str(i): np.frombuffer(actor.get_state(), np.uint8) for i, actor in enumerate(actors)}
     except NotImplementedError as reason:
@@ -180,7 +181,7 @@ def _states(actors: Sequence[Actor]) -> dict[str, np.ndarray] | None:
 
 
 def _require_same_environments(config: Config, training: Training) -> None:
-    """Raises ConfigError where the checkpoint's environments do not fit the actors."""
+    """Raises ConfigError if the number of environments differs from that in the checkpoint."""
     old = training.checkpoints.restored_config
     if old is None or 'actors' not in training.checkpoints.restored_runtime_state:
         return
@@ -188,5 +189,5 @@ def _require_same_environments(config: Config, training: Training) -> None:
         if get(old, name) != get(config, name):
             raise ConfigError(
                 f'lockstep: {name} is {get(old, name)} in the checkpoint, {get(config, name)} now, but a resumed run '
-                'goes on with the environments it had; use the same number, or another --workdir'
+                'continues with the same environments; use the same number, or another --workdir'
             )

@@ -1,4 +1,4 @@
-"""What every runtime is made of: the constructors of its nodes, and how they end."""
+"""Functions that build and run the nodes of every runtime, and report how they end."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ from impala_jax.seeds import derived_seed
 from impala_jax.trajectory_queue import Replay, TrajectoryQueue
 from impala_jax.types import Closed, PyTree
 
-REPLAY = 'replay'  # in the workdir
+REPLAY = 'replay'  # Folder in the workdir.
 
 _logger = logging.getLogger(__name__)
 
 
 class NodeFailure(RuntimeError):
-    """A node in another thread or process raised; the message is its traceback."""
+    """A node in another thread or process failed; the message is its traceback."""
 
 
-def last_words(error: BaseException) -> str:
-    """What is said of an error that ends a program; its last line is the reason.
+def final_message(error: BaseException) -> str:
+    """Returns the final message of a program that ends by an error; its last line is the reason.
 
-    Errors that are about what a person has given, or about the world outside, are said without a traceback of ours.
+    Errors in the user's input or the environment of the program have no traceback of this package.
     """
     if isinstance(error, NodeFailure):
         return str(error).rstrip()
     if isinstance(error, OSError) and error.filename is not None:
         return f'error: {error.filename}: {error.strerror}'
     if isinstance(error, (ConfigError, CheckpointError, HostLost, EnvironmentFailure, TimeoutError)):
-        # Behind an environment's own traceback, where there is one.
+        # The text may begin with the traceback of an environment.
         *above, reason = str(error).splitlines() or [type(error).__name__]
         return '\n'.join([*above, f'error: {reason}'])
     return ''.join(traceback.format_exception(error)).rstrip()
@@ -60,7 +60,15 @@ def last_words(error: BaseException) -> str:
 def make_actor(
     share: HostShare, agent: Agent, index: int, version: int = 0, closed: Callable[[], bool] = lambda: False
 ) -> Actor:
-    """Actor `index`; `version` is the learner's when the run starts, so that a resumed run sees new episodes."""
+    """Builds an actor of this host.
+
+    Args:
+      share: This host's share of the experiment.
+      agent: Agent that acts.
+      index: Index of the actor.
+      version: Number of learner updates at the start, which makes the episodes of a resumed run new ones.
+      closed: Function that returns whether waits for an environment have to end, with `Closed`.
+    """
     seed = share.node_seed(0, index, version)
     task_ids = suites.assign(share.environment, share.num_actors, share.actor.num_envs)[index]
     return build_actor(share, agent, seed, task_ids, closed)
@@ -73,9 +81,17 @@ def build_actor(
     task_ids: np.ndarray,
     closed: Callable[[], bool] = lambda: False,
 ) -> Actor:
-    """An actor with environments of the tasks `task_ids`, [num_envs] int32.
+    """Builds an actor with a given seed and given tasks.
 
-    Once `closed()`, a wait for an environment ends with `Closed`.
+    Args:
+      share: This host's share of the experiment.
+      agent: Agent that acts.
+      seed: Seed for environments and action sampling.
+      task_ids: Tasks of the environments, [num_envs] int32.
+      closed: Function that returns whether waits for an environment have to end, with `Closed`.
+
+    Raises:
+      ConfigError: If the environments differ from those that the agent was built for.
     """
     environment = environments.make(
         share.environment, share.actor.num_envs, seed, timeout_s=share.timeout_s, task_ids=task_ids, closed=closed
@@ -90,12 +106,12 @@ def build_actor(
 
 
 def make_replay(share: HostShare, version: int = 0) -> Replay:
-    """In-process replay, from which nothing is sampled if the configuration has none."""
+    """Builds in-process replay; without replay in the configuration, it stores and samples nothing."""
     return Replay(share.replay_capacity, share.num_replayed, share.node_seed(2, version))
 
 
 def make_training(config: Config, agent: Agent, workdir: Path, publish: Callable[[int, PyTree], None]) -> Training:
-    """The training loop, of a member of a population with what that needs; see `build.make_training`."""
+    """Builds the training loop, for a member of a population with its hook; see `build.make_training`."""
     attach = []
     if config.pbt.member is not None:
         from impala_jax.studies.pbt import Evolution
@@ -105,14 +121,14 @@ def make_training(config: Config, agent: Agent, workdir: Path, publish: Callable
 
 
 def restored_replay(config: Config, workdir: Path, training: Training) -> dict[str, Any]:
-    """The replay of the run that `training` resumes, for `Replay.restore`; {} if there is none. Reads only.
+    """Reads the replay of the run that `training` resumes, for `Replay.restore`; {} if there is none.
 
-    Whatever of it is not that of the checkpoint is said.
+    Logs a warning if the replay is missing, or older than the checkpoint.
     """
     num_updates, restored = training.loop.num_updates, training.checkpoints.restored_runtime_state
     if not config.num_replayed or not num_updates:
         return {}
-    if 'replay' in restored:  # In lockstep every checkpoint has it.
+    if 'replay' in restored:  # In lockstep, checkpoints contain the replay.
         return restored['replay']
     again = 'replay starts again with new trajectories'
     try:
@@ -125,7 +141,7 @@ def restored_replay(config: Config, workdir: Path, training: Training) -> dict[s
         return {}
     if saved.step < num_updates:
         _logger.warning(
-            'replay goes on from update %d of %d: it is saved when a run stops, and this one was killed since',
+            'replay continues from update %d of %d: it is saved when a run stops, and this one was killed since',
             saved.step,
             num_updates,
         )
@@ -133,15 +149,21 @@ def restored_replay(config: Config, workdir: Path, training: Training) -> dict[s
 
 
 def save_replay(config: Config, workdir: Path, num_updates: int, state: dict[str, Any]) -> None:
-    """Saves this host's replay after so many updates, `Replay.state` or `to_arrays`, in place of the one before.
+    """Saves this host's replay, and removes the one saved before.
 
-    Apart from the checkpoints, of which there are several: 10,000 trajectories of Atari are 1.8 GB.
+    It is not part of the checkpoints, of which there are several: 10,000 trajectories of Atari are 1.8 GB.
+
+    Args:
+      config: Configuration of the experiment.
+      workdir: Folder of the run.
+      num_updates: Number of updates.
+      state: Result of `Replay.state` or `to_arrays`.
     """
     Checkpointer(workdir / REPLAY, config, keep=1).save(num_updates, {'runtime': state}, {})
 
 
 def make_inference(config: Config, agent: Agent) -> InferenceServer | None:
-    """The server that acts for the actors of this process; None if each acts by itself."""
+    """Builds the inference server for the actors of this process; None if actors use the CPU."""
     share = host_share(config)
     if share.actor.inference == 'actor' or not share.num_actors:
         return None
@@ -169,15 +191,17 @@ def act(
     stop: threading.Event,
     inference: InferenceServer | None = None,
 ) -> None:
-    """The life of actor `index`: until queue or store is closed, or `stop` is set."""
+    """Runs actor `index` until the queue or the store is closed, or `stop` is set."""
     with contextlib.suppress(Closed):
         version = store.latest()[0] if inference is None else inference.policy().version
         actor = make_actor(share, agent, index, version, stop.is_set)
         run_actor(actor, queue, inference.policy if inference else lambda: actor.policy(*store.latest()))
 
 
-def evaluate_beside(config: Config, agent: Agent, store: ParameterStore, workdir: Path, stop: threading.Event) -> None:
-    """The life of the evaluator: plays with the newest parameters every so often, until `stop`."""
+def evaluate_periodically(
+    config: Config, agent: Agent, store: ParameterStore, workdir: Path, stop: threading.Event
+) -> None:
+    """Runs the evaluator at intervals, with the newest parameters, until `stop` is set."""
     if stop.wait(config.evaluator.interval_s):
         return
     with contextlib.suppress(Closed), contextlib.closing(make_evaluator(config, agent, stop)) as evaluator:
@@ -189,7 +213,7 @@ def evaluate_beside(config: Config, agent: Agent, store: ParameterStore, workdir
 
 
 def make_evaluator(config: Config, agent: Agent, stop: threading.Event) -> Evaluator:
-    """The evaluator, as configured; raises `Closed` once `stop` is set."""
+    """Builds the evaluator; its waits end with `Closed` when `stop` is set."""
     return Evaluator(
         agent,
         config.environment,

@@ -1,4 +1,4 @@
-"""Running an experiment from its configuration to its summary."""
+"""The function `run`, which trains and evaluates an experiment in one of the runtimes."""
 
 from __future__ import annotations
 
@@ -29,23 +29,28 @@ from impala_jax.types import Closed
 
 __all__ = ['Interrupted', 'NodeFailure', 'RunResult', 'default_runtime', 'run']
 
-PARTIAL = 'evaluations.partial.jsonl'  # in the workdir: of a suite's last evaluation, what has been played
+PARTIAL = 'evaluations.partial.jsonl'  # File in the workdir: finished tasks of a suite's last evaluation.
 RUNTIMES = ('launchpad', 'threads', 'lockstep')
 
 
 class RunResult(NamedTuple):
-    """What a finished run leaves behind."""
+    """Result of a finished run."""
 
     workdir: Path
     frames: int
     learner_steps: int
-    # Of the last parameters; None without an evaluator, and on other hosts than the first.
+    # Evaluation of the last parameters; None without an evaluator, and on hosts other than host 0.
     evaluation: Evaluation | None
 
 
 class Interrupted(Exception):
-    """The run was stopped by a signal, here or (0) on another host; its checkpoint is written, and the same command
-    resumes it."""
+    """A signal stopped the run, which the same command resumes from its checkpoint.
+
+    Args:
+      signal_number: Number of the signal; 0 if another host was stopped.
+      frames: Environment frames at the checkpoint; None if the run could not save one.
+      workdir: Folder of the run.
+    """
 
     def __init__(self, signal_number: int, frames: int | None, workdir: Path):
         if frames is None:
@@ -59,7 +64,7 @@ class Interrupted(Exception):
 
 
 def default_runtime() -> str:
-    """`launchpad` where it is installed, else `threads`."""
+    """Returns `launchpad` if it is installed, else `threads`."""
     installed = all(importlib.util.find_spec(name) for name in ('launchpad', 'reverb'))
     return 'launchpad' if installed else 'threads'
 
@@ -69,21 +74,21 @@ def run(
 ) -> RunResult:
     """Trains, or resumes, the experiment in `workdir`, and evaluates the result.
 
-    While it trains, SIGTERM, SIGINT and SIGHUP stop the run; afterwards they have their former handlers again.
+    During training, SIGTERM, SIGINT and SIGHUP stop the run; their previous handlers are restored afterwards.
 
     Args:
-      config: The experiment.
-      workdir: Folder that holds the whole run; created if it is missing.
+      config: Configuration of the experiment.
+      workdir: Folder for the files of the run; created if it is missing.
       runtime: 'launchpad', 'threads' or 'lockstep'; None for `default_runtime()`.
-      configure_process: Whether to change two settings of this process, for good: the C library's allocator no longer
-        returns large blocks to the system, and JAX keeps compiled programs in a cache on disk
-        (`impala_jax.kernels.allocator` and `compilation_cache`). Both save time only.
+      configure_process: Whether to change two settings of this process permanently: the C library's allocator no longer
+        returns large blocks to the system, and JAX stores compiled programs in a cache on disk
+        (`impala_jax.kernels.allocator` and `compilation_cache`). Both affect speed only.
 
     Raises:
-      ConfigError: The configuration cannot work, or another process trains in `workdir`; raised before any long work,
+      ConfigError: If the configuration is invalid, or another process trains in `workdir`; raised before any long work,
         and before anything in `workdir` is changed.
-      Interrupted: The run was stopped by SIGTERM, SIGINT or SIGHUP; the checkpoint is written.
-      Exception: The exception that ended a node of the run.
+      Interrupted: If SIGTERM, SIGINT or SIGHUP stopped the run; the checkpoint has been written.
+      Exception: If a node of the run failed; the exception is that of the node.
     """
     if configure_process:
         allocator.configure_allocator()
@@ -94,9 +99,9 @@ def run(
     config = resolved(config)
     share = host_share(config)
     if share.num_actors:
-        suites.assign(share.environment, share.num_actors, share.actor.num_envs)  # Refused before any work.
-    # Imports the user's modules before Launchpad: on Python 3.10 TensorFlow Probability, which rlax imports, refuses
-    # Launchpad's TensorFlow if that is imported first.
+        suites.assign(share.environment, share.num_actors, share.actor.num_envs)  # Raises errors before any work.
+    # Imports the user's modules before Launchpad: on Python 3.10, TensorFlow Probability, which rlax imports, does not
+    # load after Launchpad's TensorFlow.
     make_loss(config.loss, config.vtrace)
     make_optimizer_factory(config.optimizer)
     agent = make_agent(config.network, environments.spec(config.environment, config.timeout_s), config.popart.enabled)
@@ -111,7 +116,7 @@ def run(
         with stopping.StopSignals(stop) as signals:
             num_updates = _train(runtime, config, agent, workdir, stop)
             if jax.distributed.is_initialized():
-                jax.distributed.shutdown()  # Waits for the others, who meet no more: the first evaluates for all.
+                jax.distributed.shutdown()  # Waits for all hosts; host 0 then evaluates alone.
             if num_updates is None:
                 raise Interrupted(signals.received or 0, None, workdir)
             frames = num_updates * config.frames_per_update
@@ -125,29 +130,29 @@ def run(
 
 
 def _check_runtime(runtime: str, config: Config) -> None:
-    """Raises ConfigError if the runtime does not have what the configuration asks for."""
+    """Raises ConfigError if the runtime does not support the configuration."""
     if runtime not in RUNTIMES:
         raise ConfigError(f'unknown runtime {runtime!r}; {closest(runtime, RUNTIMES)}')
     if config.serve_actors is not None and runtime != 'launchpad':
         raise ConfigError(
-            f'serve_actors {config.serve_actors}: the runtime {runtime!r} has no server that actors of other machines '
+            f'serve_actors {config.serve_actors}: the runtime {runtime!r} has no server that actors on other machines '
             'could join; use --runtime launchpad (Python 3.10)'
         )
     own_processes = runtime == 'launchpad' and config.launch_type == 'local_mp'
     if config.actor.inference == 'accelerator' and (own_processes or runtime == 'lockstep'):
         raise ConfigError(
-            "actor.inference 'accelerator' is for actors that are threads beside the learner's; use --runtime threads, "
-            'or --runtime launchpad --launch-type local_mt'
+            "actor.inference 'accelerator' requires actors that are threads of the learner's process; use --runtime "
+            'threads, or --runtime launchpad --launch-type local_mt'
         )
     if config.vtrace.implementation == 'rlax' and own_processes:
         raise ConfigError(
-            "vtrace.implementation 'rlax': rlax does not load in the processes of local_mp, which have loaded "
-            "Launchpad's TensorFlow before; use --launch-type local_mt, or another runtime"
+            "vtrace.implementation 'rlax': rlax does not load in the processes of local_mp, after Launchpad's "
+            'TensorFlow; use --launch-type local_mt, or another runtime'
         )
 
 
 def _train(runtime: str, config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> int | None:
-    """Updates done in all; None if the run was stopped before it could save."""
+    """Trains; returns the total number of updates, or None if the run was stopped before it could save."""
     try:
         if runtime == 'launchpad':
             from impala_jax.runtimes import launchpad
@@ -167,7 +172,7 @@ def _evaluate_last(config: Config, agent: Agent, workdir: Path, stop: threading.
         evaluation = evaluator.play(checkpoint.step, params, partial=workdir / PARTIAL, report=report)
     finally:
         evaluator.close()
-    # A run that had ended before repeats its last evaluation for the caller.
+    # A run that was complete before repeats its last evaluation for the caller, without another row.
     recorded = {(row.get('learner_steps'), row.get('episodes')) for row in read_rows(workdir / EVALUATIONS)}
     if (checkpoint.step, len(evaluation.returns)) not in recorded:
         nodes.record_evaluation(config, workdir, checkpoint.step, evaluation)

@@ -90,7 +90,7 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
             threads.start('inference', inference.run)
             training.metrics.log_with(inference.metrics)
         if share.evaluates:
-            threads.start('evaluator', lambda: nodes.evaluate_beside(config, agent, store, workdir, node_stop))
+            threads.start('evaluator', lambda: nodes.evaluate_periodically(config, agent, store, workdir, node_stop))
         loop.run(lambda: replay.mix(queue.get_batch()), stop)
     finally:
         stop_all()

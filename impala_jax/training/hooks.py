@@ -51,13 +51,13 @@ class Checkpoints(Hook):
       workdir: Folder of the run.
       config: Configuration of the experiment.
       state: PyTree with the structure, shapes and dtypes of the learner's state.
-      keeps: Whether this host reads and writes checkpoints; true on host 0 only.
+      is_primary: Whether this host reads and writes checkpoints; true on host 0 only.
 
     Raises:
       CheckpointError: As for `Checkpointer`.
     """
 
-    def __init__(self, workdir: Path, config: Config, state: LearnerState, keeps: bool = True):
+    def __init__(self, workdir: Path, config: Config, state: LearnerState, is_primary: bool = True):
         self._interval_s = config.checkpoint.interval_s
         self._sources: list[Source] = []
         self._metadata_sources: list[Source] = []
@@ -71,7 +71,7 @@ class Checkpoints(Hook):
         self.restored_config: Config | None = None
         """Configuration of that checkpoint."""
         self._checkpointer = None
-        if keeps:
+        if is_primary:
             self._checkpointer = Checkpointer(workdir / DIRECTORY, config, config.checkpoint.keep)
             checkpoint = self._checkpointer.restore_latest({'learner': state, 'runtime': None})
             if checkpoint is not None:
@@ -129,7 +129,7 @@ class Metrics(Hook):
       num_fresh: Number of new trajectories per batch.
       tasks: Names of a suite's tasks; () for a single environment.
       checkpoints: Hook that saves the statistics.
-      keeps: Whether this host writes metrics; true on host 0 only.
+      is_primary: Whether this host writes metrics; true on host 0 only.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Metrics(Hook):
         num_fresh: int,
         tasks: tuple[str, ...],
         checkpoints: Checkpoints,
-        keeps: bool = True,
+        is_primary: bool = True,
     ):
         self.stats = LearnerStats(tasks)
         self._interval_s = config.interval_s
@@ -150,7 +150,7 @@ class Metrics(Hook):
         self._logger = None
         metadata = checkpoints.restored_metadata
         self._restored_wall_time_s = None if metadata is None else metadata['wall_time_s']
-        if keeps:
+        if is_primary:
             self._logger = logger = MetricsLogger(workdir, total_frames)
             if 'stats' in checkpoints.restored_runtime_state:
                 self.stats.restore(checkpoints.restored_runtime_state['stats'])

@@ -130,17 +130,17 @@ INVALID = [
     (
         VTraceConfig,
         {'implementation': 'rlax', 'c_bar': 0.5},
-        "vtrace.c_bar 0.5: vtrace.implementation 'rlax' has only 1; use another one",
+        "vtrace.c_bar 0.5: vtrace.implementation 'rlax' supports 1 only; use another one",
     ),
     (
         VTraceConfig,
         {'implementation': 'rlax', 'lambda_': 0.9},
-        "vtrace.lambda 0.9: vtrace.implementation 'rlax' has only 1; use another one",
+        "vtrace.lambda 0.9: vtrace.implementation 'rlax' supports 1 only; use another one",
     ),
     (
         VTraceConfig,
         {'implementation': 'rlax', 'correction': 'none'},
-        "vtrace.correction 'none': vtrace.implementation 'rlax' has only 'vtrace'; use another one",
+        "vtrace.correction 'none': vtrace.implementation 'rlax' supports 'vtrace' only; use another one",
     ),
     (ReplayConfig, {'capacity': 0}, 'replay.capacity must be positive, got 0'),
     (ActorConfig, {'num_actors': -1}, 'actor.num_actors must be 0 or more, got -1'),
@@ -193,7 +193,7 @@ def test_what_is_allowed_on_purpose():
     assert Config(actor=ActorConfig(num_actors=0), serve_actors=5000).actor.num_actors == 0
 
 
-def test_derived_values():
+def test_derived_values_follow_from_the_fields():
     assert EnvironmentConfig(name='atari/pong').frames_per_step == 4
     assert EnvironmentConfig(name='catch').frames_per_step == 1
     assert EnvironmentConfig(name='atari/pong', action_repeat=2).frames_per_step == 2
@@ -271,8 +271,8 @@ def test_frames_count_what_is_fresh_only():
 
 @pytest.mark.parametrize(
     'fraction, message',
-    [(1.0, r'must lie in \[0, 1\), got 1.0'), (0.3, '0.3 of learner.batch_size 6 is no whole number')],
+    [(1.0, r'must lie in \[0, 1\), got 1.0'), (0.3, '0.3 of learner.batch_size 6 is not a whole number')],
 )
-def test_a_fraction_that_cannot_be(fraction, message):
+def test_a_fraction_that_cannot_be_is_refused(fraction, message):
     with pytest.raises(ConfigError, match=message):
         Config(learner=LearnerConfig(batch_size=6), replay=ReplayConfig(fraction=fraction))

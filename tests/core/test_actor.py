@@ -1,14 +1,18 @@
 """The actor: what it records, with whose parameters, and what it refuses."""
 
+import dm_env
 import jax
 import numpy as np
 import pytest
+from dm_env import specs
 
-from impala_jax.actor import run_actor
+from impala_jax.actor import Actor, run_actor
 from impala_jax.build import make_agent
+from impala_jax.config import ConfigError, NetworkConfig
 from impala_jax.parameter_store import LocalParameterStore
 from impala_jax.types import Closed
 from tests.helpers.counting import SMALL, make_actor, make_counting
+from tests.helpers.shows import shown
 
 
 @pytest.mark.parametrize('unroll_length', [1, 3, 4, 5, 11])
@@ -58,3 +62,35 @@ def test_actors_fetch_parameters_before_each_unroll():
     for i, trajectory in enumerate(trajectories):
         output, _ = agent.unroll(other if i % 2 else params, trajectory.timesteps, ())
         np.testing.assert_allclose(output.logits[:-1], trajectory.behaviour_logits, rtol=1e-4, atol=1e-4)
+
+
+def unroll_of(config, spec, *values):
+    """One step of an actor whose environment shows the values, the last of them twice."""
+    steps = [dm_env.transition(1.0, value) for value in (*values[1:], values[-1])]
+    environment = shown(spec, dm_env.restart(values[0]), *steps, max_failures=3)
+    agent = make_agent(config, environment.spec)
+    return Actor(agent, environment, 1, seed=0).unroll(0, agent.init(jax.random.PRNGKey(0)))
+
+
+@pytest.mark.parametrize(
+    'value, scale, said', [(10, None, True), (32, None, False), (10, 10.0, False), (0, None, False)]
+)
+def test_bytes_far_below_their_bound_are_reported(caplog, value, scale, said):
+    name = f'{value} by {scale}'  # Each name is reported once in a process.
+    for _ in range(2):
+        spec, shown = {name: specs.Array((3,), np.uint8)}, {name: np.full(3, value, np.uint8)}
+        unroll_of(NetworkConfig(uint8_scale=scale), spec, shown)
+    reports = [record.getMessage() for record in caplog.records if 'is divided by 255' in record.getMessage()]
+    assert len(reports) == said and all('--network.uint8-scale' in report for report in reports)
+
+
+@pytest.mark.parametrize('words', [[[1, 5000]], [[1, 2], [1, 5000]], [[1, 2], [1, -1]]])
+def test_an_actor_refuses_words_that_have_no_embedding(words):
+    shown = [{'instruction': np.array(ids, np.int32)} for ids in words]
+    with pytest.raises(ConfigError, match=r"observation\['instruction'\] has word id (5000|-1)"):
+        unroll_of(NetworkConfig(), {'instruction': specs.Array((2,), np.int32)}, *shown)
+
+
+def test_a_value_outside_a_category_is_a_failure_of_the_environment(caplog):
+    unroll_of(NetworkConfig(), specs.DiscreteArray(5), np.int32(3), np.int32(7))
+    assert 'is rebuilt: observation has the value 7, but its spec says 0 to 4' in caplog.text

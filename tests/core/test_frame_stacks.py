@@ -85,7 +85,7 @@ def acting(environment, unroll_length, seed=0):
 
 @pytest.mark.atari
 @pytest.mark.parametrize('evaluation', [False, True])
-def test_a_game(evaluation):
+def test_frames_of_a_game_come_back(evaluation):
     """Lives lost, and games that end, at every place of an unroll: Breakout's are short when nobody plays well."""
     environment = environments.make(EnvironmentConfig('atari/breakout'), 3, seed=1, evaluation=evaluation)
     agent, trajectories, seen = acting(environment, 9)

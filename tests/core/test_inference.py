@@ -165,7 +165,7 @@ def test_where_actors_are_no_threads_it_is_refused(arguments, tmp_path):
     config = Config(actor=ActorConfig(inference='accelerator'))
     if runtime == 'launchpad':
         config = dataclasses.replace(config, launch_type=launch_type)
-    with pytest.raises(ConfigError, match="actor.inference 'accelerator' is for actors that are threads"):
+    with pytest.raises(ConfigError, match="actor.inference 'accelerator' requires actors that are threads"):
         impala_jax.run(config, tmp_path, runtime=runtime)
 
 

@@ -45,7 +45,7 @@ def learner():
 
 
 class TestUpdate:
-    def test_compiles_once(self):
+    def test_it_compiles_once(self):
         agent = CountingAgent(networks.build(NETWORK, SPEC), SPEC)
         learner = make_learner(make_config(num_devices=2), agent)
         state = learner.init(jax.random.PRNGKey(0))
@@ -153,7 +153,7 @@ class TestUpdate:
         ]
         assert ranks and max(ranks) <= 2, ranks
 
-    def test_without_a_configuration(self):
+    def test_it_needs_no_configuration(self):
         """Any optax transformation; the loss's own entropy cost."""
         agent = make_agent(NETWORK, SPEC)
         learner = Learner(agent, optax.sgd(0.5), ImpalaLoss(entropy_cost=0.25), devices=jax.devices()[:1])
@@ -176,14 +176,14 @@ def _pairs(a, b):
 
 
 class TestDevices:
-    def test_a_batch_that_does_not_divide(self):
+    def test_a_batch_that_does_not_divide_is_refused(self):
         config = make_config(batch_size=6)
         with pytest.raises(ConfigError, match='batch_size 6 does not divide over 8 devices'):
             make_learner(config, make_agent(NETWORK, SPEC))
         with pytest.raises(ConfigError, match='batch_size 6 does not divide over 4 devices; try 8'):
             make_config(batch_size=6, num_devices=4)
 
-    def test_more_devices_than_there_are(self):
+    def test_more_devices_than_there_are_are_refused(self):
         with pytest.raises(ConfigError, match='num_devices is 16, but this machine has 8 cpu'):
             make_learner(make_config(batch_size=16, num_devices=16), make_agent(NETWORK, SPEC))
 

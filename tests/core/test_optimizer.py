@@ -42,13 +42,13 @@ class TestOptimizer:
         updates, _ = optimizer.update(gradient, optimizer.init(gradient))
         np.testing.assert_allclose(updates, -1 / np.sqrt(1 + 0.01), rtol=1e-5)
 
-    def test_adam(self):
+    def test_adams_first_step_is_the_learning_rate(self):
         optimizer = optimizer_of(OptimizerConfig('adam', epsilon=1e-8), 0.5)
         gradient = jnp.array([3.0, -1e-3])
         updates, _ = optimizer.update(gradient, optimizer.init(gradient))
         np.testing.assert_allclose(updates, [-0.5, 0.5], rtol=1e-3)
 
-    def test_linear_schedule(self):
+    def test_a_linear_schedule_ends_at_zero(self):
         schedule = make_schedule('linear', 0.5, 10)
         np.testing.assert_allclose(
             [schedule(i) for i in range(12)], [0.5 - 0.05 * min(i, 10) for i in range(12)], rtol=1e-5

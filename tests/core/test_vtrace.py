@@ -89,7 +89,7 @@ def assert_close(actual, expected, rtol=1e-4, atol=1e-4):
         {'lambda_': 0.0},
     ],
 )
-def test_equation_1(implementation, knobs):
+def test_targets_are_those_of_equation_1(implementation, knobs):
     inputs = random_inputs()
     actual = compute(inputs, implementation=implementation, **knobs)
     assert actual.vs.dtype == actual.pg_advantages.dtype == np.float32
@@ -98,7 +98,7 @@ def test_equation_1(implementation, knobs):
 
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
 @pytest.mark.parametrize('T, B', [(1, 1), (1, 4), (2, 1), (33, 3), (5, 16), (4, 37)])
-def test_lengths(implementation, T, B):
+def test_any_length_and_batch_gives_equation_1(implementation, T, B):
     inputs = random_inputs(T=T, B=B)
     assert_close(compute(inputs, implementation=implementation), reference(**inputs))
 
@@ -115,7 +115,7 @@ def test_the_kernel_is_chosen_where_it_serves():
     assert not runs_kernel(jnp.float32, lambda_=0.5)  # An input of the program.
 
 
-def test_ratios():
+def test_ratios_of_all_sizes_are_exact():
     """Of all sizes, and exactly 1 on policy: the last advantage is the clipped ratio here."""
     log_rhos = np.concatenate([np.linspace(-110, 95, 4001), [0, -np.inf, np.inf, -0.0, 88.72]])
     log_rhos = log_rhos.astype(np.float32)[None]
@@ -140,7 +140,7 @@ def test_ratios():
     assert np.isnan(compute(random_inputs() | {'log_rhos': np.full((7, 5), np.nan, np.float32)}).vs).all()
 
 
-def test_rlax():
+def test_rlax_agrees_where_it_has_the_same_definition():
     """RLax fixes c_bar to 1, and for lambda < 1 its advantage bootstraps from a mixture, and not from v_{s+1}."""
     inputs = random_inputs(T=20, B=6)
 
@@ -187,7 +187,7 @@ class TestKnobs:
     def change(self, **knobs):
         return compute(self.inputs, **self.base), compute(self.inputs, **(self.base | knobs))
 
-    def test_rho_bar(self):
+    def test_rho_bar_scales_temporal_differences(self):
         """The last delta, and no other term of the last target."""
         before, after = self.change(clip_rho_threshold=4.0)
         deltas = after.vs[-1] - self.inputs['values'][-1], before.vs[-1] - self.inputs['values'][-1]
@@ -197,7 +197,7 @@ class TestKnobs:
         np.testing.assert_array_equal(before.pg_advantages[-1], after.pg_advantages[-1])
 
     @pytest.mark.parametrize('knobs', [{'clip_c_threshold': 0.2}, {'clip_c_threshold': 5.0}, {'lambda_': 0.5}])
-    def test_c_bar_and_lambda(self, knobs):
+    def test_c_bar_and_lambda_change_the_trace_only(self, knobs):
         """Only the trace: nothing at the last step, where there is none."""
         before, after = self.change(**knobs)
         np.testing.assert_array_equal(before.vs[-1], after.vs[-1])
@@ -211,7 +211,7 @@ class TestKnobs:
         wider = compute(self.inputs, **(self.base | {'clip_c_threshold': float(self.ratios.max()) + 2}))
         np.testing.assert_array_equal(after.vs, wider.vs)
 
-    def test_pg_rho_bar(self):
+    def test_pg_rho_bar_scales_advantages_only(self):
         before, after = self.change(clip_pg_rho_threshold=4.0)
         np.testing.assert_array_equal(before.vs, after.vs)
         factor = np.minimum(4.0, self.ratios) / np.minimum(1.0, self.ratios)
@@ -230,7 +230,7 @@ class TestKnobs:
 
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
 @pytest.mark.parametrize('threshold', [1.0, None, math.inf])
-def test_masked_transition(implementation, threshold):
+def test_a_masked_transition_teaches_nothing(implementation, threshold):
     """log_rhos = -inf: the target is the value, the advantage 0, and the trace ends."""
     knobs = dict.fromkeys(['clip_rho_threshold', 'clip_c_threshold', 'clip_pg_rho_threshold'], threshold)
     masked = 3
@@ -288,7 +288,7 @@ def test_no_gradient_flows_out(implementation):
         ('bootstrap_value', (1, 3)),
     ],
 )
-def test_shapes_that_do_not_agree(name, shape):
+def test_shapes_that_do_not_agree_are_refused(name, shape):
     inputs = random_inputs(T=4, B=3)
     with pytest.raises(AssertionError):
         vtrace.from_importance_weights(**(inputs | {name: np.zeros(shape, np.float32)}))
@@ -315,7 +315,7 @@ examples = settings(max_examples=20, deadline=None, database=None, derandomize=T
 
 @examples
 @given(seed=st.integers(0, 2**31 - 1), T=st.sampled_from([1, 2, 5, 8]), knobs=knobs)
-def test_any_knobs(seed, T, knobs):
+def test_any_knobs_give_equation_1(seed, T, knobs):
     """All implementations are equation 1, for any truncation levels."""
     inputs = random_inputs(seed, T=T, B=2, scale=0.7)
     expected = reference(**inputs, **knobs)

@@ -8,6 +8,7 @@ from impala_jax.config import (
     EnvironmentConfig,
 )
 from impala_jax.environments import atari, make
+from impala_jax.seeds import derived_seed
 from impala_jax.types import FIRST, LAST, MID
 from tests.helpers.counting import SMALL, make_actor
 
@@ -113,7 +114,7 @@ def test_a_game_scores_with_several_lives(create):
     assert seen
 
 
-def test_stack_as_ale_would(create):
+def test_frames_are_stacked_as_ale_would(create):
     """The observation is AtariVectorEnv's own stack of four, newest last; across lives and games."""
     from ale_py.vector_env import AtariVectorEnv
 
@@ -121,7 +122,7 @@ def test_stack_as_ale_would(create):
     reference = AtariVectorEnv(
         'breakout', N, stack_num=4, noop_max=31, reward_clipping=False, use_fire_reset=False, frameskip=4
     )
-    expected, _ = reference.reset(seed=environment._seeds)
+    expected, _ = reference.reset(seed=np.array([derived_seed(5, i) for i in range(N)]))
     timestep = environment.reset()
     games = 0
     for actions in random_actions(environment, 300):
@@ -134,7 +135,7 @@ def test_stack_as_ale_would(create):
 
 
 @pytest.mark.parametrize('repeat', [2, 4])
-def test_action_repeat(create, repeat):
+def test_one_step_is_as_many_frames_as_configured(create, repeat):
     """One step is as many frames as the configuration says."""
     many = create('atari/space_invaders', evaluation=True, action_repeat=repeat)
     one = create('atari/space_invaders', evaluation=True, action_repeat=1)
@@ -149,7 +150,7 @@ def test_action_repeat(create, repeat):
     assert EnvironmentConfig('atari/pong').frames_per_step == 4
 
 
-def test_pong(create):
+def test_pong_is_lost_by_single_points(create):
     """A random player's game: rewards are single points, and it is lost 21 to a few."""
     environment = create('atari/Pong')
     assert environment.spec.num_actions == 6
@@ -171,7 +172,7 @@ def test_rewards_are_raw(create):
     assert max(environment.step(actions)[0].reward.max() for actions in random_actions(environment, 150)) >= 5
 
 
-def test_no_op_starts(create):
+def test_no_op_starts_are_1_to_30(create):
     """1 to 30, of all numbers; none with the preset machado."""
     emulator = create(num_envs=8)._emulator
     frames = np.concatenate([emulator.reset()[1]['episode_frame_number'] for _ in range(30)])
@@ -182,7 +183,7 @@ def test_no_op_starts(create):
     assert (machado._emulator.reset()[1]['episode_frame_number'] == 0).all()
 
 
-def test_machado(create):
+def test_machado_has_all_actions_and_whole_games(create):
     """All 18 actions, and episodes are games in training too."""
     environment, paper = create(preset='machado'), create(evaluation=True)
     assert environment.spec.num_actions == 18
@@ -236,7 +237,7 @@ class FakeEmulator:
         return frames, np.array([reward], np.int32), np.array([terminated]), np.array([False]), info
 
 
-def test_points_and_ends_in_the_no_op_after_a_lost_life(create):
+def test_points_and_ends_in_the_no_op_after_a_lost_life_count(create):
     """Points of the no-op count in the score, but are no reward; a game may even end there."""
     environment = create(num_envs=1)
     environment._emulator = emulator = FakeEmulator(
@@ -272,7 +273,7 @@ def test_a_state_cannot_be_saved(create):
 
 
 @pytest.mark.parametrize('name', ['space_invaders', 'SpaceInvaders', 'spaceinvaders', 'Space-Invaders'])
-def test_names(name):
+def test_names_of_games_are_recognised(name):
     assert atari.game_name(name) == 'space_invaders'
 
 

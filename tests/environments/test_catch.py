@@ -15,7 +15,7 @@ def play(environment: Catch, policy, column: int) -> list[dm_env.TimeStep]:
     """An episode with the ball in `column`."""
     while True:
         timestep = environment.reset()
-        if environment._ball_column == column:
+        if timestep.observation[0, column]:
             break
     timesteps = [timestep]
     while not timesteps[-1].last():
@@ -23,7 +23,7 @@ def play(environment: Catch, policy, column: int) -> list[dm_env.TimeStep]:
     return timesteps
 
 
-def test_rules():
+def test_the_ball_falls_and_the_paddle_moves():
     timesteps = play(Catch(seed=0), lambda past: LEFT, column=0)
     assert len(timesteps) == 10
     for row, timestep in enumerate(timesteps):

@@ -27,7 +27,7 @@ from impala_jax.environments import EnvironmentFailure, dmlab
 from impala_jax.environments.base import environment_spec
 from impala_jax.system import machine
 from impala_jax.types import FIRST, LAST, MID, ArraySpec, EnvironmentSpec
-from tests.helpers.programs import ROOT, STAND_INS, children, marked_processes, wait_for
+from tests.helpers.programs import ROOT, STAND_INS, children, command_line, marked_processes, wait_for
 
 FORWARD, BACKWARD, FIRE = 0, 1, 8
 PLAIN, LANGUAGE = 'dmlab/rooms_watermaze', 'dmlab/language_select_described_object'
@@ -70,7 +70,7 @@ def make(tmp_path):
         yield make
 
 
-def test_spec(engine, tmp_path):
+def test_the_spec_has_a_picture_and_words(engine, tmp_path):
     spec = environments.spec(EnvironmentConfig(name=PLAIN, level_cache=str(tmp_path)))
     rgb, words = ArraySpec((72, 96, 3), np.dtype(np.uint8)), ArraySpec((16,), np.dtype(np.int32), bounds=(0, 1000))
     assert spec == EnvironmentSpec({'rgb': rgb, 'instruction': words}, 9, render_fps=15)
@@ -95,7 +95,7 @@ def test_the_spec_of_the_suite_takes_one_engine(stand_in, monkeypatch):
     assert not started
 
 
-def test_an_episode_of_the_engine(engine, make):
+def test_an_episode_of_the_engine_is_whole(engine, make):
     """What holds of every level of either module."""
     vector = make(LANGUAGE, num_envs=2)
     timestep = vector.reset()
@@ -135,7 +135,7 @@ def test_time_rewards_and_the_end_of_an_episode(stand_in, make):
     assert vector.step([FORWARD])[0].reward == 1
 
 
-def test_the_nine_actions(stand_in, make):
+def test_the_nine_actions_are_those_of_the_paper(stand_in, make):
     vector = make(PLAIN)
     vector.reset()
     rewards = [vector.step([action])[0].reward[0] for action in range(9)]
@@ -156,7 +156,7 @@ def test_the_instruction_changes_inside_an_episode(stand_in, make):
     assert not make(PLAIN).reset().observation['instruction'].any()
 
 
-def test_word_ids(caplog):
+def test_word_ids_are_checksums(caplog):
     words = dmlab.word_ids('Pick the  red object,')
     assert words.shape == (16,) and words.dtype == np.int32
     expected = [zlib.crc32(word) % 1000 + 1 for word in (b'Pick', b'the', b'red', b'object,')]
@@ -175,7 +175,7 @@ def test_word_ids(caplog):
     assert len(caplog.records) == 1 and 'more than 16 words' in caplog.text
 
 
-def test_all_levels_of_dmlab30(stand_in, tmp_path):
+def test_all_levels_of_dmlab30_are_played(stand_in, tmp_path):
     levels = data.dmlab30_levels()
     assert len(levels) == 30
     assert {train: test for train, test in levels.items() if train != test} == {
@@ -200,14 +200,14 @@ def test_all_levels_of_dmlab30(stand_in, tmp_path):
 @pytest.mark.dmlab
 @pytest.mark.slow
 @pytest.mark.parametrize('level', list(data.dmlab30_levels()))
-def test_all_levels_of_the_real_engine(level, make):
+def test_all_levels_of_the_real_engine_are_played(level, make):
     vector = make(f'dmlab/{level}', dataset_path='dummy')
     assert vector.reset().step_type == FIRST
     assert vector.step([FORWARD])[0].step_type == MID
 
 
 @pytest.mark.parametrize('level', ['seekavoid_arena_01', 'demos/random_maze'])
-def test_levels_outside_dmlab30(level, engine, make):
+def test_levels_outside_dmlab30_are_played(level, engine, make):
     """Some of which have no instruction."""
     vector = make(f'dmlab/{level}', num_envs=2)
     for timestep in (vector.reset(), vector.step([FORWARD] * 2)[0]):
@@ -240,7 +240,7 @@ def refusal(name=PLAIN, **options):
     return str(error.value)
 
 
-def test_refusals(stand_in, tmp_path):
+def test_what_cannot_be_played_is_refused(stand_in, tmp_path):
     text = refusal('dmlab/rooms_watermase')
     assert 'dmlab/rooms_watermase' in text and "did you mean 'dmlab/rooms_watermaze'" in text
     with pytest.raises(ConfigError, match='rooms_watermaze'):
@@ -362,12 +362,6 @@ def slow(stand_in, monkeypatch, tmp_path):
 
     set_reset.compilers = lambda: {pid for pid in marked_processes(tmp_path) if 'sleep' in command_line(pid)}
     return set_reset
-
-
-def command_line(pid):
-    with contextlib.suppress(OSError):
-        return Path(f'/proc/{pid}/cmdline').read_text()
-    return ''
 
 
 def require_nothing_left(slow):
@@ -630,11 +624,11 @@ class TestStandIn:
             (('contributed/dmlab30/rooms_collect_good_objects_test', ['INSTR']), {}, RuntimeError),
         ],
     )
-    def test_constructor(self, engine, arguments, options, error):
+    def test_its_constructor_refuses_what_the_engines_does(self, engine, arguments, options, error):
         with pytest.raises(error):
             engine.Lab(*arguments, **options)
 
-    def test_calls(self, stand_in):
+    def test_its_calls_are_those_of_the_engine(self, stand_in):
         lab = stand_in.Lab(
             'contributed/dmlab30/rooms_watermaze', ['RGB_INTERLEAVED', 'INSTR'], {'width': '96', 'height': '72'}
         )

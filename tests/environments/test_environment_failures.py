@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from impala_jax.environments.serial import SerialVectorEnvironment
 from impala_jax.types import FIRST, LAST, MID
 from tests.helpers import factories
 from tests.helpers.factories import DIE, GO_ON, HANG, RAISE, TERMINATE
-from tests.helpers.programs import ROOT, children, wait_for
+from tests.helpers.programs import ROOT, alive, children, wait_for
 
 N = 4
 CONFIG = EnvironmentConfig('tests.helpers.factories:scripted', max_failures=3, processes=2)
@@ -199,9 +198,10 @@ import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from impala_jax.config import EnvironmentConfig
 from impala_jax.environments import make
+from tests.helpers.programs import children
 if __name__ == '__main__':
     environment = make(EnvironmentConfig('catch', processes=2), 2, 0)
-    print(*(worker.pid for worker in environment._workers), flush=True)
+    print(*children(), flush=True)
     time.sleep(60)
 """
 
@@ -244,10 +244,3 @@ environment.close()
         [sys.executable, str(script)], env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, timeout=60
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b'once\n', b'')
-
-
-def alive(pid):
-    try:
-        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
-    except FileNotFoundError:
-        return False

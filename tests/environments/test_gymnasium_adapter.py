@@ -43,7 +43,7 @@ class Rooms(gymnasium.Env):
         return self.observe(), np.float64(action), action == 5, action >= 5, {}
 
 
-def test_time():
+def test_steps_terminate_or_are_truncated():
     environment = as_dm_env(Rooms(), 11, 'rooms')
     assert environment.action_spec().num_values == 3
     assert environment.step(0).first()
@@ -69,7 +69,7 @@ def test_only_the_first_reset_is_seeded():
     assert rooms.seeds == [11, None, None]
 
 
-def test_spaces():
+def test_spaces_become_specs():
     environment = GymnasiumAdapter(Rooms(), 0, 'rooms')
     observation, spec = environment.reset().observation, environment.observation_spec()
     np.testing.assert_array_equal(observation['room'], [0, 0, 1, 0])
@@ -91,7 +91,7 @@ def adapted(space, observation):
 @pytest.mark.parametrize(
     'space', [spaces.Sequence(spaces.Discrete(2)), spaces.Dict({'a': spaces.Sequence(spaces.Discrete(2))})]
 )
-def test_unsupported_observations(space):
+def test_unsupported_observations_are_refused(space):
     with pytest.raises(ConfigError, match="'rooms' has observations Sequence.*ObservationWrapper"):
         adapted(space, ())
 
@@ -108,7 +108,7 @@ def test_a_discrete_observation_of_many_values_is_a_number():
 
 
 @pytest.mark.parametrize('value', [3, np.int64(3), np.array(3, np.uint8), 3.0])
-def test_whole_values_of_a_discrete_space(value):
+def test_whole_values_of_a_discrete_space_are_taken(value):
     np.testing.assert_array_equal(adapted(spaces.Discrete(4, start=1), value).reset().observation, [0, 0, 1, 0])
 
 
@@ -174,7 +174,7 @@ def test_an_ezpickle_is_not_saved_as_what_it_is_not():
             gymnasium.utils.EzPickle.__init__(self)
 
     environment = GymnasiumAdapter(gymnasium.wrappers.TimeLimit(Easy(), 5), 0, 'easy')
-    with pytest.raises(TypeError, match='cannot save .*Easy at ._environment.env, which has a state of its own kind'):
+    with pytest.raises(TypeError, match='cannot save .*Easy at ._environment.env, whose state is not'):
         plain_state.blueprint_of(environment)
 
 

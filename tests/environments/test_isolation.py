@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,18 +14,11 @@ from impala_jax import environments
 from impala_jax.config import ConfigError, EnvironmentConfig
 from impala_jax.types import FIRST, MID
 from tests.helpers import programs
-from tests.helpers.programs import ROOT, children, wait_for
+from tests.helpers.programs import ROOT, alive, children, wait_for
 
 
 def make(name, num_envs=1, **kwargs):
     return environments.make(EnvironmentConfig(name, processes=1), num_envs, 0, **kwargs)
-
-
-def alive(pid):
-    try:
-        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.parametrize(
@@ -125,8 +117,9 @@ PARENT = """
 import sys, time
 from impala_jax.config import EnvironmentConfig
 from impala_jax.environments import make
+from tests.helpers.programs import children
 environment = make(EnvironmentConfig(sys.argv[2], processes=1), 1, 0)
-print(int(environment.reset().observation[0, 0, 0]), environment._workers[0].pid, flush=True)
+print(int(environment.reset().observation[0, 0, 0]), *children(), flush=True)
 if sys.argv[1] == 'raise':
     raise ZeroDivisionError
 time.sleep(60)
@@ -190,9 +183,9 @@ def test_a_message_that_never_ends_is_bounded():
     environment = make('tests.helpers.factories:scripted', timeout_s=60.0)
     try:
         environment.reset()
-        worker = environment._workers[0]
-        worker._timeout_s = 2.0
-        os.kill(worker.pid, signal.SIGSTOP)
+        environment._workers[0]._timeout_s = 2.0  # After the start, which takes longer.
+        (worker,) = children()
+        os.kill(worker, signal.SIGSTOP)
         with pytest.raises(TimeoutError, match="waited 2 s for the worker process .* to answer 'step'"):
             environment.step(np.zeros(1, np.int32))
     finally:

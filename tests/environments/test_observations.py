@@ -25,44 +25,19 @@ from impala_jax.environments.gymnasium_adapter import GymnasiumAdapter
 from impala_jax.environments.serial import SerialVectorEnvironment
 from impala_jax.types import FIRST, LAST, MID
 from tests.helpers import random_environments
-
-
-class Shows(dm_env.Environment):
-    """Returns the timesteps of a list, one after the other."""
-
-    def __init__(self, spec, timesteps):
-        self.spec = spec
-        self.timesteps = iter(timesteps)
-
-    def observation_spec(self):
-        return self.spec
-
-    def action_spec(self):
-        return specs.DiscreteArray(2)
-
-    def reset(self):
-        return next(self.timesteps)
-
-    def step(self, action):
-        return next(self.timesteps)
-
-
-def vector(spec, *timesteps, max_failures=1, **kwargs):
-    return SerialVectorEnvironment(
-        lambda seed: Shows(spec, timesteps), 1, 0, name='shows', max_failures=max_failures, **kwargs
-    )
+from tests.helpers.shows import Shows, shown
 
 
 def seen(spec, observation):
     """What an agent sees of an observation."""
-    timestep = vector(spec, dm_env.restart(observation)).reset()
+    timestep = shown(spec, dm_env.restart(observation)).reset()
     return jax.tree.map(lambda x: x[0], timestep.observation)
 
 
 def refusal(spec, observation):
     """The reason why an observation is a failure; it names the environment."""
     with pytest.raises(EnvironmentFailure, match="environment 0 of 'shows' failed .* in reset: ") as e:
-        vector(spec, dm_env.restart(observation)).reset()
+        shown(spec, dm_env.restart(observation)).reset()
     assert '\n' not in str(e.value)
     return str(e.value).partition(' in reset: ')[2]
 
@@ -113,7 +88,7 @@ class TestKeys:
             (0, r'observation is a int, but its spec is a dict'),
         ],
     )
-    def test_a_gymnasium_environment(self, observation, message):
+    def test_what_gymnasium_returns_is_checked(self, observation, message):
         class Returns(gymnasium.Env):
             two = spaces.Discrete(2)
             observation_space = spaces.Dict({'x': two, 'y': spaces.Tuple([two, two])})
@@ -159,7 +134,7 @@ F32_ABOVE = 2**24 + 1  # The first integer that float32 lacks.
         (np.int64, ((1, 2), (3, 4)), np.array([[1, 2], [3, 4]], np.int32)),
     ],
 )
-def test_values_that_survive(declared, value, expected):
+def test_values_that_survive_are_taken(declared, value, expected):
     found = seen(specs.Array(np.shape(value), declared), value)
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found, expected)
@@ -193,7 +168,7 @@ def test_values_that_would_change_are_refused(declared, value, text):
     assert re.search(text, refusal(specs.Array(np.shape(value), declared), value))
 
 
-def test_shapes():
+def test_shapes_that_differ_are_refused():
     assert refusal(specs.Array((3,), np.float32), np.zeros(4, np.float32)) == (
         'observation has shape (4,), but its spec says (3,)'
     )
@@ -214,9 +189,9 @@ def test_shapes():
         ({'a': specs.Array((), int), 1: specs.Array((), int)}, 'keys of several types'),
     ],
 )
-def test_specs_that_no_network_can_read(spec, message):
+def test_specs_that_no_network_can_read_are_refused(spec, message):
     with pytest.raises(ConfigError, match=f"environment 'shows': .*{message}") as error:
-        vector(spec)
+        shown(spec)
     assert '\n' not in str(error.value)
 
 
@@ -224,7 +199,7 @@ SPEC, ZERO = specs.Array((), np.float32), np.float32(0)
 
 
 def steps(*timesteps, **kwargs):
-    environment = vector(SPEC, dm_env.restart(ZERO), *timesteps, **kwargs)
+    environment = shown(SPEC, dm_env.restart(ZERO), *timesteps, **kwargs)
     environment.reset()
     return [environment.step([0]) for _ in timesteps]
 
@@ -254,7 +229,7 @@ def test_what_cannot_be_learned_from_is_a_failure(timestep, message):
         steps(dm_env.transition(1.0, ZERO), timestep)
 
 
-def test_bounds_that_the_network_relies_on():
+def test_bounds_that_the_network_relies_on_are_checked():
     """Bytes are divided by their greatest value, and a category has a row for each."""
     byte = specs.BoundedArray((2,), np.uint8, 0, 10)
     np.testing.assert_array_equal(seen(byte, np.array([0, 10], np.uint8)), [0, 10])
@@ -266,7 +241,7 @@ def test_bounds_that_the_network_relies_on():
     assert seen(specs.BoundedArray((), np.float32, 0, 1), np.float32(7)) == 7  # Nothing depends on these.
 
 
-def test_an_exception_without_a_text_or_with_too_much():
+def test_an_exception_without_a_text_or_with_too_much_is_still_one_line():
     class Silent(Exception):
         def __str__(self):
             raise ZeroDivisionError
@@ -316,13 +291,13 @@ def test_the_interface_of_the_older_gym_is_named():
                 environment.step([0])
 
 
-def test_a_reset_that_is_not_first():
+def test_a_reset_that_is_not_first_is_a_failure():
     with pytest.raises(EnvironmentFailure, match='it must be FIRST'):
-        vector(SPEC, dm_env.transition(0.0, ZERO)).reset()
+        shown(SPEC, dm_env.transition(0.0, ZERO)).reset()
 
 
 @pytest.mark.parametrize('reward', [2, np.float32(2), np.array([2.0]), np.array(2), True + 1])
-def test_rewards_of_other_types(reward):
+def test_rewards_of_other_types_are_taken(reward):
     ((timestep, _),) = steps(dm_env.transition(reward, ZERO))
     assert timestep.reward == [2.0]
 
@@ -482,11 +457,11 @@ class TestRandomEnvironments:
 
     @hypothesis.settings(max_examples=150, deadline=None, derandomize=True, database=None)
     @hypothesis.given(number=strategies.integers(0, 2**31 - 1))
-    def test_in_this_process(self, tmp_path_factory, number):
+    def test_in_this_process_they_are_refused_or_unchanged(self, tmp_path_factory, number):
         self.check(number, tmp_path_factory.mktemp('records'), processes=False)
 
     @pytest.mark.parametrize('number', [1, 2, 3, 4, 5, 6])
-    def test_in_a_worker(self, tmp_path, number):
+    def test_in_a_worker_they_are_refused_or_unchanged(self, tmp_path, number):
         self.check(number, tmp_path, processes=True)
 
 

@@ -13,7 +13,7 @@ MINISUITE = EnvironmentConfig('minisuite')
 TASKS = ('minisuite/catch', 'minisuite/catch_memory', 'minisuite/delayed_bandit', 'minisuite/go_to_colour')
 
 
-def test_tasks():
+def test_a_suite_lists_its_tasks():
     assert suites.tasks(MINISUITE) == TASKS
     assert suites.tasks(EnvironmentConfig('catch')) == ('catch',)
     atari, dmlab = (suites.tasks(EnvironmentConfig(name)) for name in ('atari57', 'dmlab30'))

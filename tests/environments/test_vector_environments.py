@@ -81,7 +81,7 @@ def assert_spec(environment, timestep):
         assert value.dtype == dtype
 
 
-def test_contract(make, implementation):
+def test_every_implementation_keeps_the_contract(make, implementation):
     environment = make(implementation)
     assert environment.num_envs == N
     assert environments.spec(IMPLEMENTATIONS[implementation][0]) == environment.spec
@@ -243,7 +243,7 @@ def test_nested_observations_and_both_kinds_of_end():
         environment.close()
 
 
-def test_pictures(make, implementation):
+def test_every_implementation_draws_a_picture(make, implementation):
     environment = make(implementation)
     environment.reset()
     environment.step(np.zeros(N, np.int32))
@@ -276,7 +276,7 @@ def test_gymnasium_has_pictures_in_an_evaluation():
     'name, message',
     [
         ('cach', "did you mean 'catch'"),
-        ('tests.helpers.factories:scriptd', "has no function 'scriptd'; did you mean 'scripted'"),
+        ('tests.helpers.factories:scriptd', "has no function or class 'scriptd'; did you mean 'scripted'"),
         ('no_such_module:make', "cannot import 'no_such_module'"),
         (':make', 'is not module:function'),
         ('.relative:make', 'is not module:function'),

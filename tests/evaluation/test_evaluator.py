@@ -14,8 +14,10 @@ from impala_jax.config import (
     NetworkConfig,
 )
 from impala_jax.environments import factories
+from impala_jax.evaluation import evaluator as evaluation
 from impala_jax.evaluation.evaluator import Evaluator
 from impala_jax.types import LAST
+from tests.helpers.configs import small_suite
 from tests.helpers.counting import SMALL, A, Counting
 
 NETWORK = NetworkConfig(torso='mlp', mlp_sizes=(8,))
@@ -107,3 +109,37 @@ def test_evaluation_samples_by_default(monkeypatch):
     assert len(set(returns['default'])) > 10
     assert set(returns['greedy']) == {0.0}
     assert not EvaluatorConfig().greedy
+
+
+def test_the_standard_error_is_that_of_the_mean():
+    scores = evaluation.Evaluation([1.0, 2.0, 4.0])
+    assert scores.stderr == pytest.approx(np.std([1, 2, 4], ddof=1) / np.sqrt(3))
+    assert evaluation.Evaluation([3.0]).stderr == 0
+
+
+def suite_of(*returns):
+    tasks = {str(i): evaluation.Evaluation(list(values)) for i, values in enumerate(returns)}
+    return evaluation.Evaluation([value for values in returns for value in values], tasks)
+
+
+def test_the_error_of_a_suite_is_that_of_its_tasks():
+    """Tasks that always give the same are known exactly, however much they differ."""
+    assert suite_of([0.0] * 50, [1.0] * 50).stderr == 0
+    rng = np.random.default_rng(0)
+    means = [np.mean([*rng.normal(0, 1, 10), *rng.normal(50, 3, 30)]) for _ in range(20_000)]
+    errors = [suite_of(rng.normal(0, 1, 10), rng.normal(50, 3, 30)).stderr for _ in range(1_000)]
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(means), rel=0.02)
+
+
+def test_the_evaluator_plays_each_task_anew_every_time():
+    agent = make_agent(small_suite().network, environments.spec(EnvironmentConfig('minisuite')))
+    params = agent.init(jax.random.PRNGKey(0))
+    evaluator = Evaluator(agent, EnvironmentConfig('minisuite'), episodes=5, num_envs=3, seed=0)
+    try:
+        first, second = evaluator.play(0, params), evaluator.play(1, params)
+    finally:
+        evaluator.close()
+    for played in (first, second):
+        assert [len(scores.returns) for scores in played.tasks.values()] == [5] * 4
+        assert played.returns == [value for scores in played.tasks.values() for value in scores.returns]
+    assert first.tasks['minisuite/delayed_bandit'] != second.tasks['minisuite/delayed_bandit']

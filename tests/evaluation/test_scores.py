@@ -21,7 +21,7 @@ GAMES = ['atari/' + row['game'] for row in data.rows('atari57_scores.csv')]
 LEVELS = ['dmlab/' + row['level_train'] for row in data.rows('dmlab30_scores.csv')]
 
 
-def test_human_normalised_scores():
+def test_a_human_scores_100_and_a_random_policy_0():
     # Pong: random -20.7, human 14.6.
     assert scores.human_normalised('atari/pong', 14.6) == pytest.approx(100)
     assert scores.human_normalised('atari/pong', -20.7) == pytest.approx(0)
@@ -83,7 +83,7 @@ def test_headlines_of_dmlab30_from_table_b1():
     assert pbt.score('dmlab/lasertag_one_opponent_small') == pytest.approx(100 * (0.3 + 0.224) / (12.65 + 0.224))
 
 
-def test_aggregates():
+def test_scores_are_aggregated_by_median_and_means():
     values = {name: float(value) for name, value in scores.aggregate([50.0, 300.0, -10.0, 90.0]).items()}
     assert values == {'median': 70.0, 'capped_mean': (50 + 100 - 10 + 90) / 4, 'mean': 107.5}
     stacked = scores.aggregate([[0.0, 200.0], [50.0, 70.0]])
@@ -148,7 +148,7 @@ def test_without_human_scores_returns_are_averaged():
     assert not scores.suite_scores({'minisuite/a': [1.0], 'atari/pong': [1.0]}).aggregates
 
 
-def test_bad_input():
+def test_bad_input_is_refused():
     with pytest.raises(ValueError, match='no tasks'):
         scores.suite_scores({})
     with pytest.raises(ValueError, match='N > 0'):
@@ -178,7 +178,7 @@ def printed(values):
     return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_table():
+def test_the_table_has_every_level():
     rows = printed(result('dmlab30', returns_with(range(30), 10.0))).splitlines()
     assert 'dmlab30, 120 episodes at 4,000 frames' in rows[0]
     (first,) = [row for row in rows if 'rooms_collect_good_objects' in row]
@@ -188,7 +188,7 @@ def test_table():
     assert ' 14.5 [' in mean and ' 49.4 ' in mean
 
 
-def test_table_without_human_scores():
+def test_the_table_needs_no_human_scores():
     text = printed(result('minisuite', {'minisuite/a': [1.0, 0.0], 'minisuite/b': [2.0, 2.0]}))
     assert 'human' not in text and '0.50 ± 0.50' in text and '1.25 [' in text
 

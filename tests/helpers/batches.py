@@ -12,11 +12,13 @@ NETWORK = NetworkConfig('mlp', core='lstm', lstm_size=6, mlp_sizes=(7,))
 
 
 def make_config(total_updates=20, optimizer=OptimizerConfig(), network=NETWORK, **learner):  # noqa: B008 - frozen
+    """Configuration of a learner of `make_batch`."""
     learner = LearnerConfig(**({'batch_size': B, 'unroll_length': T} | learner))
     return Config(total_frames=total_updates * B * T, network=network, learner=learner, optimizer=optimizer)
 
 
 def make_batch(seed=0, version=0):
+    """Trajectories [T + 1, B] with episodes that end inside."""
     rng = np.random.RandomState(seed)
     step_type = rng.choice([FIRST, MID, MID, LAST], size=(T + 1, B)).astype(np.int32)
     timesteps = TimeStep(
@@ -38,6 +40,7 @@ def make_batch(seed=0, version=0):
 
 
 def poison(batch):
+    """The batch with one reward that is not a number."""
     reward = batch.timesteps.reward.copy()
     reward[2, 1] = np.nan
     step_type = batch.timesteps.step_type.copy()
@@ -46,12 +49,15 @@ def poison(batch):
 
 
 def host(tree):
+    """The tree in arrays of NumPy, copied."""
     return jax.tree.map(lambda x: np.array(x, copy=True), tree)
 
 
 def assert_equal(a, b):
+    """Asserts that two trees are bit-identical."""
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def differ(a, b):
+    """Whether two trees differ anywhere."""
     return any(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x != y).any()), a, b)))

@@ -76,6 +76,7 @@ def make_counting(num_envs=2, reward=lambda count, action: 0.01 * count + 0.1 * 
 
 
 def make_actor(environment, unroll_length=11, network=NetworkConfig('mlp', mlp_sizes=(4,)), seed=0):  # noqa: B008
+    """An actor in the environment, and parameters."""
     agent = make_agent(network, environment.spec)
     return Actor(agent, environment, unroll_length, seed), agent.init(jax.random.PRNGKey(seed))
 

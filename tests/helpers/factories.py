@@ -114,7 +114,6 @@ def not_an_environment(seed: int) -> int:
 
 def draws(seed: int) -> dm_env.Environment:
     """Catch whose pictures are as the variable PICTURES says."""
-    from impala_jax.environments.catch import Catch
 
     class Drawn(Catch):
         render_fps = 7
@@ -145,7 +144,6 @@ def draws(seed: int) -> dm_env.Environment:
 
 def fails_and_notes_when(seed: int) -> dm_env.Environment:
     """Catch whose every step fails; the time of the first failure goes to the file that FAILURE_TIME names."""
-    from impala_jax.environments.catch import Catch
 
     class Failing(Catch):
         def step(self, action):
@@ -161,7 +159,6 @@ def fails_and_notes_when(seed: int) -> dm_env.Environment:
 
 def fails_where_told(seed: int) -> dm_env.Environment:
     """Catch, whose every step fails after the first 1,000 of its process where the environment has FAILS_HERE."""
-    from impala_jax.environments.catch import Catch
 
     class FailingLater(Catch):
         def step(self, action):
@@ -192,7 +189,6 @@ def flaky(seed: int) -> dm_env.Environment:
 
 def rewards_nan(seed: int) -> dm_env.Environment:
     """Catch whose rewards are not numbers."""
-    from impala_jax.environments.catch import Catch
 
     class NaN(Catch):
         def step(self, action):
@@ -203,7 +199,6 @@ def rewards_nan(seed: int) -> dm_env.Environment:
 
 def rewards_huge(seed: int) -> dm_env.Environment:
     """Catch whose rewards are finite, and whose squares are not."""
-    from impala_jax.environments.catch import Catch
 
     class Huge(Catch):
         def step(self, action):

@@ -25,6 +25,7 @@ class Learned(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def loss_gradient(output, trajectory, config, vtrace):
+    """Gradient of the loss with respect to the output."""
     return jax.grad(lambda output: make_loss(config, vtrace)(output, trajectory.experience)[0])(output)
 
 
@@ -73,4 +74,5 @@ def by_number(trajectory, scale=0.1):
 
 
 def assert_close(actual, expected, atol=1e-5):
+    """Asserts that arrays agree as float32 does."""
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=atol)

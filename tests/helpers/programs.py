@@ -1,5 +1,6 @@
 """Starting the project's programs as a person does, and finding what they left behind."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def start(folder, *command, environment=None, prefix=()):
 
 
 def finish(process, timeout_s=240):
-    """Exit code, stdout and stderr."""
+    """Exit code, stdout and stderr of a process that ends by itself."""
     stdout, stderr = process.communicate(timeout=timeout_s)
     return process.returncode, stdout, stderr
 
@@ -80,3 +81,18 @@ def listening_ports(folder):
             if fields[3] == '0A' and fields[9] in inodes:
                 ports.add(int(fields[1].rpartition(':')[2], 16))
     return ports
+
+
+def alive(pid):
+    """Whether there is a process of this id which is not a zombie."""
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+    except FileNotFoundError:
+        return False
+
+
+def command_line(pid):
+    """The words of a process's command line, which zeros divide; empty if it has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f'/proc/{pid}/cmdline').read_text(errors='replace')
+    return ''

@@ -43,6 +43,7 @@ def server(config=CONFIG, suffix='-test'):
 
 
 def announce(address, config=CONFIG, spec=SPEC, suffix='-test'):
+    """Announces the run at the address, as its learner does."""
     import reverb
 
     from impala_jax.runtimes import reverb_actors
@@ -51,6 +52,7 @@ def announce(address, config=CONFIG, spec=SPEC, suffix='-test'):
 
 
 def join(address, adapt=lambda config: config, stop=None, wait_s=0.0, secret=SECRET, imports=()):
+    """Runs one actor that joins the learner at the address."""
     from impala_jax.runtimes import reverb_actors
 
     stop = stop or threading.Event()

@@ -1,6 +1,5 @@
 """Whole runs through the command line: started, and what they left."""
 
-import json
 from pathlib import Path
 
 import jax
@@ -8,7 +7,9 @@ import numpy as np
 import pytest
 
 from impala_jax.rundir import checkpoint
+from impala_jax.rundir.files import METRICS
 from impala_jax.rundir.lock import LOCK
+from impala_jax.rundir.rows import read_rows
 from tests.helpers import programs
 from tests.helpers.programs import finish
 
@@ -35,11 +36,13 @@ IDS = ['threads', 'launchpad', 'launchpad_processes']
 
 
 def start(workdir, *arguments, config='configs/catch.py', **kwargs):
+    """A run in a process of its own, whose streams are pipes."""
     command = ['launch/local.py', '--config', config, '--workdir', str(workdir), *arguments]
     return programs.start(workdir, *command, **kwargs)
 
 
 def train(workdir, *arguments, **kwargs):
+    """Output of a run that ends well, and says nothing on standard error."""
     code, stdout, stderr = finish(start(workdir, *arguments, **kwargs))
     assert code == 0, stdout + stderr
     assert not stderr.strip(), stderr
@@ -47,23 +50,24 @@ def train(workdir, *arguments, **kwargs):
 
 
 def rows_of(workdir):
-    path = Path(workdir) / 'metrics.jsonl'
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith('}')] if path.exists() else []
+    """Rows of a run, which may still be going on."""
+    return read_rows(Path(workdir) / METRICS)
 
 
 def learned(workdir):
-    """What must repeat: rows without times, and the last parameters."""
+    """Rows without times and the last state of the learner, which must repeat."""
     rows = [{name: value for name, value in row.items() if name not in TIMES} for row in rows_of(workdir)]
     return rows, checkpoint.restore(workdir, {'learner': None}).state
 
 
 def assert_same(a, b):
+    """Asserts that two results of `learned` are bit-identical."""
     assert a[0] == b[0]
     jax.tree.map(np.testing.assert_array_equal, a[1], b[1])
 
 
 def files(folder):
-    """All there is in a folder but the lock, which is touched every few seconds: contents and times of files."""
+    """Contents and times of all files in a folder but the lock, which is touched every few seconds."""
     return {
         path: (path.read_bytes(), path.stat().st_mtime_ns) if path.is_file() else None
         for path in Path(folder).rglob('*')

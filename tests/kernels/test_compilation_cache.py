@@ -51,7 +51,7 @@ def test_a_second_process_compiles_nothing(tmp_path):
     ],
     ids=['own', 'forbidden', 'unwritable'],
 )
-def test_the_person_decides(tmp_path, environment, folder):
+def test_variables_of_the_environment_decide_the_folder(tmp_path, environment, folder):
     environment = {name: value.format(tmp=tmp_path) for name, value in environment.items()}
     assert _run(**{'XDG_CACHE_HOME': str(tmp_path / 'default'), **environment})[:2] == [
         folder.format(tmp=tmp_path),

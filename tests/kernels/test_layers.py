@@ -11,7 +11,6 @@ import pytest
 
 from impala_jax.kernels import cpu, layers
 from impala_jax.kernels.cpu import Convolution
-from tests.helpers.programs import finish, start
 
 needs_kernels = pytest.mark.skipif(bool(cpu.REASON), reason=f'kernels {cpu.REASON}')
 
@@ -162,7 +161,7 @@ def test_members_of_a_population_side_by_side():
 
 
 @needs_kernels
-def test_beside_an_accelerator(monkeypatch):
+def test_with_an_accelerator_only_forward_passes_run_kernels(monkeypatch):
     """Gradients are XLA's there; actors on the CPU still act by the kernels."""
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
     args = arguments(2, 9, 9, 16, 3, 16)
@@ -183,7 +182,7 @@ def test_what_kernels_do_not_serve_is_xlas(dtype, filters):
 @pytest.mark.parametrize('features', [8, 16])
 @pytest.mark.parametrize('pool', [False, True])
 @pytest.mark.parametrize(('size', 'stride', 'padding'), [(3, 1, 'SAME'), (4, 2, 'VALID')])
-def test_layer(size, stride, padding, pool, features):
+def test_the_layer_is_that_of_flax(size, stride, padding, pool, features):
     """Parameters, outputs and gradients are those of flax's layers."""
     images, _, bias = arguments(3, 20, 22, 4, size, features)
     ours = layers.Conv(features, size, stride, padding, relu=True, pool=pool)
@@ -199,35 +198,8 @@ def test_layer(size, stride, padding, pool, features):
     assert_same(gradients(ours.apply, 3, params, images), gradients(plain, 3, params, images))
 
 
-def test_filters_without_their_mean():
+def test_filters_can_be_without_their_mean():
     images = jax.random.uniform(jax.random.PRNGKey(0), (3, 20, 20, 4))
     layer = layers.Conv(8, 4, 2, 'VALID', centre=True)
     params = layer.init(jax.random.PRNGKey(1), images)
     np.testing.assert_allclose(layer.apply(params, images), layer.apply(params, images + 0.5), atol=1e-5)
-
-
-FAULTS = """
-import resource, sys
-from impala_jax.kernels import allocator
-if 'keep' in sys.argv:
-    assert allocator.configure_allocator()
-import jax, jax.numpy as jnp
-double = jax.jit(lambda x: x + x)
-x = jnp.ones([20_000_000])  # 80 MB: more than an arena of a thread can hold.
-for _ in range(30):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    double(x).block_until_ready()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-def fewest_faults(folder, argument):
-    """The pages of 4 KiB that each of 30 calls with an output of 80 MB faults in: of the best call."""
-    status, output, errors = finish(start(folder, '-c', FAULTS, argument, environment={'JAX_PLATFORMS': 'cpu'}))
-    assert status == 0, errors
-    return min(map(int, output.split()))
-
-
-def test_memory_is_kept(tmp_path):
-    assert fewest_faults(tmp_path, 'keep') < 100
-    assert fewest_faults(tmp_path, 'default') > 19_000

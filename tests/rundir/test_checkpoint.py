@@ -84,13 +84,13 @@ def test_restores_what_was_saved(tmp_path):
         assert leaf.flags.writeable
 
 
-def test_nothing_saved_yet(tmp_path):
+def test_nothing_is_restored_before_a_save(tmp_path):
     assert make(tmp_path).restore_latest(make_state()) is None
     with pytest.raises(CheckpointError, match='no checkpoint in .*--workdir'):
         checkpoint.load_config(tmp_path)
 
 
-def test_template_of_shapes_and_of_none(tmp_path):
+def test_a_template_may_hold_shapes_or_none(tmp_path):
     make(tmp_path).save(1, make_state(7), {})
     template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), np.asarray(leaf).dtype), make_state())
     state = restored(make(tmp_path), template._replace(runtime=None)).state
@@ -128,7 +128,7 @@ def test_a_damaged_step_is_saved_again(tmp_path):
     assert restored(checkpointer).state.opt_state[1][0] == 2
 
 
-def test_keeps_the_newest(tmp_path):
+def test_the_newest_are_kept(tmp_path):
     checkpointer = make(tmp_path, keep=2)
     for step in (5, 10, 200, 1000):
         checkpointer.save(step, make_state(step), {})

@@ -106,7 +106,7 @@ def test_objects_go_on_where_they_were():
 
 def test_what_cannot_be_saved_is_named():
     for value, words in (
-        (object(), 'cannot save builtins.object at its top'),
+        (object(), 'cannot save builtins.object at the top level'),
         ({'a': [1, open]}, r'cannot save .*open at '),
         ([(i for i in ())], 'generator'),
         (np.array([object()]), 'an array of dtype object'),

@@ -175,7 +175,7 @@ def test_replay_that_was_not_saved_is_told(saved, tmp_path, caplog):
     caplog.clear()
     run(dataclasses.replace(settings, total_frames=240), tmp_path, 'threads')
     (message,) = [record.getMessage() for record in caplog.records if 'replay' in record.getMessage()]
-    expected = 'starts again with new traj' if saved is None else r'goes on from update 3 of 10: .* was killed since'
+    expected = 'starts again with new traj' if saved is None else r'continues from update 3 of 10: .* was killed since'
     assert re.search(expected, message) and '\n' not in message
 
 
@@ -184,19 +184,13 @@ def test_replay_that_was_not_saved_is_told(saved, tmp_path, caplog):
 
 def test_lockstep_resumes_bit_for_bit_after_a_failure(tmp_path):
     """In an environment, in the middle of an unroll; from a checkpoint written before."""
-    flaky = [
-        '--environment.name',
-        'tests.helpers.factories:flaky',
-        '--environment.processes',
-        '1',
-        '--checkpoint.interval-s',
-        '0.3',
-    ]
+    environment = '--environment.name tests.helpers.factories:flaky --environment.processes 1'
+    flaky = [*environment.split(), '--checkpoint.interval-s', '0.3']
     train(tmp_path / 'unbroken', *REPLAY, *flaky)
     failed = start(tmp_path / 'run', *REPLAY, *flaky, environment={'FLAKY_AFTER': '1337'})
     code, _, stderr = finish(failed)
     assert code == 1 and 'the emulator is on fire' in stderr.strip().splitlines()[-1]
-    assert 'goes on from the last checkpoint' in stderr
+    assert 'resumes from the last checkpoint' in stderr
     assert 0 < checkpoint.steps(tmp_path / 'run' / 'checkpoints')[-1] < 100
     train(tmp_path / 'run', *REPLAY, *flaky)
     assert_same_run(learned(tmp_path / 'unbroken'), learned(tmp_path / 'run'))

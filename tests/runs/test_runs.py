@@ -187,16 +187,8 @@ def test_a_closed_terminal_saves_and_leaves_nothing_behind(runtime, tmp_path):
 
 def test_a_signal_in_the_last_evaluation(tmp_path):
     """One line and 128 + n; the same command again evaluates, and is done."""
-    arguments = [
-        *SMALL,
-        '--runtime',
-        'lockstep',
-        '--evaluator.episodes',
-        '2',
-        '--environment.name',
-        'tests.helpers.hostile:endless',
-    ]
-    arguments += ['--network.torso', 'mlp', '--evaluator.max-episode-steps']
+    endless = '--environment.name tests.helpers.hostile:endless --network.torso mlp --evaluator.max-episode-steps'
+    arguments = [*SMALL, '--runtime', 'lockstep', '--evaluator.episodes', '2', *endless.split()]
     process = start(tmp_path, *arguments, '1000000000')
     wait_for(lambda: checkpoint.steps(tmp_path / 'checkpoints') == [40], process)
     time.sleep(1.0)  # Whether it hits the evaluation's first or its thousandth step, the promise is the same.
@@ -252,15 +244,8 @@ def test_rewards_that_are_not_finite_end_the_run(runtime, tmp_path):
 
 @pytest.mark.parametrize('runtime', RUNTIMES[:2], ids=IDS[:2])
 def test_an_environment_that_keeps_failing_is_reported_and_ends_the_run(runtime, tmp_path):
-    arguments = [
-        *ENDLESS,
-        '--environment.name',
-        'tests.helpers.hostile:exits_later',
-        '--network.torso',
-        'mlp',
-        *runtime,
-    ]
-    code, _, stderr = finish(start(tmp_path / 'run', *arguments))
+    exits = '--environment.name tests.helpers.hostile:exits_later --network.torso mlp'.split()
+    code, _, stderr = finish(start(tmp_path / 'run', *ENDLESS, *exits, *runtime))
     assert code == 1
     lines = stderr.rstrip('\n').splitlines()
     assert "of 'tests.helpers.hostile:exits_later' failed at step 3 and is rebuilt: SystemExit: 0" in stderr
@@ -273,15 +258,8 @@ def test_an_environment_that_keeps_failing_is_reported_and_ends_the_run(runtime,
 
 @pytest.mark.parametrize('runtime', RUNTIMES[:2], ids=IDS[:2])
 def test_an_environment_that_hangs_ends_the_run_in_one_line(runtime, tmp_path):
-    arguments = [
-        *ENDLESS,
-        '--environment.name',
-        'tests.helpers.hostile:hangs_later',
-        '--network.torso',
-        'mlp',
-        *runtime,
-    ]
-    code, _, stderr = finish(start(tmp_path / 'run', *arguments, '--timeout-s', '15'))
+    hangs = '--environment.name tests.helpers.hostile:hangs_later --network.torso mlp --timeout-s 15'.split()
+    code, _, stderr = finish(start(tmp_path / 'run', *ENDLESS, *hangs, *runtime))
     assert code == 1
     assert 'Traceback' not in stderr
     # Actor and learner both wait; either may say so first.

@@ -1,12 +1,8 @@
 """Several hosts: they learn as one, tell each other why they end, and resume together."""
 
-import contextlib
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,16 +12,16 @@ import pytest
 
 from impala_jax.build import make_agent, make_learner
 from impala_jax.cli import command_line
-from impala_jax.config import ActorConfig, Config, ConfigError, LearnerConfig, ReplayConfig
+from impala_jax.config import Config, ConfigError, LearnerConfig
 from impala_jax.evaluation.run_evaluation import evaluate
 from impala_jax.kernels import cpu
 from impala_jax.rundir import checkpoint
 from impala_jax.runtimes import pod, supervisor
-from impala_jax.runtimes.host_share import host_share, resolved
 from tests.helpers import programs
 from tests.helpers.batches import NETWORK, SPEC, make_batch
 from tests.helpers.pod_learner import CONFIG, NUM_UPDATES
 from tests.helpers.programs import ROOT, finish, marked_processes, wait_for
+from tests.helpers.runs import rows_of
 
 TWO_BY_TWO = ['--simulate-hosts', '2', '--simulate-devices', '2']
 SMALL = '--evaluator.episodes 4 --actor.num-actors 1 --actor.num-envs 8 --network.mlp-sizes 16'.split()
@@ -91,11 +87,6 @@ def start(workdir, *arguments, runtime='threads', hosts=TWO_BY_TWO, environment=
 def by_hand(i, address):
     """The options of one of two hosts on two machines."""
     return ['--coordinator', address, '--num-hosts', '2', '--host-id', str(i)]
-
-
-def rows_of(workdir):
-    path = Path(workdir) / 'metrics.jsonl'
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith('}')] if path.exists() else []
 
 
 def steps_of(workdir):
@@ -224,7 +215,7 @@ def make_host(**changes):
     return host._replace(**changes)
 
 
-def test_preflight():
+def test_hosts_agree_before_they_start():
     hosts = [make_host(), make_host(name='b')]
     pod.check_agreement(hosts)
     lines = '\n'.join(pod.report(Config(), hosts))
@@ -246,185 +237,6 @@ def test_hosts_with_and_without_kernels_compile_different_programs(monkeypatch):
     monkeypatch.setattr(cpu, 'REASON', 'not compiled')
     with pytest.raises(ConfigError, match=r'differ: CPU kernels in use on host 0 \(a\), not compiled on host 1'):
         pod.check_agreement([first, make_host(name='b', versions=pod.code_versions())])
-
-
-def test_a_hosts_share(monkeypatch):
-    config = Config(learner=LearnerConfig(batch_size=32), replay=ReplayConfig(fraction=0.25, capacity=7), seed=5)
-    alone = host_share(config)
-    assert (alone.num_fresh, alone.num_replayed, alone.replay_capacity, alone.seed) == (24, 8, 7, 5)
-    shares = []
-    for index in range(2):
-        monkeypatch.setattr('impala_jax.runtimes.host_share.host', lambda index=index: (index, 2))
-        shares.append(host_share(config))
-    assert [(share.num_fresh, share.num_replayed, share.replay_capacity) for share in shares] == [(12, 4, 4)] * 2
-    assert [share.evaluates for share in shares] == [True, False]
-    assert shares[0].seed == 5 != shares[1].seed
-    with pytest.raises(ConfigError, match='its 31 new trajectories do not divide over 2 hosts'):
-        host_share(Config(learner=LearnerConfig(batch_size=32), replay=ReplayConfig(fraction=1 / 32)))
-
-
-def test_the_queue_holds_two_batches_or_one_unroll_of_every_actor():
-    def capacity(num_actors=2, num_envs=16, queue_capacity=None, fraction=0.0):
-        learner, replay = LearnerConfig(queue_capacity=queue_capacity), ReplayConfig(fraction=fraction)
-        actor = ActorConfig(num_actors=num_actors, num_envs=num_envs)
-        return host_share(Config(actor=actor, learner=learner, replay=replay, serve_actors=5000)).queue_capacity
-
-    assert capacity() == capacity(num_actors=0) == 64
-    assert capacity(num_actors=10, num_envs=10) == 100
-    assert capacity(queue_capacity=40) == 40
-    assert capacity(num_envs=4, fraction=0.75) == 16
-
-
-def test_the_number_of_actors_is_resolved_when_a_run_starts(monkeypatch):
-    monkeypatch.setattr('impala_jax.runtimes.host_share.num_cores', lambda: 7)
-    assert Config().actor.num_actors is None
-    assert resolved(Config()).actor.num_actors == host_share(Config()).num_actors == 7
-    given = Config(actor=ActorConfig(num_actors=3))
-    assert resolved(given) is given
-
-
-@pytest.mark.parametrize(
-    'arguments, words',
-    [
-        (['--coordinator', 'a:1'], 'go together'),
-        (['--coordinator', 'a', '--num-hosts', '2', '--host-id', '0'], 'is not HOST:PORT'),
-        (['--coordinator', 'a:1', '--num-hosts', '2', '--host-id', '2'], '--host-id 2 of --num-hosts 2'),
-        (['--coordinator', 'a:1', '--num-hosts', '2', '--host-id', '0', '--simulate-hosts', '2'], 'exclude each other'),
-        (['--simulate-hosts', '0'], '--simulate-hosts must be positive, got 0'),
-        (['--runtime', 'lockstep'], 'lockstep'),
-        (['--launch-type', 'local_mp'], 'local_mt'),
-        (['--learner.batchsize', '8'], "'--learner.batch-size'"),
-    ],
-)
-def test_bad_options_are_refused(arguments, words, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(ConfigError, match=words):
-        command_line.pod_arguments(['--config', 'configs/catch.py', '--workdir', 'x', *arguments])
-
-
-def supervised(folder, *ends):
-    """Hosts whose programs end like this; all have met."""
-    hosts = [
-        programs.start(folder, '-m', 'tests.helpers.pod_program', str(i), str(len(ends)), str(folder), end)
-        for i, end in enumerate(ends)
-    ]
-    wait_for(lambda: all((folder / f'joined{i}').exists() for i in range(len(ends))), timeout_s=30)
-    return hosts
-
-
-def test_every_host_says_where_it_began(tmp_path):
-    """One fails, one fails for it, and one hangs for it, as in a collective, until its supervisor ends it."""
-    hosts = supervised(tmp_path, 'hangs', 'fails', 'follows')
-    (tmp_path / 'go').touch()
-    codes, lasts = zip(*((code, stderr.splitlines()[-1:]) for code, _, stderr in map(finish, hosts)), strict=True)
-    assert all(codes)
-    assert lasts[1] == []  # Its program has said it.
-    for last in (lasts[0], lasts[2]):
-        assert 'host 1 (machine1): the emulator is on fire (this host ended with it' in last[0]
-    assert not marked_processes(tmp_path)
-
-
-@pytest.mark.parametrize('gone', [0, 2])
-def test_a_host_that_is_gone_is_named(gone, tmp_path):
-    """Its supervisor is killed, and the program with it."""
-    hosts = supervised(tmp_path, 'hangs', 'hangs', 'hangs')
-    hosts[gone].kill()
-    for i, host in enumerate(hosts):
-        code, _, stderr = finish(host, 30)
-        assert code
-        if i != gone:
-            assert f'host {gone} (machine{gone}): it has ended' in stderr.splitlines()[-1]
-    wait_for(lambda: not marked_processes(tmp_path), timeout_s=10)
-
-
-def test_a_program_that_is_stopped_for_good_ends_all(tmp_path):
-    hosts = supervised(tmp_path, 'hangs', 'hangs')
-    commands = {int(pid): Path(f'/proc/{pid}/cmdline').read_text().split('\0') for pid in marked_processes(tmp_path)}
-    (program,) = (pid for pid, words in commands.items() if '--supervisor' in words and words[2] == '1')
-    os.kill(program, signal.SIGSTOP)
-    for host in hosts:
-        code, _, stderr = finish(host, 30)
-        assert code and 'host 1 (machine1): its program was stopped for 1 s' in stderr.splitlines()[-1]
-    assert not marked_processes(tmp_path)
-
-
-def test_a_stopped_supervisor_does_not_hold_up_the_simulated_hosts(tmp_path):
-    script = f"""
-import sys
-from impala_jax.runtimes import supervisor
-
-supervisor._STOPPED_S, supervisor._CONNECT_S, supervisor._ENDING_S = 1.0, 2.0, 1.0
-host = "import sys, time; open(sys.argv[1] + '/' + sys.argv[-3], 'w').close(); time.sleep(60)"
-sys.exit(supervisor.simulate(2, 1, [sys.executable, '-c', host, {str(tmp_path)!r}]))
-"""
-    process = programs.start(tmp_path, '-c', script)
-    wait_for((tmp_path / '1').exists, process, timeout_s=30)
-    (host,) = (
-        int(pid) for pid in marked_processes(tmp_path) if '--host-id\0001' in Path(f'/proc/{pid}/cmdline').read_text()
-    )
-    os.kill(host, signal.SIGSTOP)
-    code, _, stderr = finish(process, 30)
-    assert (code, stderr) == (137, 'error: host 1: its supervisor was stopped for 1 s; it is killed\n')
-    assert not marked_processes(tmp_path)
-
-
-NONSENSE = [
-    b'',
-    b'{"token": "token", "host": 1',  # and nothing more
-    b'[' * 900 + b'\n',
-    b'[1]\n',
-    b'{"token": "tokem", "host": 1}\n',
-    b'{"token": ["token"], "host": 1}\n',
-    b'{"token": "\\ud800", "host": 1}\n',
-    b'{"token": "token", "host": true}\n',
-    b'{"token": "token", "host": 7}\n',
-    b'x' * 100_000,
-    bytes(range(256)),
-]
-
-
-def test_strangers_do_not_hold_up_the_hosts(tmp_path):
-    """They connect before the second host does, and say nothing, or nonsense; each was waited for, for five seconds."""
-    first = programs.start(tmp_path, '-m', 'tests.helpers.pod_program', '0', '2', str(tmp_path), 'finishes')
-    wait_for((tmp_path / 'port').exists, first, timeout_s=30)
-    address = 'localhost', int((tmp_path / 'port').read_text())
-    strangers = [socket.create_connection(address) for _ in range(4 * len(NONSENSE))]
-    for stranger, sent in zip(strangers, NONSENSE * 4, strict=True):
-        with contextlib.suppress(ConnectionError):
-            stranger.sendall(sent)
-    started = time.monotonic()
-    second = programs.start(tmp_path, '-m', 'tests.helpers.pod_program', '1', '2', str(tmp_path), 'finishes')
-    assert [finish(host, 30)[::2] for host in (first, second)] == [(0, '')] * 2
-    assert time.monotonic() - started < 4
-    for stranger in strangers:
-        stranger.close()
-
-
-def test_supervisors_of_simulated_hosts_listen_on_this_machine_only():
-    """And JAX's coordinator, which has no authentication."""
-    assert supervisor.is_local('localhost:8476') and supervisor.is_local('127.0.0.1:1')
-    assert not supervisor.is_local('10.0.0.1:8476') and not supervisor.is_local(None)
-    code = """
-import sys, jax
-from impala_jax.runtimes import pod, supervisor
-made = supervisor._Supervisor(['true'], '127.0.0.1')
-print(made._listener.getsockname()[0])
-port = supervisor.free_port()
-pod.join(f'localhost:{port}', 1, 0, 30.0)
-for line in open('/proc/net/tcp').readlines() + open('/proc/net/tcp6').readlines():
-    fields = line.split()
-    if fields[1].endswith(f':{port:04X}') and fields[3] == '0A':
-        print(fields[1].partition(':')[0])
-"""
-    result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    loopback, *coordinators = result.stdout.split()
-    assert loopback == '127.0.0.1' and coordinators, result.stdout + result.stderr
-    assert set(coordinators) <= {'0100007F', '00000000000000000000000001000000', '0000000000000000FFFF00000100007F'}
-
-
-def test_hosts_that_finish_alarm_nobody(tmp_path):
-    hosts = supervised(tmp_path, 'finishes', 'finishes', 'finishes')
-    assert [finish(host)[::2] for host in hosts] == [(0, '')] * 3
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pytest
 
 from tests.helpers import programs
 from tests.helpers.programs import finish, listening_ports, wait_for
+from tests.helpers.runs import rows_of
 from tests.helpers.transport import intrude
 
 pytestmark = pytest.mark.launchpad
@@ -89,10 +90,7 @@ def test_a_run_whose_port_stays_open_says_so_and_goes_on(tmp_path):
     assert f"Reverb's port {port} cannot be closed" in said and 'nothing that they write is used' in said
 
     def rows():
-        path = tmp_path / 'run' / 'metrics.jsonl'
-        return (
-            [json.loads(line) for line in path.read_text().splitlines() if line.endswith('}')] if path.exists() else []
-        )
+        return rows_of(tmp_path / 'run')
 
     wait_for(rows, process)
     number = sum(intrude(f'localhost:{port}', 'trajectories', table) for table in ('trajectories', 'parameters'))

@@ -8,8 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -29,8 +27,9 @@ from impala_jax.studies import pbt
 from impala_jax.studies.pbt import Hyperparameters, Member
 from impala_jax.training import hooks
 from impala_jax.types import StepInfo
+from tests.helpers import programs
 from tests.helpers.populations import SMALL, TEMPLATE
-from tests.helpers.programs import ROOT
+from tests.helpers.programs import ROOT, finish, marked_processes, wait_for
 
 GOOD = 0.03  # A learning rate with which SMALL learns.
 
@@ -482,35 +481,8 @@ def config_file(tmp_path):
 
 
 def start(config_file, workdir, *arguments):
-    environment = os.environ | {'PYTHONPATH': str(ROOT), 'RUN_MARK': str(workdir)}
-    command = [sys.executable, 'launch/pbt.py', '--config', str(config_file), '--workdir', str(workdir), *arguments]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-def finish(process):
-    stdout, stderr = process.communicate(timeout=240)
-    return process.returncode, stdout, stderr
-
-
-def processes_of(workdir):
-    """The population's processes, zombies aside."""
-    found = []
-    for entry in Path('/proc').glob('[0-9]*'):
-        try:
-            if f'RUN_MARK={workdir}'.encode() in (entry / 'environ').read_bytes().split(b'\0'):
-                found.append(entry.name)
-        except OSError:
-            continue
-    return found
-
-
-def wait_for(condition, timeout_s=120):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    command = ['launch/pbt.py', '--config', str(config_file), '--workdir', str(workdir), *arguments]
+    return programs.start(workdir, *command)
 
 
 def test_a_population_trains_and_a_member_joins_late(config_file, tmp_path):
@@ -541,7 +513,7 @@ def test_a_stopped_population_leaves_no_process_and_goes_on(number, config_file,
     wait_for(lambda: len(pbt.members(population)) == 2)
     process.send_signal(number)
     code, _, stderr = finish(process)
-    wait_for(lambda: not processes_of(population))
+    wait_for(lambda: not marked_processes(population))
     if number != signal.SIGKILL:
         assert code == 128 + number, stderr
         assert 'the same command resumes' in stderr.splitlines()[-1]

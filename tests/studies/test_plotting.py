@@ -1,6 +1,7 @@
 """What figures show is what the table holds; nothing is averaged over in silence; bad input gets one line."""
 
 import csv
+import functools
 import itertools
 import json
 import os
@@ -91,46 +92,6 @@ def legend(figure):
 # The bootstrap.
 
 
-def test_bootstrap_of_two_values():
-    """Resamples' means are 0, 1/2 and 1 with probabilities 1/4, 1/2 and 1/4."""
-    assert plotting.bootstrap_interval([0.0, 1.0], confidence=0.95) == (0.0, 1.0)
-    assert plotting.bootstrap_interval([0.0, 1.0], confidence=0.4) == (0.5, 0.5)
-    low, high = plotting.bootstrap_interval([0.0, 1.0], confidence=0.6)
-    assert (low, high) == (0.0, 1.0)
-
-
-def test_bootstrap_is_the_normal_interval_for_many_values():
-    values = np.random.RandomState(0).exponential(size=500)
-    half = 1.96 * values.std() / np.sqrt(len(values))
-    low, high = plotting.bootstrap_interval(values)
-    assert low == pytest.approx(values.mean() - half, abs=0.05 * half)
-    assert high == pytest.approx(values.mean() + half, abs=0.05 * half)
-
-
-def test_bootstrap_shapes_and_seeds():
-    values = np.random.RandomState(0).randn(5, 4, 3)
-    low, high = plotting.bootstrap_interval(values, num_resamples=500)
-    assert low.shape == high.shape == (4, 3) and (low < high).all()
-    again = plotting.bootstrap_interval(values[:, 1, 2], num_resamples=500)
-    np.testing.assert_allclose(again, (low[1, 2], high[1, 2]))
-    other = plotting.bootstrap_interval(values, num_resamples=500, seed=1)
-    assert not np.array_equal(other[0], low)
-
-
-def test_bootstrap_of_one_value_is_no_interval():
-    assert np.isnan(plotting.bootstrap_interval([3.0])).all()
-    assert np.isnan(plotting.bootstrap_interval([3.0, 1.0, 2.0], strata=['a', 'b', 'b'])).all()
-
-
-def test_bootstrap_draws_within_strata():
-    assert plotting.bootstrap_interval([0.0, 1.0, 0.0, 1.0], strata=list('abab')) == (0.5, 0.5)
-    rng = np.random.default_rng(0)
-    values = np.concatenate([rng.normal(0, 1, 300), rng.normal(90, 3, 100)])
-    half = 1.96 * np.hypot(0.75 * values[:300].std() / np.sqrt(300), 0.25 * values[300:].std() / np.sqrt(100))
-    low, high = plotting.bootstrap_interval(values, strata=[0] * 300 + [1] * 100)
-    np.testing.assert_allclose([low, high], [values.mean() - half, values.mean() + half], atol=0.05 * half)
-
-
 def test_only_seeds_are_drawn(sweep):
     """What is averaged over beside them, here two tasks a hundred times apart, is no noise."""
     table = plotting.select(plotting.read_table(sweep), {'vtrace.correction': 'vtrace', 'replay.fraction': 0.0})
@@ -148,18 +109,10 @@ def test_only_seeds_are_drawn(sweep):
     np.testing.assert_allclose(line[0], expected)
 
 
-@pytest.mark.parametrize(
-    'kwargs', [{'values': []}, {'values': 1.0}, {'confidence': 1.0}, {'confidence': 0}, {'num_resamples': 0}]
-)
-def test_bootstrap_refuses(kwargs):
-    with pytest.raises(ValueError, match=next(iter(kwargs))):
-        plotting.bootstrap_interval(**({'values': [1.0, 2.0]} | kwargs))
-
-
 # Tables.
 
 
-def test_read_table(sweep):
+def test_a_table_is_read_with_its_types(sweep):
     table = plotting.read_table(sweep)
     assert table['cell'].dtype.kind == 'U' and table['cell'][3] == '1e10'
     assert table['vtrace.correction'][0] == 'none' and table['replay.fraction'].dtype == np.float64
@@ -173,7 +126,7 @@ def test_a_field_with_gaps_is_text_and_a_metric_with_gaps_is_not(tmp_path):
     assert np.isnan(table['episode_return_last_100'][0]) and table['episode_return_last_100'][1] == 3
 
 
-def test_select(grid):
+def test_rows_are_selected_by_values(grid):
     table = plotting.select(plotting.read_table(grid), {'vtrace.rho_bar': 'inf', 'seed': 0})
     assert set(table['vtrace.rho_bar']) == {INF} and set(table['seed']) == {0}
     assert len(table['cell']) == 3
@@ -189,21 +142,21 @@ def test_select(grid):
         ('cell,seed,frames\na,0,many\n', "'frames'"),
     ],
 )
-def test_files_that_are_no_tables(tmp_path, text, word):
+def test_files_that_are_no_tables_are_refused(tmp_path, text, word):
     (tmp_path / 'a.csv').write_text(text)
     with pytest.raises(ConfigError, match=word) as error:
         plotting.read_table(tmp_path / 'a.csv')
     assert 'a.csv' in str(error.value) and '\n' not in str(error.value)
 
 
-def test_bad_names_and_values(sweep):
+def test_bad_names_and_values_are_refused(sweep):
     table = plotting.read_table(sweep)
     for call, words in (
         (lambda: plotting.read_table('nowhere.csv'), ['nowhere.csv', 'No such file']),
         (lambda: plotting.curves(table, hue='loss.corection'), ["'loss.corection'", "'vtrace.correction'"]),
         (lambda: plotting.curves(table, metric='final_retrun'), ["'final_retrun'", "'final_return'"]),
         (lambda: plotting.curves(table, metric='vtrace.correction'), ["'vtrace.correction'", 'not only numbers']),
-        (lambda: plotting.curves(table, hue='final_return'), ["'final_return'", 'no field']),
+        (lambda: plotting.curves(table, hue='final_return'), ["'final_return'", 'is not a field']),
         (lambda: plotting.sensitivity(table, 'vtrace.correction'), ["'vtrace.correction'", 'not only numbers']),
         (lambda: plotting.select(table, {'loss.corr': 'vtrace'}), ["'loss.corr'", "'vtrace.correction'"]),
         (lambda: plotting.select(table, {'vtrace.correction': 'v-trace'}), ['v-trace', 'none, vtrace, one_step_is']),
@@ -241,7 +194,7 @@ def test_runs_without_a_value_are_told(sweep):
 # Figures of a sweep.
 
 
-def test_curves(sweep):
+def test_curves_have_a_panel_and_a_colour_per_value(sweep):
     table = plotting.select(plotting.read_table(sweep), {'replay.fraction': 0.5})
     figure = plotting.curves(table, hue='vtrace.correction', panel='environment.name')
     assert [axes.get_title() for axes in figure.axes] == ['catch', 'gymnasium/Acrobot-v1']
@@ -259,7 +212,7 @@ def test_curves(sweep):
     assert [a.get_color() for a in figure.axes[0].get_lines()] == [a.get_color() for a in figure.axes[1].get_lines()]
 
 
-def test_curves_of_runs_with_other_log_points(tmp_path):
+def test_curves_of_runs_with_other_log_points_are_interpolated(tmp_path):
     """Means are where both runs are known, interpolated; never of one run only."""
     cells = [((0,), [(0, 0, 0, 1), (2, 2, 2, 1), (4, 4, 4, 1)]), ((1,), [(1, 10, 10, 1), (3, 10, 10, 1)])]
     figure = plotting.curves(plotting.read_table(write(tmp_path / 'a.csv', ['seed'], cells)))
@@ -277,7 +230,7 @@ def test_a_correction_keeps_its_colour_in_every_figure(sweep):
     assert len({line.get_color() for line in every.values()}) == 3
 
 
-def test_heatmap(grid):
+def test_a_heatmap_shows_means_and_gaps(grid):
     figure = plotting.heatmap(plotting.read_table(grid))
     axes = figure.axes[0]
     drawn = axes.collections[0].get_array().reshape(3, 3)
@@ -299,7 +252,7 @@ def test_heatmap_the_other_way_round_hatches_the_same_cells(grid):
     assert {tuple(np.add(patch.get_xy(), 0.5)) for patch in axes.patches} == {(0, 1), (1, 2)}
 
 
-def test_heatmap_beside_the_theory(grid):
+def test_a_heatmap_stands_beside_that_of_the_theory(grid):
     values = np.array([[1.0, np.nan], [3.0, 4.0]])
     theory = plotting.Matrix('contraction', [0.5, INF], [0.5, 1], values)
     figure = plotting.heatmap(plotting.read_table(grid), theory=theory)
@@ -312,7 +265,7 @@ def test_heatmap_beside_the_theory(grid):
         plotting.heatmap(plotting.read_table(grid), theory=theory._replace(x=[1.0]))
 
 
-def test_heatmap_of_other_fields(sweep):
+def test_a_heatmap_takes_other_fields(sweep):
     table = plotting.read_table(sweep)
     figure = plotting.heatmap(table, x='replay.fraction', y='vtrace.correction', panel='environment.name')
     # Panels share a scale.
@@ -321,7 +274,7 @@ def test_heatmap_of_other_fields(sweep):
     assert not figure.axes[0].patches and not figure.legends
 
 
-def test_ranked(sweep):
+def test_settings_are_ranked(sweep):
     figure = plotting.ranked(plotting.read_table(sweep), panel='environment.name')
     line = lines(figure.axes[0])['no correction']
     sets = [np.mean([final('none', replay, seed, 'catch') for seed in range(3)]) for replay in (0, 0.5)]
@@ -332,7 +285,7 @@ def test_ranked(sweep):
     assert len(line.get_ydata()) == 6 and (np.diff(line.get_ydata()) <= 0).all()
 
 
-def test_sensitivity(tmp_path):
+def test_sensitivity_has_a_point_per_value(tmp_path):
     rates = [1e-4, 1e-3, 1e-2]
     cells = [((rate, seed), [(1, '', '', i + seed)]) for i, rate in enumerate(rates) for seed in (0, 1)]
     table = plotting.read_table(write(tmp_path / 'a.csv', ['optimizer.learning_rate', 'seed'], cells))
@@ -363,7 +316,7 @@ ROWS = [
 ]
 
 
-def test_bias_variance():
+def test_bias_and_variance_have_an_axis_each():
     figure = plotting.bias_variance([*ROWS, {'rho_bar': 'inf', 'c_bar': 1, 'bias': 0, 'var': 99}], variance='var')
     bias, variance = figure.axes
     assert (bias.get_ylabel(), variance.get_ylabel()) == (
@@ -377,7 +330,7 @@ def test_bias_variance():
     assert (bias.get_yscale(), variance.get_yscale()) == ('linear', 'log')
 
 
-def test_bias_variance_bad_rows():
+def test_bad_rows_of_bias_and_variance_are_refused():
     for rows, word in ((ROWS, "'variance'; did you mean 'var'"), ([], 'no rows'), ([{'rho_bar': 'x'}], 'not a number')):
         with pytest.raises(ConfigError, match=word):
             plotting.bias_variance(rows)
@@ -386,7 +339,7 @@ def test_bias_variance_bad_rows():
 # Tables as text.
 
 
-def test_results_table(sweep):
+def test_the_table_of_results_marks_the_best(sweep):
     table = plotting.select(plotting.read_table(sweep), {'environment.name': 'catch'})
     low, high = plotting.bootstrap_interval([final('vtrace', 0, seed, 'catch') for seed in range(3)])
     best = f'0.93 [{low:.2f}, {high:.2f}]'
@@ -408,7 +361,7 @@ def cells_of(line):
     return [text.strip() for text in line.strip('|').split('|')]
 
 
-def test_results_table_with_gaps_and_single_runs(grid):
+def test_the_table_of_results_shows_gaps_and_single_runs(grid):
     text = plotting.results_table(
         plotting.select(plotting.read_table(grid), {'seed': 0}), hue='vtrace.c_bar', panel='vtrace.rho_bar'
     ).splitlines()
@@ -434,7 +387,7 @@ def run(path, task='catch', evaluations=True, returns=(-1.0, 0.5)):
     return path
 
 
-def test_learning_curve(tmp_path):
+def test_a_learning_curve_shows_training_and_evaluations(tmp_path):
     figure = plotting.learning_curve([run(tmp_path / 'a')])
     (axes,) = figure.axes
     line, dots = axes.get_lines()[:2]
@@ -445,7 +398,7 @@ def test_learning_curve(tmp_path):
     assert legend(figure) == ['training, mean of the last 100 episodes', 'evaluation, 20 episodes, standard error']
 
 
-def test_learning_curves_of_several_runs(tmp_path):
+def test_learning_curves_of_several_runs_share_a_figure(tmp_path):
     workdirs = [
         run(tmp_path / 'x' / 'a', evaluations=False),
         run(tmp_path / 'b', evaluations=False),
@@ -460,7 +413,7 @@ def test_learning_curves_of_several_runs(tmp_path):
     assert legend(plotting.learning_curve(same)) == list(map(str, same))
 
 
-def test_learning_curve_of_no_run(tmp_path):
+def test_a_learning_curve_of_no_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match='config.json has format 3, and impala_jax .* reads formats 1 to 2'):
         newer = run(tmp_path / 'newer')
         (newer / 'config.json').write_text('{"format": 3}')
@@ -475,7 +428,7 @@ def test_learning_curve_of_no_run(tmp_path):
 
 
 @pytest.mark.parametrize('name, start', [('a.png', b'\x89PNG'), ('a.svg', b'<?xml')])
-def test_save(grid, tmp_path, monkeypatch, name, start):
+def test_figures_are_saved_and_repeat(grid, tmp_path, monkeypatch, name, start):
     monkeypatch.setattr(figures, '_DPI', 40)
     table = plotting.read_table(grid)
     plotting.save(plotting.heatmap(table), tmp_path / name)
@@ -492,7 +445,7 @@ def test_png_has_300_dots_an_inch(grid, tmp_path):
     assert width == int(300 * figure.get_figwidth())
 
 
-def test_without_matplotlib(monkeypatch, grid, tmp_path):
+def test_without_matplotlib_the_remedy_is_said(monkeypatch, grid, tmp_path):
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
     monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
     table = plotting.read_table(grid)
@@ -510,7 +463,7 @@ def plot(*arguments):
     )
 
 
-def test_command_line(sweep, tmp_path):
+def test_the_script_saves_a_figure(sweep, tmp_path):
     done = plot(
         *('curves', '--results', sweep, '--hue', 'vtrace.correction', '--panel', 'environment.name'),
         *('--where', 'replay.fraction=0.5', 'seed=0', '--output', tmp_path / 'a.svg'),
@@ -520,23 +473,13 @@ def test_command_line(sweep, tmp_path):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Runs the script in this process; returns its exit status, what it prints and the last line of its errors."""
-    from impala_jax.cli import plot
-
+def plot_here(call, monkeypatch):
+    """Function that runs `impala plot` in this process, with few dots."""
     monkeypatch.setattr(figures, '_DPI', 40)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['impala plot', *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            plot.main()
-        output, code = capsys.readouterr(), ended.value.code
-        return (1, output.out, code) if isinstance(code, str) else (code, output.out, output.err.strip())
-
-    return call
+    return functools.partial(call, 'plot')
 
 
-def test_every_figure_from_the_command_line(call, sweep, grid, tmp_path):
+def test_every_figure_is_drawn_from_the_command_line(plot_here, sweep, grid, tmp_path):
     (tmp_path / 'rows.json').write_text(json.dumps(ROWS))
     with (tmp_path / 'rows.csv').open('w', newline='') as file:
         writer = csv.DictWriter(file, ROWS[0])
@@ -556,24 +499,24 @@ def test_every_figure_from_the_command_line(call, sweep, grid, tmp_path):
         ]
     ):
         output = tmp_path / f'{number}.png'
-        assert call(*arguments, '--output', output) == (0, f'figure: {output}\n', '')
+        assert plot_here(*arguments, '--output', output) == (0, f'figure: {output}\n', '')
         assert output.read_bytes().startswith(b'\x89PNG')
 
 
-def test_table_from_the_command_line(call, sweep):
+def test_the_table_is_printed_from_the_command_line(plot_here, sweep):
     rows = [
         line.rpartition(',')[0] + ',' if line.startswith('0e10') else line for line in sweep.read_text().splitlines()
     ]
     sweep.write_text('\n'.join(rows) + '\n')
     table = ['table', '--results', sweep, '--panel', 'environment.name']
-    status, out, err = call(*table, '--split', 'replay.fraction', '--markdown')
+    status, out, err = plot_here(*table, '--split', 'replay.fraction', '--markdown')
     assert status == 0 and '| V-trace ' in out and out.count('**') == 2 * 4
     assert err == 'left out because they lack final_return: 0e10'
     # Nothing is left to say when the run is not among those asked for.
-    assert call(*table, '--where', 'replay.fraction=0.5')[2] == ''
+    assert plot_here(*table, '--where', 'replay.fraction=0.5')[2] == ''
 
 
-def test_bad_command_lines(call, sweep, tmp_path):
+def test_bad_command_lines_get_one_line(plot_here, sweep, tmp_path):
     curves = ['curves', '--results', sweep, '--output', tmp_path / 'a.png']
     for arguments, words in (
         ([], ['FIGURE']),
@@ -590,7 +533,7 @@ def test_bad_command_lines(call, sweep, tmp_path):
         (['bias-variance', '--rows', tmp_path / 'no.json', '--output', tmp_path / 'a.png'], ['no.json']),
         (['curve', '--workdir', tmp_path, '--output', tmp_path / 'a.png'], ['config.json']),
     ):
-        status, out, reason = call(*arguments)
+        status, out, reason = plot_here(*arguments)
         assert status != 0 and out == '' and len(reason.splitlines()) == 1, (arguments, reason)
         for word in words:
             assert word in reason

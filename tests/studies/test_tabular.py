@@ -108,7 +108,7 @@ class TestCompiled:
     """`vtrace.from_importance_weights` is the operator of `tabular`."""
 
     @pytest.mark.parametrize('rho_bar, c_bar, lambda_', KNOBS + OUTSIDE)
-    def test_operator(self, rho_bar, c_bar, lambda_):
+    def test_its_operator_is_the_expectation_over_trajectories(self, rho_bar, c_bar, lambda_):
         """One application, at an arbitrary V; the expectation is that of all trajectories."""
         values = random_values()
         expected = tabular.operator(MDP, MU, PI, values, rho_bar, c_bar, lambda_, n=T)
@@ -116,12 +116,12 @@ class TestCompiled:
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize('rho_bar, c_bar, lambda_', KNOBS)
-    def test_fixed_point(self, rho_bar, c_bar, lambda_):
+    def test_its_fixed_point_is_the_value_of_the_target_policy(self, rho_bar, c_bar, lambda_):
         expected = tabular.value(MDP, tabular.target_policy(MU, PI, rho_bar))
         np.testing.assert_allclose(iterate(rho_bar, c_bar, lambda_)[-1], expected, atol=1e-4)
 
     @pytest.mark.parametrize('knob', ['c_bar', 'lambda'])
-    def test_only_the_speed(self, knob):
+    def test_c_bar_and_lambda_change_only_the_speed(self, knob):
         """The smaller c_bar or lambda, the more applications, but towards the same V."""
         levels = (1.0, 0.5, 0.25, 0.0)
         fixed_point = tabular.value(MDP, tabular.target_policy(MU, PI, 1.0))
@@ -161,7 +161,7 @@ class TestCompiled:
 
 
 @pytest.mark.parametrize('rho_bar, c_bar, lambda_', KNOBS + OUTSIDE)
-def test_moments_by_enumeration(rho_bar, c_bar, lambda_):
+def test_moments_are_those_of_all_trajectories(rho_bar, c_bar, lambda_):
     """Against equation 1, written out, of every trajectory."""
     values = random_values()
     taken = RATIOS[STATES[:-1], ACTIONS]
@@ -185,7 +185,7 @@ def test_moments_by_enumeration(rho_bar, c_bar, lambda_):
 class TestTheorem1:
     @pytest.mark.parametrize('n', [1, 4, None])
     @pytest.mark.parametrize('rho_bar, c_bar, lambda_', KNOBS + OUTSIDE)
-    def test_fixed_point(self, rho_bar, c_bar, lambda_, n):
+    def test_its_fixed_point_is_the_value_of_the_target_policy(self, rho_bar, c_bar, lambda_, n):
         """V of pi_rho_bar and no other, for c_bar > rho_bar too."""
         knobs = (rho_bar, c_bar, lambda_, n)
         expected = tabular.value(MDP, tabular.target_policy(MU, PI, rho_bar))
@@ -211,7 +211,7 @@ class TestTheorem1:
         np.testing.assert_allclose(max(corners), contraction.modulus, atol=1e-9)
 
     @pytest.mark.parametrize('rho_bar, c_bar, lambda_', KNOBS + OUTSIDE)
-    def test_eta(self, rho_bar, c_bar, lambda_):
+    def test_eta_is_that_of_the_theorem(self, rho_bar, c_bar, lambda_):
         """The formula of Theorem 1, term by term; the modulus itself for c_bar <= rho_bar."""
         rhos, cs = np.minimum(rho_bar, RATIOS), lambda_ * np.minimum(c_bar, RATIOS)
         gamma = MDP.discount
@@ -244,7 +244,7 @@ class TestTheorem1:
         np.testing.assert_allclose(rate, contraction.spectral_radius, rtol=0.01)
 
     @pytest.mark.parametrize('n', [1, 3, None])
-    def test_on_policy(self, n):
+    def test_on_policy_it_contracts_by_the_discount(self, n):
         """The n-step Bellman operator, which contracts by gamma^n."""
         contraction = tabular.contraction_modulus(MDP, PI, PI, n=n)
         expected = 0 if n is None else MDP.discount**n
@@ -291,7 +291,7 @@ class TestTheTradeOff:
 
     @mdps
     @pytest.mark.parametrize('n', [20, None])
-    def test_rho_bar(self, mdp, mu, pi, n):
+    def test_a_larger_rho_bar_has_less_bias_and_more_variance(self, mdp, mu, pi, n):
         """Less bias, more variance."""
         rows = tabular.trade_off(mdp, mu, pi, (0.5, 1, 2, 4, math.inf), (0.25,), n=n)
         for low, high in itertools.pairwise(rows):
@@ -309,7 +309,7 @@ class TestTheTradeOff:
 
     @mdps
     @pytest.mark.parametrize('n', [20, None])
-    def test_c_bar(self, mdp, mu, pi, n):
+    def test_a_larger_c_bar_is_faster_with_more_variance(self, mdp, mu, pi, n):
         """Faster, more variance, and the same bias."""
         rows = tabular.trade_off(mdp, mu, pi, (2.0,), (0.125, 0.25, 0.5, 1, 2), n=n)
         for low, high in itertools.pairwise(rows):
@@ -318,7 +318,7 @@ class TestTheTradeOff:
             assert high['variance'] > 1.01 * low['variance']
             assert high['bias_max'] == low['bias_max']
 
-    def test_table(self):
+    def test_its_table_has_each_pair_of_knobs(self):
         rho_bars, c_bars, n, lambda_ = (0.5, math.inf), (0.5, 1.0, 2.0), 6, 0.9
         weights = np.arange(S) / np.arange(S).sum()
         values = random_values()
@@ -352,7 +352,7 @@ class TestWithoutEnd:
     """n = infinity is the limit of n."""
 
     @pytest.mark.parametrize('rho_bar, c_bar, lambda_', [*KNOBS, (1.0, 1.5, 1.0)])
-    def test_limit(self, rho_bar, c_bar, lambda_):
+    def test_it_is_the_limit_of_long_trajectories(self, rho_bar, c_bar, lambda_):
         values = random_values()
         infinite = tabular.target_moments(MDP, MU, PI, values, rho_bar, c_bar, lambda_)
         finite = tabular.target_moments(MDP, MU, PI, values, rho_bar, c_bar, lambda_, n=600)
@@ -360,7 +360,7 @@ class TestWithoutEnd:
         for n in (None, math.inf):
             np.testing.assert_allclose(tabular.operator(MDP, MU, PI, values, rho_bar, c_bar, lambda_, n), infinite.mean)
 
-    def test_infinite_variance(self):
+    def test_the_variance_can_be_infinite(self):
         """Without truncation of c the variance grows without bound, although the mean converges."""
         values = random_values()
         means, variances = zip(
@@ -439,13 +439,13 @@ ONE_HOTS = np.tile(np.eye(2)[:, None], (1, 2, 1))[0], np.tile(np.eye(2)[:, None]
         (lambda: tabular.operator(MDP, MU, PI, np.zeros(5), math.nan), 'rho_bar must be positive .*, got nan'),
         (lambda: tabular.fixed_point(MDP, MU, PI, lambda_=1.1), r'lambda_ must lie in \[0, 1\], got 1.1'),
         (lambda: tabular.contraction_modulus(MDP, MU, PI, n=0), 'n must be a positive integer, .*, got 0'),
-        (lambda: tabular.target_moments(MDP, MU, PI, np.zeros(5), n=1.5), 'n must be a whole number .*, got 1.5'),
+        (lambda: tabular.target_moments(MDP, MU, PI, np.zeros(5), n=1.5), 'n must be a positive integer, .*, got 1.5'),
         (lambda: tabular.stationary_distribution(TWO_ENDS, HALVES), 'more than one stationary distribution'),
         (lambda: tabular.trade_off(MDP, MU, PI, [1], [1], weights=[1, 0]), r'weights must be \[S\] = \(5,\), .*\(2,\)'),
         (lambda: tabular.trade_off(MDP, MU, PI, [1], [1], weights=np.ones(5)), 'weights must be prob.* of sum 5'),
     ],
 )
-def test_bad_input(call, message):
+def test_bad_input_is_one_line(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert '\n' not in str(error.value)

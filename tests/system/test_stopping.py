@@ -1,16 +1,14 @@
 """Signals: each command ends within 10 s, in every phase, with one line, 128 + n, and nothing left behind."""
 
-import contextlib
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
 from impala_jax.rundir import checkpoint
 from tests.helpers import programs
-from tests.helpers.programs import STAND_INS, finish, marked_processes, wait_for
+from tests.helpers.programs import STAND_INS, command_line, finish, marked_processes, wait_for
 
 SECONDS = 15  # 10 on a machine that is idle, which it is not beside other tests.
 TRAIN = [
@@ -61,12 +59,6 @@ def stops(process, folder, number, *, group=True):
 def compilers(folder):
     """The grandchildren that a reset waits for."""
     return [pid for pid in marked_processes(folder) if 'sleep' in command_line(pid)]
-
-
-def command_line(pid):
-    with contextlib.suppress(OSError):  # It may have ended.
-        return Path(f'/proc/{pid}/cmdline').read_text(errors='replace')
-    return ''
 
 
 @pytest.mark.parametrize('runtime', RUNTIMES, ids=IDS)
