@@ -53,8 +53,8 @@ def evaluate(
     Returns:
       The scores that `launch/evaluate.py --json` writes: `episodes`, `mean_return`, `median_return`, `stderr`,
       `min_return`, `max_return`, `human_normalised` (percent) and its `human_normalised_interval` (95 %, bootstrap),
-      both None if unknown; `truncated_episodes`, the number of games that a step limit ended; `checkpoint_step`,
-      `frames`, `environment`, `greedy` and `seed`. For a suite also `tasks`, with the first eight of these by task, and
+      both None if unknown; `truncated_episodes`, which a step limit ended; `checkpoint_step`, `frames`,
+      `environment`, `greedy` and `seed`. For a suite also `tasks`, with the first eight of these by task, and
       `aggregates`, with a `value` and an `interval` by the names in `impala_jax.evaluation.scores`.
 
     Raises:

@@ -284,10 +284,7 @@ def trade_off(
       ValueError: `operator` or `stationary_distribution` would raise it, or `weights` is not a distribution over the
         states.
     """
-    weights = stationary_distribution(mdp, mu) if weights is None else np.asarray(weights, np.float64)
-    if weights.shape != (mdp.num_states,):
-        raise ValueError(f'weights must be [S] = ({mdp.num_states},), got shape {weights.shape}')
-    require_distributions('weights', weights)
+    state_weights = stationary_distribution(mdp, mu) if weights is None else _checked_weights(mdp, weights)
     true_values = value(mdp, pi)
     rows = []
     for rho_bar in rho_bars:
@@ -300,10 +297,18 @@ def trade_off(
                     'rho_bar': float(rho_bar),
                     'c_bar': float(c_bar),
                     **contraction_modulus(mdp, mu, pi, rho_bar, c_bar, lambda_, n)._asdict(),
-                    **_errors(biases, moments, true_values, weights),
+                    **_errors(biases, moments, true_values, state_weights),
                 }
             )
     return rows
+
+
+def _checked_weights(mdp: MDP, weights: ArrayLike) -> Array:
+    weights = np.asarray(weights, np.float64)
+    if weights.shape != (mdp.num_states,):
+        raise ValueError(f'weights must be [S] = ({mdp.num_states},), got shape {weights.shape}')
+    require_distributions('weights', weights)
+    return weights
 
 
 def _errors(biases: Array, moments: Moments, true_values: Array, weights: Array) -> dict[str, float]:

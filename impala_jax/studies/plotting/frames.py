@@ -40,15 +40,8 @@ def learning_curve(workdirs: Sequence[Path | str]) -> Figure:
     paths = [Path(workdir) for workdir in workdirs]
     names = [path.name for path in paths] if len({path.name for path in paths}) == len(paths) else list(map(str, paths))
     for path, name in zip(paths, names, strict=True):
+        task = _task(path)
         rows = [row for row in read_rows(path / METRICS) if 'episode_return_last_100' in row]
-        try:
-            content = json.loads((path / RUN_CONFIG).read_text(encoding='utf-8'))
-            unreadable = problem(content.get('format', 1))
-            if unreadable:
-                raise ConfigError(f'{path / RUN_CONFIG} {unreadable}')
-            task = content['config']['environment']['name']
-        except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(f'{path} has no readable {RUN_CONFIG}; give the --workdir of a run') from error
         if not rows:
             raise ConfigError(f'{path / METRICS}: no episode has ended yet')
         runs.setdefault(task, []).append((name, rows, read_rows(path / EVALUATIONS)))
@@ -86,6 +79,19 @@ def learning_curve(workdirs: Sequence[Path | str]) -> Figure:
         handles.append(Line2D([], [], color='black', marker='o', markersize=4, linestyle='none', label=label))
     add_legend(figure, handles)
     return figure
+
+
+def _task(workdir: Path) -> str:
+    """Returns the name of the environment that a run was trained on."""
+    path = workdir / RUN_CONFIG
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+        unreadable = problem(content.get('format', 1))
+        if unreadable:
+            raise ConfigError(f'{path} {unreadable}')
+        return content['config']['environment']['name']
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f'{workdir} has no readable {RUN_CONFIG}; give the --workdir of a run') from error
 
 
 def curves(

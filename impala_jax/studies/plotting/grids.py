@@ -61,13 +61,7 @@ def heatmap(
         raise ValueError(f'theory has values {np.shape(theory.values)} for {len(theory.y)} y and {len(theory.x)} x')
     groups = group_cells(table, metric, [panel, y, x], over)
     xs, ys, panel_values = field_values(table, x), field_values(table, y), field_values(table, panel)
-    means = np.full((len(panel_values), len(ys), len(xs)), np.nan)
-    halves = np.full_like(means, np.nan)
-    for (panel_value, y_value, x_value), cells in groups.items():
-        index = panel_values.index(panel_value), ys.index(y_value), xs.index(x_value)
-        low, high = mean_interval(cells, over)
-        means[index], halves[index] = np.mean([cell.final for cell in cells]), (high - low) / 2
-
+    means, halves = _means(groups, over, panel_values, ys, xs)
     num_panels = len(panel_values) + (theory is not None)
     size = max(3.0, 0.75 * len(xs) + 0.5), max(2.6, 0.62 * len(ys) + 0.8)
     figure, panels = new_figure(num_panels, size=size, grid=False)
@@ -90,6 +84,17 @@ def heatmap(
     if is_hatched:
         _add_hatch_legend(figure)
     return figure
+
+
+def _means(groups: dict[Any, Any], over: Sequence[str], *axes: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the means of groups and half the widths of their intervals, on the grid of the values in `axes`."""
+    means = np.full([len(values) for values in axes], np.nan)
+    halves = np.full_like(means, np.nan)
+    for key, cells in groups.items():
+        index = tuple(values.index(value) for values, value in zip(axes, key, strict=True))
+        low, high = mean_interval(cells, over)
+        means[index], halves[index] = np.mean([cell.final for cell in cells]), (high - low) / 2
+    return means, halves
 
 
 def _add_hatch_legend(figure: Figure) -> None:

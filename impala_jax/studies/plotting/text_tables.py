@@ -69,11 +69,15 @@ def results_table(
             : 1 + (split is not None)
         ]
     body = [[value_text(hue, value), *(entry((value, *c)) for c in columns)] for value in field_values(table, hue)]
-    counts = sorted({len(values) for values in finals.values()})
-    runs = f'{counts[0]} to {counts[-1]} runs' if len(counts) > 1 else f'{counts[0]} run{"s" * (counts[0] > 1)}'
-    interval = ' [95 % bootstrap interval]' if counts[-1] > 1 else ''
-    mark = 'bold' if markdown else '*'
-    return f'{_aligned(header, body, markdown)}\n\n{metric}, mean of {runs}{interval}; {mark}: the best of its column\n'
+    caption = _caption(metric, [len(values) for values in finals.values()], 'bold' if markdown else '*')
+    return f'{_aligned(header, body, markdown)}\n\n{caption}\n'
+
+
+def _caption(metric: str, counts: list[int], mark: str) -> str:
+    fewest, most = min(counts), max(counts)
+    runs = f'{fewest} to {most} runs' if most > fewest else f'{fewest} run{"s" * (fewest > 1)}'
+    interval = ' [95 % bootstrap interval]' if most > 1 else ''
+    return f'{metric}, mean of {runs}{interval}; {mark}: the best of its column'
 
 
 def _heading(field: str | None, value: Any) -> str:
