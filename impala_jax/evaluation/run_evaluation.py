@@ -53,9 +53,9 @@ def evaluate(
     Returns:
       The scores that `launch/evaluate.py --json` writes: `episodes`, `mean_return`, `median_return`, `stderr`,
       `min_return`, `max_return`, `human_normalised` (percent) and its `human_normalised_interval` (95 %, bootstrap),
-      both None if unknown; `truncated_episodes`, which a step limit ended; `checkpoint_step`, `frames`,
-      `environment`, `greedy` and `seed`. For a suite also `tasks`, with the first eight of these by task, and
-      `aggregates`, with a `value` and an `interval` by the names in `impala_jax.evaluation.scores`.
+      both None if unknown; `truncated_episodes`, which a step limit ended; `checkpoint_step`, `frames`, `environment`,
+      `greedy` and `seed`. For a suite also `tasks`, with the first eight of these by task, and `aggregates`, with a
+      `value` and an `interval` by the names in `impala_jax.evaluation.scores`.
 
     Raises:
       ConfigError: The video cannot be written, the suite is unknown, or the run's agent cannot play it.
