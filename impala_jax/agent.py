@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from impala_jax import frame_stacks, readings
+from impala_jax.config import ConfigError
 from impala_jax.networks import NetworkOutput
 from impala_jax.types import FIRST, Array, ArraySpec, EnvironmentSpec, PyTree, StepInfo, TimeStep, Trajectory
 
@@ -95,9 +96,33 @@ class Agent:
         Returns:
           A NetworkOutput with logits [T, B, A] and values [T, B] (with PopArt [T, B, K]), and the state of the core
           after the last timestep, [B, ...].
+
+        Raises:
+          ConfigError: If the network returns something else.
         """
-        output, state = self._network.apply(params, timesteps, state)
-        return output, state  # pyright: ignore[reportReturnType]
+        returned = self._network.apply(params, timesteps, state)
+        problem = self._problem(returned, timesteps.step_type.shape, state)
+        if problem:
+            name = type(self._network).__name__
+            raise ConfigError(f'the network {name} returned {problem} (docs/extending.md)')
+        return returned
+
+    def _problem(self, returned: Any, shape: tuple[int, ...], state: PyTree) -> str:
+        """Describes how a network's result for timesteps of `shape` differs from its contract; '' if it does not."""
+        if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], NetworkOutput)):
+            return f'a value of type {type_name(returned)}; return a tuple of a NetworkOutput and the state of the core'
+        output, new_state = returned
+        num_values = getattr(self._network, 'num_normalised_values', 0)
+        expected = {
+            'logits': (*shape, self.spec.num_actions),
+            'values': (*shape, num_values) if num_values else shape,
+        }
+        for name, wanted in expected.items():
+            array = getattr(output, name)
+            if jnp.shape(array) != wanted or jnp.result_type(array) != jnp.float32:
+                return f'{name} of {_array_name(array)}; for timesteps {list(shape)} return float32 {list(wanted)}'
+        before, after = (jax.tree.map(_array_name, tree) for tree in (state, new_state))
+        return '' if before == after else f'the state {after} for the state {before}; return one of the same shapes'
 
     def step(self, params: PyTree, key: Array, timestep: TimeStep, state: PyTree, *, greedy: bool = False) -> AgentStep:
         """Acts at one timestep.
@@ -130,6 +155,17 @@ class Agent:
     def trajectory_structure(self) -> PyTree:
         """Returns the treedef of the trajectories that actors write."""
         return jax.tree.structure(self.empty_trajectory(1, 1))
+
+
+def _array_name(array: Any) -> str:
+    return f'{jnp.result_type(array)} {list(jnp.shape(array))}'
+
+
+def type_name(value: Any) -> str:
+    """Returns the type of a value for messages; `Array` for all arrays of JAX, also while they are traced."""
+    if type(value) is tuple:
+        return f'tuple of {", ".join(map(type_name, value))}'
+    return 'Array' if isinstance(value, jax.Array) else type(value).__name__
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from impala_jax.config import (
     OptimizerConfig,
     VTraceConfig,
     import_object,
+    to_flat_dict,
 )
 from impala_jax.learner import Learner, OptimizerFactory, Schedule
 from impala_jax.loss import ImpalaLoss, Loss
@@ -52,7 +54,13 @@ def make_loss(config: LossConfig, vtrace: VTraceConfig) -> Loss:
     if config.function is not None:
         return import_object('loss.function', config.function)
     if vtrace.implementation == 'rlax':
-        import_object('vtrace.implementation', 'rlax:vtrace_td_error_and_advantage')
+        try:
+            importlib.import_module('rlax')
+        except ImportError as error:
+            raise ConfigError(
+                f"vtrace.implementation 'rlax': rlax cannot be imported ({error}); use 'auto', or install rlax and "
+                "start a new process (rlax does not load after Launchpad's TensorFlow)"
+            ) from error
     return ImpalaLoss(config.discount, config.baseline_cost, config.entropy_cost, config.reward_clip, vtrace)
 
 
@@ -67,6 +75,33 @@ def make_optimizer_factory(config: OptimizerConfig) -> OptimizerFactory:
         if ':' in config.name
         else functools.partial(make_optimizer, config)
     )
+
+
+def unused_options(config: Config) -> list[str]:
+    """Lists options that differ from their default, and that another option makes ineffective; one line per cause."""
+    optimizer = config.optimizer.name
+    causes = {
+        f'network.module {config.network.module!r}': ('network.',) if config.network.module else (),
+        f'loss.function {config.loss.function!r}': (
+            ('loss.discount', 'loss.baseline_cost', 'loss.reward_clip', 'vtrace.') if config.loss.function else ()
+        ),
+        f'optimizer.name {optimizer!r}': (
+            *(('optimizer.decay', 'optimizer.momentum') if optimizer != 'rmsprop' else ()),
+            *(('optimizer.b1', 'optimizer.b2') if optimizer != 'adam' else ()),
+            *(('optimizer.max_grad_norm',) if ':' in optimizer else ()),
+        ),
+    }
+    values, defaults = to_flat_dict(config), to_flat_dict(Config())
+    lines = []
+    for cause, prefixes in causes.items():
+        unused = [
+            f'{name} {value}'
+            for name, value in values.items()
+            if prefixes and name.startswith(prefixes) and value != defaults[name] and name != 'network.module'
+        ]
+        if unused:
+            lines.append(f'not used with {cause}: {", ".join(unused)}')
+    return lines
 
 
 def make_hyperparameters(config: Config) -> Hyperparameters:

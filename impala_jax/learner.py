@@ -16,9 +16,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from impala_jax import frame_stacks, popart
-from impala_jax.agent import Agent
-from impala_jax.config import PopArtConfig
-from impala_jax.loss import Loss
+from impala_jax.agent import Agent, type_name
+from impala_jax.config import ConfigError, PopArtConfig
+from impala_jax.loss import Loss, LossDetails
 from impala_jax.optimizer import Hyperparameters
 from impala_jax.types import Array, Experience, PyTree, Trajectory, batch_axis
 
@@ -54,6 +54,8 @@ class Learner:
         hyperparameters of the next update.
       popart: Constants of PopArt; None trains a single value that is not normalised.
       devices: Devices of the mesh, of type `jax.Device`; None uses all devices.
+
+    `update` raises ConfigError if the network, the loss or the optimiser returns a value of another form or shape.
     """
 
     def __init__(
@@ -68,9 +70,7 @@ class Learner:
         devices: Sequence[Any] | None = None,
     ):
         self._agent = agent
-        self._make_optimizer: OptimizerFactory = (
-            (lambda _: optimizer) if isinstance(optimizer, optax.GradientTransformation) else optimizer
-        )
+        self._optimizer = optimizer
         self._loss = loss
         self.hyperparameters = hyperparameters
         """Hyperparameters at the start of a run, or None."""
@@ -96,7 +96,7 @@ class Learner:
         """Returns an initial state, on the mesh."""
         params = jax.jit(self._agent.init)(key)  # As one program, which the compilation cache stores.
         statistics = () if self._popart is None else popart.init(self._agent.spec.num_tasks)
-        optimizer = self._make_optimizer(self.inputs(None))
+        optimizer = self._transformation(self.inputs(None))
         zero = np.zeros([], np.int32)
         return self.restore(LearnerState(params, optimizer.init(params), statistics, zero, zero, zero))
 
@@ -156,6 +156,17 @@ class Learner:
         values = self.hyperparameters if hyperparameters is None else hyperparameters
         return () if values is None else Hyperparameters(*map(np.float32, values))
 
+    def _transformation(self, hyperparameters: Any) -> optax.GradientTransformation:
+        if _is_transformation(self._optimizer):
+            return self._optimizer  # pyright: ignore[reportReturnType]
+        made = self._optimizer(hyperparameters)  # pyright: ignore[reportCallIssue]
+        if not _is_transformation(made):
+            raise ConfigError(
+                f'the optimiser returned a value of type {type_name(made)}; return an Optax transformation '
+                '(docs/extending.md)'
+            )
+        return made
+
     def pure_update(
         self, state: LearnerState, experience: Experience, hyperparameters: Any, enabled: Array | bool = True
     ) -> tuple[LearnerState, dict[str, Array]]:
@@ -178,13 +189,13 @@ class Learner:
         def loss_fn(params):
             output, _ = self._unroll(params, experience.timesteps, experience.initial_state)
             if self._popart is None:
-                return self._loss(output, experience, **given)
+                return _checked(self._loss(output, experience, **given))
             unnormalised, scale = popart.unnormalise(state.popart, output.values, experience.task)
-            return self._loss(output._replace(values=unnormalised), experience, value_scale=scale, **given)
+            return _checked(self._loss(output._replace(values=unnormalised), experience, value_scale=scale, **given))
 
         (loss, details), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         grad_norm = optax.tree.norm(gradient)
-        updates, opt_state = self._make_optimizer(values).update(gradient, state.opt_state, state.params)
+        updates, opt_state = self._transformation(values).update(gradient, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         statistics = state.popart
         if self._popart is not None:
@@ -215,3 +226,23 @@ class Learner:
             'skipped_in_a_row': state.skipped_in_a_row,
         }
         return state, logs
+
+
+def _is_transformation(optimizer: Any) -> bool:
+    return callable(getattr(optimizer, 'init', None)) and callable(getattr(optimizer, 'update', None))
+
+
+def _checked(returned: Any) -> tuple[Array, LossDetails]:
+    """Returns the result of a loss; raises ConfigError if it is not a scalar with LossDetails."""
+    if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], LossDetails)):
+        problem = f'a value of type {type_name(returned)}'
+    elif jnp.shape(returned[0]):
+        problem = f'a loss of shape {list(jnp.shape(returned[0]))}'
+    else:
+        shapes = {name: jnp.shape(log) for name, log in returned[1].logs.items() if name != 'log_rho_histogram'}
+        problem = ', '.join(f'the log {name!r} of shape {list(shape)}' for name, shape in shapes.items() if shape)
+    if problem:
+        raise ConfigError(
+            f'the loss returned {problem}; return a scalar and LossDetails, whose logs are scalars (docs/extending.md)'
+        )
+    return returned

@@ -122,7 +122,7 @@ def _rlax_returns(
     """
     rho_bar, c_bar, pg_rho_bar = thresholds
     if (c_bar, lambda_) != (1.0, 1.0):
-        raise ValueError(f"implementation 'rlax' has c_bar 1 and lambda 1, got {c_bar} and {lambda_}; use another one")
+        raise ValueError(f"implementation 'rlax' has c_bar 1 and lambda 1, got {c_bar} and {lambda_}; use 'auto'")
     import rlax
 
     infinity = float('inf')

@@ -117,7 +117,8 @@ class VTraceConfig:
             ):
                 require(
                     value == only,
-                    f"vtrace.{field} {value!r}: vtrace.implementation 'rlax' supports {only!r} only; use another one",
+                    f"vtrace.{field} {value!r}: vtrace.implementation 'rlax' supports {only!r} only; use another "
+                    'implementation',
                 )
         if self.correction != 'vtrace':
             for name in ('rho_bar', 'c_bar', 'pg_rho_bar'):

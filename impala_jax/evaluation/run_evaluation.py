@@ -33,6 +33,7 @@ def evaluate(
     max_episode_steps: int | None = None,
     timeout_s: float | None = None,
     partial: str | Path | None = None,
+    configure_process: bool = True,
 ) -> dict[str, Any]:
     """Plays whole games with the newest checkpoint of a run.
 
@@ -49,6 +50,7 @@ def evaluate(
       timeout_s: Longest wait for an environment, in seconds; None for the run's own setting.
       partial: File for the scores of a suite's tasks as they are played, see `Evaluator.play`. The same call resumes
         from it. The file is removed at the end.
+      configure_process: Whether to change the allocator and the compilation cache of this process; see `run`.
 
     Returns:
       The scores that `launch/evaluate.py --json` writes: `episodes`, `mean_return`, `median_return`, `stderr`,
@@ -76,6 +78,7 @@ def evaluate(
         max_episode_steps=max_episode_steps,
         timeout_s=timeout_s,
         partial=None if partial is None else Path(partial),
+        configure_process=configure_process,
     )
     if partial is not None:
         Path(partial).unlink(missing_ok=True)
@@ -105,12 +108,14 @@ def play(
     max_episode_steps: int | None,
     timeout_s: float | None,
     partial: Path | None = None,
+    configure_process: bool = True,
     report: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, Any], Recording | None]:
     """Plays as `evaluate` does, and returns the scores and the recording; the caller removes `partial`."""
     config = checkpoint.load_config(Path(workdir))
-    allocator.configure_allocator()
-    compilation_cache.enable_cache()
+    if configure_process:
+        allocator.configure_allocator()
+        compilation_cache.enable_cache()
     timeout_s = config.timeout_s if timeout_s is None else timeout_s
     agent = make_agent(config.network, environments.spec(config.environment, timeout_s), config.popart.enabled)
     params = jax.eval_shape(lambda: agent.init(jax.random.PRNGKey(0)))

@@ -12,7 +12,7 @@ FORMAT = 2
 
 
 def problem(number: object) -> str:
-    """The reason why files of this format cannot be read, as half a sentence; '' if they can.
+    """Returns why files of this format cannot be read, as a predicate ("has format ..."); '' if they can.
 
     Args:
       number: Format number found in the file, of any type.

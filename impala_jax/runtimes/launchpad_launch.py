@@ -54,7 +54,7 @@ def program_folder(config: Config, control: Control) -> Iterator[tuple[Control |
 
 
 def launch(program: lp.Program, config: Config, folder: Path, control: Control, stop: threading.Event) -> None:
-    """Runs the program until all nodes have ended, or until their time to end after a request to stop is over.
+    """Runs the program until all nodes have ended; after a request to stop, for a limited time.
 
     Args:
       program: The program.
@@ -145,7 +145,7 @@ def _interpreter(folder: Path) -> str:
 
 
 def _cause_of_death(shell: int, folder: Path) -> str:
-    """The cause of death of the node that the process `shell` started, as half a sentence."""
+    """Returns how the node that the process `shell` started has died, as a predicate: "was killed by ..."."""
     note = folder / f'killed-{shell}'
     deadline = time.monotonic() + 1.0
     while time.monotonic() < deadline:

@@ -45,7 +45,8 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
         fresh = f'the {config.num_fresh} fresh trajectories of ' if config.num_replayed else ''
         raise ConfigError(
             f'lockstep: {fresh}learner.batch_size {config.learner.batch_size} is not a multiple of the '
-            f'{num_envs} environments (actor.num_actors x actor.num_envs)'
+            f'{num_envs} environments (actor.num_actors {share.num_actors} x actor.num_envs {share.actor.num_envs}); '
+            'set --actor.num-actors and --actor.num-envs to numbers whose product divides it'
         )
     training = nodes.make_training(config, agent, workdir, publish=lambda *_: None)
     loop, metrics, checkpoints = training
@@ -189,5 +190,6 @@ def _require_same_environments(config: Config, training: Training) -> None:
         if get(old, name) != get(config, name):
             raise ConfigError(
                 f'lockstep: {name} is {get(old, name)} in the checkpoint, {get(config, name)} now, but a resumed run '
-                'continues with the same environments; use the same number, or another --workdir'
+                f'continues with the same environments; use --{name.replace("_", "-")} {get(old, name)}, or another '
+                '--workdir'
             )

@@ -54,7 +54,10 @@ def final_message(error: BaseException) -> str:
         # The text may begin with the traceback of an environment.
         *above, reason = str(error).splitlines() or [type(error).__name__]
         return '\n'.join([*above, f'error: {reason}'])
-    return ''.join(traceback.format_exception(error)).rstrip()
+    text = ''.join(traceback.format_exception(error)).rstrip()
+    # JAX adds lines about its tracebacks after the reason.
+    reason = f'{type(error).__name__}: {error}'.rstrip().splitlines()
+    return text if text.splitlines()[-1].endswith(reason[-1]) else f'{text}\nerror: {reason[0]}'
 
 
 def make_actor(

@@ -12,7 +12,7 @@ import jax
 
 from impala_jax import environments
 from impala_jax.agent import Agent
-from impala_jax.build import make_agent, make_loss, make_optimizer_factory
+from impala_jax.build import make_agent, make_loss, make_optimizer_factory, unused_options
 from impala_jax.config import Config, ConfigError, closest
 from impala_jax.environments import suites
 from impala_jax.evaluation.evaluator import Evaluation
@@ -106,7 +106,7 @@ def run(
     make_optimizer_factory(config.optimizer)
     agent = make_agent(config.network, environments.spec(config.environment, config.timeout_s), config.popart.enabled)
     if host()[0] == 0:
-        print(f'the network reads {agent.reads}', flush=True)
+        print('\n'.join([f'the network reads {agent.reads}', *unused_options(config)]), flush=True)
     with only_process(workdir):
         check_config(workdir, config)
         if configure_process:

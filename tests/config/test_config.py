@@ -130,17 +130,17 @@ INVALID = [
     (
         VTraceConfig,
         {'implementation': 'rlax', 'c_bar': 0.5},
-        "vtrace.c_bar 0.5: vtrace.implementation 'rlax' supports 1 only; use another one",
+        "vtrace.c_bar 0.5: vtrace.implementation 'rlax' supports 1 only; use another implementation",
     ),
     (
         VTraceConfig,
         {'implementation': 'rlax', 'lambda_': 0.9},
-        "vtrace.lambda 0.9: vtrace.implementation 'rlax' supports 1 only; use another one",
+        "vtrace.lambda 0.9: vtrace.implementation 'rlax' supports 1 only; use another implementation",
     ),
     (
         VTraceConfig,
         {'implementation': 'rlax', 'correction': 'none'},
-        "vtrace.correction 'none': vtrace.implementation 'rlax' supports 'vtrace' only; use another one",
+        "vtrace.correction 'none': vtrace.implementation 'rlax' supports 'vtrace' only; use another implementation",
     ),
     (ReplayConfig, {'capacity': 0}, 'replay.capacity must be positive, got 0'),
     (ActorConfig, {'num_actors': -1}, 'actor.num_actors must be 0 or more, got -1'),

@@ -1,5 +1,8 @@
 """The agent: its unroll is its steps, and what its core sees and forgets."""
 
+from collections.abc import Callable
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +10,10 @@ import pytest
 
 from impala_jax import environments
 from impala_jax.actor import Actor
-from impala_jax.agent import dummy_timestep
+from impala_jax.agent import Agent, dummy_timestep
 from impala_jax.build import make_agent
-from impala_jax.config import EnvironmentConfig, NetworkConfig
+from impala_jax.config import ConfigError, EnvironmentConfig, NetworkConfig
+from impala_jax.networks import NetworkOutput
 from impala_jax.types import FIRST, MID
 from tests.helpers.agents import DICT, FEEDFORWARD, LSTM, STEP_TYPES, VECTOR, A, random_state, random_timesteps, row
 
@@ -134,3 +138,29 @@ def test_an_empty_trajectory_is_like_those_of_actors():
     assert jax.tree.structure(empty) == jax.tree.structure(trajectory) == agent.trajectory_structure()
     for a, b in zip(jax.tree.leaves(empty), jax.tree.leaves(trajectory), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+class Returns(nn.Module):
+    """A network that returns what a function makes of timesteps and state."""
+
+    make: Callable
+
+    def __call__(self, timesteps, state):
+        return self.make(jnp.zeros([*timesteps.reward.shape, A]), jnp.zeros(timesteps.reward.shape), state)
+
+
+@pytest.mark.parametrize(
+    'make, problem',
+    [
+        (lambda x, v, state: NetworkOutput(x, v), 'a value of type NetworkOutput; return a tuple of a NetworkOutput'),
+        (lambda x, v, state: (x, v), r'a value of type tuple of Array, Array; return a tuple of a NetworkOutput'),
+        (lambda x, v, state: (NetworkOutput(x[..., 1:], v), state), r'logits of float32 .*return float32 \[1, 3, 4\]'),
+        (lambda x, v, state: (NetworkOutput(x, x), state), r'values of float32 .*return float32 \[1, 3\]'),
+        (lambda x, v, state: (NetworkOutput(x.astype(jnp.bfloat16), v), state), 'logits of bfloat16'),
+        (lambda x, v, state: (NetworkOutput(x, v), v), r'the state float32 .* for the state \(\)'),
+    ],
+)
+def test_a_network_that_returns_something_else_is_refused_in_one_line(make, problem):
+    agent = Agent(Returns(make), VECTOR)
+    with pytest.raises(ConfigError, match=f'^the network Returns returned {problem}[^\n]*$'):
+        agent.step({}, jax.random.PRNGKey(0), dummy_timestep(VECTOR, 3), ())

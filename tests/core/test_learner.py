@@ -175,6 +175,58 @@ def _pairs(a, b):
     return zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
 
 
+class TestOwnParts:
+    """Losses and optimisers that return something else are refused in one line."""
+
+    def refused(self, problem, optimizer=None, loss=None):
+        agent = make_agent(NETWORK, SPEC)
+        learner = Learner(agent, optimizer or optax.sgd(0.1), loss or ImpalaLoss(), devices=jax.devices()[:1])
+        with pytest.raises(ConfigError, match=f'^the {problem}[^\n]*$'):
+            learner.update(learner.init(jax.random.PRNGKey(0)), make_batch(0))
+
+    @pytest.mark.parametrize(
+        'change, problem',
+        [
+            (lambda loss, details: loss, 'loss returned a value of type Array; return a scalar and LossDetails'),
+            (
+                lambda loss, details: (loss, details.logs),
+                'loss returned a value of type tuple of Array, dict; return a scalar',
+            ),
+            (lambda loss, details: (loss[None], details), r'loss returned a loss of shape \[1\]; return a scalar'),
+            (
+                lambda loss, details: (loss, details._replace(logs={'mine': loss[None]})),
+                r"loss returned the log 'mine' of shape \[1\]",
+            ),
+        ],
+    )
+    def test_losses(self, change, problem):
+        self.refused(problem, loss=lambda *args, **kwargs: change(*ImpalaLoss()(*args, **kwargs)))
+
+    @pytest.mark.parametrize('made', [None, lambda gradient: gradient])
+    def test_optimisers(self, made):
+        self.refused('optimiser returned a value of type .*; return an Optax transformation', lambda _: made)
+
+    def test_an_optimiser_with_the_methods_of_a_transformation_is_one(self):
+        learner = Learner(make_agent(NETWORK, SPEC), optax.MultiSteps(optax.sgd(0.1), 2), ImpalaLoss())
+        state, logs = learner.update(learner.init(jax.random.PRNGKey(0)), make_batch(0))
+        assert np.isfinite(logs['loss']) and int(state.num_updates) == 1
+
+
+def test_options_that_another_one_replaces_are_listed():
+    assert build.unused_options(Config()) == []
+    config = Config(
+        network=NetworkConfig(module='mine:Network', core='lstm'),
+        loss=LossConfig(function='mine:loss', discount=0.5, entropy_cost=0.1),
+        vtrace=VTraceConfig(rho_bar=5.0),
+        optimizer=OptimizerConfig('adam', decay=0.5, b1=0.8),
+    )
+    assert build.unused_options(config) == [
+        "not used with network.module 'mine:Network': network.core lstm",
+        "not used with loss.function 'mine:loss': vtrace.rho_bar 5.0, loss.discount 0.5",
+        "not used with optimizer.name 'adam': optimizer.decay 0.5",
+    ]
+
+
 class TestDevices:
     def test_a_batch_that_does_not_divide_is_refused(self):
         config = make_config(batch_size=6)
