@@ -190,7 +190,7 @@ class TestOwnParts:
             (lambda loss, details: loss, 'loss returned a value of type Array; return a scalar and LossDetails'),
             (
                 lambda loss, details: (loss, details.logs),
-                'loss returned a value of type tuple of Array, dict; return a scalar',
+                'loss returned a value of type tuple of Array, dict; return',
             ),
             (lambda loss, details: (loss[None], details), r'loss returned a loss of shape \[1\]; return a scalar'),
             (
