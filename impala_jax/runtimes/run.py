@@ -138,6 +138,11 @@ def _check_runtime(runtime: str, config: Config) -> None:
             f'serve_actors {config.serve_actors}: the runtime {runtime!r} has no server that actors on other machines '
             'could join; use --runtime launchpad (Python 3.10)'
         )
+    if config.policy_lag and runtime != 'lockstep':
+        raise ConfigError(
+            f'policy_lag {config.policy_lag}: the runtime {runtime!r} cannot set the lag; use --runtime lockstep, or '
+            'leave it at 0'
+        )
     own_processes = runtime == 'launchpad' and config.launch_type == 'local_mp'
     if config.actor.inference == 'accelerator' and (own_processes or runtime == 'lockstep'):
         raise ConfigError(

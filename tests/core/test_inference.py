@@ -169,6 +169,11 @@ def test_where_actors_are_no_threads_it_is_refused(arguments, tmp_path):
         impala_jax.run(config, tmp_path, runtime=runtime)
 
 
+def test_a_lag_that_a_runtime_cannot_set_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="policy_lag 3: the runtime 'threads' cannot set the lag; use --runtime lock"):
+        impala_jax.run(Config(policy_lag=3), tmp_path / 'run', runtime='threads')
+
+
 def test_rlax_in_a_process_of_launchpad_is_refused(tmp_path):
     config = Config(vtrace=VTraceConfig(implementation='rlax'), launch_type='local_mp')
     with pytest.raises(ConfigError, match="vtrace.implementation 'rlax': rlax does not load in the processes"):
