@@ -27,6 +27,11 @@ class HostShare:
     evaluates: bool  # Whether this host evaluates; true on host 0 only.
     timeout_s: float
 
+    @property
+    def num_envs(self) -> int:
+        """Number of environments of all actors of this host."""
+        return self.num_actors * self.actor.num_envs
+
     def node_seed(self, *path: int) -> int:
         """Returns an independent seed in [0, 2**31) for the node at `path` (role, index, ...)."""
         return seeds.derived_seed(self.seed, *path)

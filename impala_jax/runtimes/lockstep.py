@@ -40,13 +40,12 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
       ConfigError: If the batch size is not a multiple of the number of environments.
     """
     share = host_share(config)
-    num_envs = share.num_actors * share.actor.num_envs
-    if config.num_fresh % num_envs:
+    if config.num_fresh % share.num_envs:
         fresh = f'the {config.num_fresh} fresh trajectories of ' if config.num_replayed else ''
         raise ConfigError(
             f'lockstep: {fresh}learner.batch_size {config.learner.batch_size} is not a multiple of the '
-            f'{num_envs} environments (actor.num_actors {share.num_actors} x actor.num_envs {share.actor.num_envs}); '
-            'set --actor.num-actors and --actor.num-envs to numbers whose product divides it'
+            f'{share.num_envs} environments (actor.num_actors {share.num_actors} x actor.num_envs '
+            f'{share.actor.num_envs}); set --actor.num-actors and --actor.num-envs to numbers whose product divides it'
         )
     training = nodes.make_training(config, agent, workdir, publish=lambda *_: None)
     loop, metrics, checkpoints = training
@@ -130,7 +129,7 @@ class _ActingSide:
     def act(self) -> Trajectory:
         """Returns a batch [T + 1, B], acted with the parameters of `policy_lag` updates before."""
         version, params = self._history[0]
-        num_unrolls = self._share.num_fresh // (self._share.num_actors * self._share.actor.num_envs)
+        num_unrolls = self._share.num_fresh // self._share.num_envs
         self._patience.has_end = True
         unrolls = [actor.unroll(version, params) for _ in range(num_unrolls) for actor in self._actors]
         self._patience.has_end = False

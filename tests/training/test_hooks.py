@@ -77,7 +77,7 @@ def test_mean_return_absent_when_no_episode_ended(loop, tmp_path):
 
 
 def test_the_loop_ends_after_too_many_skipped_updates(tmp_path):
-    """In a row: a good update in between starts the count anew. Found one update late, so that nothing waits for it."""
+    """In a row: a good update in between resets the count. Found one update late, so that nothing waits for it."""
     config = make_config(num_devices=1, max_nonfinite_updates=3)
     loop = make_training(config, make_agent(NETWORK, SPEC), tmp_path, lambda *_: None).loop
     try:
