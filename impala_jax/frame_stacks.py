@@ -62,7 +62,8 @@ def stacked(stacks: FrameStacks) -> Array:
     K = stacks.frames.shape[0] - num_steps + 1
     num_earlier = jnp.expand_dims(stacks.num_earlier, tuple(range(2, stacks.frames.ndim)))
     channels = [jnp.where(num_earlier >= K - 1 - k, stacks.frames[k : k + num_steps], 0) for k in range(K)]
-    return jnp.stack(channels, axis=-1)  # pyright: ignore[reportArgumentType]
+    # Not `jnp.stack(channels, axis=-1)`: with jax 0.12 this takes three to four times as long on CPUs.
+    return jnp.moveaxis(jnp.stack(channels), 0, -1)  # pyright: ignore[reportArgumentType]
 
 
 def unpacked(timesteps: TimeStep) -> TimeStep:
