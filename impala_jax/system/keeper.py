@@ -7,6 +7,7 @@ because a program may overwrite the environment that /proc shows. This module im
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import select
@@ -24,6 +25,7 @@ _MAIN = (
     'import sys; sys.path.insert(0, sys.argv[1]); '
     'from impala_jax.system import keeper; keeper.keep(int(sys.argv[2]), sys.argv[3], sys.argv[4:])'
 )
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _PACKAGES = str(Path(__file__).parents[2])
 
 
@@ -90,6 +92,7 @@ def keep(lifeline: int, folder: str, command: list[str]) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)  # A handler, because the command would inherit SIG_IGN.
+    _adopt_orphans()
     lock = _locked(Path(folder))
     try:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
@@ -102,12 +105,21 @@ def keep(lifeline: int, folder: str, command: list[str]) -> None:
         os.close(lock)
 
 
+def _adopt_orphans() -> None:
+    """Makes this process the parent of orphans among its descendants: in a container, nothing else may reap them."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def _end(session: int, folder: str) -> None:
     """Kills all processes of a session and of the program, except this one, and removes the folder."""
     for _ in range(20):  # They may start others in the meantime.
         if not _kill_session(session):
             break
     kill_marked(f'{START}={folder}')  # Some are in sessions of their own.
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
     shutil.rmtree(folder, ignore_errors=True)
 
 
