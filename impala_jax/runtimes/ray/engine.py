@@ -64,7 +64,10 @@ class LocalEngine:
         self._address = temporary / 'ray_current_cluster'
         resources = [f'--num-cpus={num_nodes}', '--num-gpus=0', f'--object-store-memory={store_bytes}']
         command = [sys.executable, '-m', 'ray.scripts.scripts', 'start', *_START, f'--temp-dir={temporary}', *resources]
-        self._program.start(command, {'JAX_PLATFORMS': 'cpu', 'RAY_USAGE_STATS_ENABLED': '0'})
+        # Ray kills the children of its workers at once, also those that remove their parent's temporary files.
+        (files := self._program.folder / 't').mkdir()
+        environment = {'JAX_PLATFORMS': 'cpu', 'RAY_USAGE_STATS_ENABLED': '0', 'TMPDIR': str(files)}
+        self._program.start(command, environment)
 
     def connect(self, stop: threading.Event) -> None:
         """Waits until the engine has started, and connects this process to it.
