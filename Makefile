@@ -4,9 +4,10 @@ PYTHON_VERSION ?= 3.10
 VENV ?= .venv
 ARGS ?=
 PY := $(VENV)/bin/python
-LOCKED := 3.10 3.11 3.12 3.13
-# uv needs the extras one by one. On Python 3.11 and later `launchpad` is empty. The extra for notebooks is left out on
-# Python 3.10, where it would slow down the first `make train`.
+LOCKED := 3.10 3.11 3.12 3.13 3.14
+# uv needs the extras one by one. On Python 3.11 and later `launchpad` is empty. On Python 3.10 the extra for notebooks
+# is left out, because it would slow down the first `make train`, and so is Ray, which needs a newer protobuf than
+# Launchpad's TensorFlow.
 EXTRAS := --extra atari --extra video --extra dev --extra launchpad
 
 SANITIZED := build/sanitizers
@@ -70,8 +71,8 @@ docs: install ## Build the documentation into build/docs; warnings are errors.
 lock: ## Update the pinned packages in requirements/ from pyproject.toml (needs uv).
 	@command -v uv >/dev/null || { echo "make lock needs uv: python -m pip install uv" >&2; exit 1; }
 	@set -e; for version in $(LOCKED); do \
-	  notebooks='--extra notebooks'; [ $$version != 3.10 ] || notebooks=; \
-	  uv pip compile pyproject.toml $(EXTRAS) $$notebooks --python-version $$version --upgrade --quiet \
+	  later='--extra ray --extra notebooks'; [ $$version != 3.10 ] || later=; \
+	  uv pip compile pyproject.toml $(EXTRAS) $$later --python-version $$version --upgrade --quiet \
 	    --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 	    --output-file requirements/py$$(echo $$version | tr -d .).txt; \
 	  echo "requirements for Python $$version written"; \

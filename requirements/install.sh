@@ -22,7 +22,7 @@ fail() {
   exit 1
 }
 
-[ -f "$requirements" ] || fail "there are no pins for Python $version; this project runs on 3.10 to 3.13"
+[ -f "$requirements" ] || fail "there are no pins for Python $version; this project runs on 3.10 to 3.14"
 
 # What the environment is made from. The directory counts too: an editable installation names it, and so a copied or
 # moved checkout would import the code of the old one.

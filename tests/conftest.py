@@ -32,6 +32,7 @@ pytest.register_assert_rewrite('tests.helpers')  # Else their assertions would n
 
 _MODULES = {
     'launchpad': ('launchpad', 'reverb'),
+    'ray': ('ray',),
     'atari': ('ale_py', 'gymnasium'),
     'dmlab': ('deepmind_lab',),
     'notebooks': ('nbclient', 'ipykernel', 'matplotlib'),

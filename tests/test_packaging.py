@@ -176,7 +176,7 @@ print(sorted({LAUNCHPADS_OWN!r} & set(sys.modules)))
 
 
 def test_there_are_pins_for_every_supported_python():
-    assert [path.stem for path in PINS] == ['py310', 'py311', 'py312', 'py313']
+    assert [path.stem for path in PINS] == ['py310', 'py311', 'py312', 'py313', 'py314']
 
 
 @pytest.mark.parametrize('path', PINS, ids=lambda path: path.stem)
@@ -187,7 +187,7 @@ def test_pins_are_exact_and_nothing_else(path):
     names = [line.split('==')[0] for line in lines]
     assert len(names) == len(set(names))
     assert {'jax', 'jaxlib', 'flax', 'ale-py', 'imageio-ffmpeg', 'pytest', 'ruff', 'setuptools'} <= set(names)
-    assert ('dm-launchpad' in names) == (path.stem == 'py310')
+    assert ('dm-launchpad' in names) == (path.stem == 'py310') == ('ray' not in names)  # They exclude each other.
 
 
 PYPROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))
@@ -209,7 +209,7 @@ def test_extras_include_what_they_promise():
     extras = {
         name: {str(requirement) for requirement in _requirements(name)} for name in METADATA['optional-dependencies']
     }
-    assert set(extras) == {'atari', 'video', 'plot', 'launchpad', 'dev', 'notebooks', 'tpu', 'cuda'}
+    assert set(extras) == {'atari', 'video', 'plot', 'launchpad', 'ray', 'dev', 'notebooks', 'tpu', 'cuda'}
     assert extras['plot'] | extras['video'] <= extras['dev'] & extras['notebooks']
     assert all('python_version < "3.11"' in requirement for requirement in extras['launchpad'])
 
@@ -220,7 +220,8 @@ def test_pins_satisfy_the_requirements(path):
     pins = dict(line.split('==') for line in path.read_text(encoding='utf-8').splitlines())
     environment = {'python_version': f'3.{path.stem.removeprefix("py3")}'}
     wanted = [*map(Requirement, METADATA['dependencies'])]
-    wanted += [requirement for extra in ('atari', 'video', 'dev', 'launchpad') for requirement in _requirements(extra)]
+    extras = ['atari', 'video', 'dev', 'launchpad', *(['ray'] if path.stem != 'py310' else [])]
+    wanted += [requirement for extra in extras for requirement in _requirements(extra)]
     for requirement in wanted:
         if requirement.marker is None or requirement.marker.evaluate(environment):
             name = re.sub(r'[-_.]+', '-', requirement.name).lower()

@@ -32,7 +32,7 @@ class TrainArguments(NamedTuple):
 
     config: Config
     workdir: Path
-    runtime: str | None  # None: `launchpad` if it is installed, else `threads`
+    runtime: str | None  # None: `default_runtime()`
 
 
 def train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:

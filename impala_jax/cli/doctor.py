@@ -74,7 +74,7 @@ CHECKS = (
         'Python',
         """
 import platform, sys
-assert (3, 10) <= sys.version_info[:2] <= (3, 13), f'Python {platform.python_version()}; 3.10 to 3.13 are supported'
+assert (3, 10) <= sys.version_info[:2] <= (3, 14), f'Python {platform.python_version()}; 3.10 to 3.14 are supported'
 print(platform.python_version(), platform.machine(), platform.system())
 """,
         f'install Python 3.10, then: {_ANEW}',

@@ -54,7 +54,10 @@ def train() -> None:
     if arguments.parent is not None:
         end_with(arguments.parent)
     workdir = pbt.member_folder(arguments.workdir, arguments.member)
-    run(pbt.member_config(config, arguments.member), workdir, arguments.runtime or default_runtime())
+    runtime = arguments.runtime or default_runtime()
+    if arguments.runtime is None and runtime == 'ray':
+        runtime = 'threads'  # Members are processes already, and each would start an engine.
+    run(pbt.member_config(config, arguments.member), workdir, runtime)
     print_summary(workdir)
 
 

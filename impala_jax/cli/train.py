@@ -18,7 +18,10 @@ def train() -> None:
     config, workdir, runtime = command_line.train_arguments()
     if runtime is None:
         runtime = default_runtime()
-        reason = 'installed' if runtime == 'launchpad' else f'Launchpad is not installed: {program.command("doctor")}'
+        reason = 'installed'
+        if runtime != 'launchpad':
+            missing = 'Launchpad is' if runtime == 'ray' else 'Launchpad and Ray are'
+            reason = f'{missing} not installed: {program.command("doctor")}'
         print(f'runtime: {runtime} ({reason})', flush=True)
     if config.serve_actors is not None:
         join = f'{program.command("actors")} --learner {socket.gethostname()}:{config.serve_actors} --num-actors 8'

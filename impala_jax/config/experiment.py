@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Literal
 
 from impala_jax.config.algorithm import (
@@ -47,6 +48,9 @@ class Config:
     serve_actors: int | None = None
     """Runtime `launchpad`: port at which actors on other machines join (`launch/actors.py`) if they know the run's
     secret; None: no other actors can join."""
+    ray_address: str | None = None
+    """Runtime `ray`: cluster to join, HOST:PORT of its head node or `auto` for the one of this machine; None: an engine
+    on this machine, for this run only."""
     timeout_s: float = 300.0
     """Longest wait of one part of a run for another, in seconds; must exceed compilation and the slowest reset."""
 
@@ -58,6 +62,10 @@ class Config:
         require(
             self.serve_actors is None or 0 < self.serve_actors < 2**16,
             f'serve_actors must be a port from 1 to 65535, got {self.serve_actors}',
+        )
+        require(
+            self.ray_address is None or bool(re.fullmatch(r'auto|[^/\s]+:\d+', self.ray_address)),
+            f"ray_address must be HOST:PORT or 'auto', got {self.ray_address!r}",
         )
         require(
             self.actor.num_actors != 0 or self.serve_actors is not None,

@@ -18,7 +18,7 @@ class HostShare:
     seed: int  # Seed of this host.
     environment: EnvironmentConfig
     actor: ActorConfig
-    num_actors: int
+    num_actors: int  # 0 if all actors are on other machines, or follow a Ray cluster.
     unroll_length: int
     num_fresh: int  # Trajectories from the queue in this host's part of a batch; they come first.
     num_replayed: int  # Trajectories from replay in this host's part of a batch.
@@ -44,8 +44,11 @@ def host() -> tuple[int, int]:
 
 
 def resolved(config: Config) -> Config:
-    """Returns the configuration with machine-dependent values set: `actor.num_actors`, one per core."""
-    if config.actor.num_actors is not None:
+    """Returns the configuration with machine-dependent values set: `actor.num_actors`, one per core.
+
+    In a Ray cluster, which may grow and shrink, the number of actors stays None.
+    """
+    if config.actor.num_actors is not None or config.ray_address is not None:
         return config
     return dataclasses.replace(config, actor=dataclasses.replace(config.actor, num_actors=num_cores()))
 
@@ -63,8 +66,7 @@ def host_share(config: Config) -> HostShare:
                 f'learner.batch_size {config.learner.batch_size}: its {number} {what} trajectories do not divide over '
                 f'{count} hosts; choose a multiple'
             )
-    num_actors = resolved(config).actor.num_actors
-    assert num_actors is not None
+    num_actors = resolved(config).actor.num_actors or 0
     num_fresh, num_envs = config.num_fresh // count, num_actors * config.actor.num_envs
     return HostShare(
         seed=config.seed if index == 0 else seeds.derived_seed(config.seed, 3, index),

@@ -296,7 +296,8 @@ def _inference(setup: _Setup, connect: Connect) -> None:
 def _evaluator(setup: _Setup, connect: Connect) -> None:
     def evaluate(connection: _Connection) -> None:
         stop = connection.control.stop
-        nodes.evaluate_periodically(setup.config, connection.agent, connection.store, setup.workdir, stop)
+        evaluator = nodes.make_evaluator(setup.config, connection.agent, stop)
+        nodes.evaluate_periodically(setup.config, evaluator, connection.store.latest, setup.workdir, stop)
 
     _run_connected(setup, connect, 'the evaluator', evaluate)
 

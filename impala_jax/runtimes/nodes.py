@@ -9,7 +9,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -151,6 +151,15 @@ def restored_replay(config: Config, workdir: Path, training: Training) -> dict[s
     return saved.state['runtime'] or {}
 
 
+def make_restored_replay(config: Config, agent: Agent, workdir: Path, training: Training) -> Replay:
+    """Builds the in-process replay of the run that `training` resumes, and logs its size if there is any."""
+    replay = make_replay(host_share(config))
+    replay.restore(restored_replay(config, workdir, training), agent.trajectory_structure())
+    if config.num_replayed:
+        training.metrics.log_with(lambda: {'replay_size': len(replay)})
+    return replay
+
+
 def save_replay(config: Config, workdir: Path, num_updates: int, state: dict[str, Any]) -> None:
     """Saves this host's replay, and removes the one saved before.
 
@@ -201,18 +210,30 @@ def act(
         run_actor(actor, queue, inference.policy if inference else lambda: actor.policy(*store.latest()))
 
 
+class PeriodicEvaluator(Protocol):
+    """What `evaluate_periodically` needs of an `Evaluator`, here or in another process."""
+
+    def play(self, version: int, params: PyTree) -> Evaluation:
+        """See `Evaluator.play`."""
+        ...
+
+    def close(self) -> None:
+        """See `Evaluator.close`."""
+        ...
+
+
 def evaluate_periodically(
-    config: Config, agent: Agent, store: ParameterStore, workdir: Path, stop: threading.Event
+    config: Config,
+    evaluator: PeriodicEvaluator,
+    latest: Callable[[], tuple[int, PyTree]],
+    workdir: Path,
+    stop: threading.Event,
 ) -> None:
-    """Runs the evaluator at intervals, with the newest parameters, until `stop` is set."""
-    if stop.wait(config.evaluator.interval_s):
-        return
-    with contextlib.suppress(Closed), contextlib.closing(make_evaluator(config, agent, stop)) as evaluator:
-        while True:
-            version, params = store.latest()
+    """Evaluates at intervals, with the newest version and parameters, until `stop` is set; closes the evaluator."""
+    with contextlib.suppress(Closed), contextlib.closing(evaluator):
+        while not stop.wait(config.evaluator.interval_s):
+            version, params = latest()
             record_evaluation(config, workdir, version, evaluator.play(version, params))
-            if stop.wait(config.evaluator.interval_s):
-                return
 
 
 def make_evaluator(config: Config, agent: Agent, stop: threading.Event) -> Evaluator:

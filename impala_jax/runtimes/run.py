@@ -30,7 +30,8 @@ from impala_jax.types import Closed
 __all__ = ['Interrupted', 'NodeFailure', 'RunResult', 'default_runtime', 'run']
 
 PARTIAL = 'evaluations.partial.jsonl'  # File in the workdir: finished tasks of a suite's last evaluation.
-RUNTIMES = ('launchpad', 'threads', 'lockstep')
+RUNTIMES = ('launchpad', 'ray', 'threads', 'lockstep')
+_NEEDS = {'launchpad': ('launchpad', 'reverb'), 'ray': ('ray',)}  # Packages of a runtime, by preference.
 
 
 class RunResult(NamedTuple):
@@ -64,9 +65,13 @@ class Interrupted(Exception):
 
 
 def default_runtime() -> str:
-    """Returns `launchpad` if it is installed, else `threads`."""
-    installed = all(importlib.util.find_spec(name) for name in ('launchpad', 'reverb'))
-    return 'launchpad' if installed else 'threads'
+    """Returns `launchpad` if it is installed, else `ray` if that is, else `threads`."""
+    return next((runtime for runtime in _NEEDS if not _missing(runtime)), 'threads')
+
+
+def _missing(runtime: str) -> list[str]:
+    """Returns the packages that a runtime needs, and that are not installed."""
+    return [name for name in _NEEDS.get(runtime, ()) if importlib.util.find_spec(name) is None]
 
 
 def run(
@@ -79,7 +84,7 @@ def run(
     Args:
       config: Configuration of the experiment.
       workdir: Folder for the files of the run; created if it is missing.
-      runtime: 'launchpad', 'threads' or 'lockstep'; None for `default_runtime()`.
+      runtime: 'launchpad', 'ray', 'threads' or 'lockstep'; None for `default_runtime()`.
       configure_process: Whether to change two settings of this process permanently: the C library's allocator no longer
         returns large blocks to the system, and JAX stores compiled programs in a cache on disk
         (`impala_jax.kernels.allocator` and `compilation_cache`). Both affect speed only.
@@ -138,18 +143,27 @@ def _check_runtime(runtime: str, config: Config) -> None:
             f'serve_actors {config.serve_actors}: the runtime {runtime!r} has no server that actors on other machines '
             'could join; use --runtime launchpad (Python 3.10)'
         )
+    if missing := _missing(runtime):
+        raise ConfigError(
+            f'runtime {runtime!r}: {" and ".join(missing)} cannot be imported; install the extra {runtime!r}, or use '
+            f'--runtime {default_runtime()}'
+        )
+    if config.ray_address is not None and runtime != 'ray':
+        raise ConfigError(
+            f'ray_address {config.ray_address!r}: the runtime {runtime!r} joins no cluster; use --runtime ray'
+        )
     if config.policy_lag and runtime != 'lockstep':
         raise ConfigError(
             f'policy_lag {config.policy_lag}: the runtime {runtime!r} cannot set the lag; use --runtime lockstep, or '
             'leave it at 0'
         )
-    own_processes = runtime == 'launchpad' and config.launch_type == 'local_mp'
-    if config.actor.inference == 'accelerator' and (own_processes or runtime == 'lockstep'):
+    local_mp = runtime == 'launchpad' and config.launch_type == 'local_mp'
+    if config.actor.inference == 'accelerator' and (local_mp or runtime in ('lockstep', 'ray')):
         raise ConfigError(
             "actor.inference 'accelerator' requires actors that are threads of the learner's process; use --runtime "
             'threads, or --runtime launchpad --launch-type local_mt'
         )
-    if config.vtrace.implementation == 'rlax' and own_processes:
+    if config.vtrace.implementation == 'rlax' and local_mp:
         raise ConfigError(
             "vtrace.implementation 'rlax': rlax does not load in the processes of local_mp, after Launchpad's "
             'TensorFlow; use --launch-type local_mt, or another runtime'
@@ -163,6 +177,10 @@ def _train(runtime: str, config: Config, agent: Agent, workdir: Path, stop: thre
             from impala_jax.runtimes import launchpad
 
             return launchpad.run(config, agent, workdir, stop)
+        if runtime == 'ray':
+            from impala_jax.runtimes import ray
+
+            return ray.run(config, agent, workdir, stop)
         return (threads.run if runtime == 'threads' else lockstep.run)(config, agent, workdir, stop)
     except Closed:
         return None

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from impala_jax.agent import Agent
+from impala_jax.build import Training
 from impala_jax.config import Config
 from impala_jax.parameter_store import LocalParameterStore
 from impala_jax.runtimes import nodes
 from impala_jax.runtimes.host_share import host_share
-from impala_jax.trajectory_queue import LocalTrajectoryQueue
+from impala_jax.trajectory_queue import LocalTrajectoryQueue, Replay
 
 _JOIN_TIMEOUT_S = 3.0
 
@@ -59,6 +61,41 @@ class NodeThreads:
             raise self._first_error
 
 
+@contextlib.contextmanager
+def saved_at_the_end(
+    config: Config,
+    workdir: Path,
+    training: Training,
+    replay: Replay,
+    threads: NodeThreads,
+    stop_all: Callable[[], None],
+) -> Iterator[None]:
+    """Context manager for training in this process: at its end, for any reason, all threads end and the run is saved.
+
+    Args:
+      config: Configuration of the experiment.
+      workdir: Folder of the run.
+      training: The training loop, which has begun.
+      replay: Replay of this host.
+      threads: Threads of the other nodes.
+      stop_all: Function that makes all threads end.
+    """
+    loop = training.loop
+    try:
+        yield
+    finally:
+        stop_all()
+        try:
+            loop.finish()
+        finally:
+            loop.close()
+            try:
+                if config.num_replayed:
+                    nodes.save_replay(config, workdir, loop.num_updates, replay.state())
+            finally:
+                threads.join()
+
+
 def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> int:
     """Trains until the budget is spent or `stop` is set; returns the total number of updates."""
     share = host_share(config)
@@ -66,12 +103,8 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
     store = LocalParameterStore(config.timeout_s)
     inference = nodes.make_inference(config, agent)
     training = nodes.make_training(config, agent, workdir, nodes.publisher(store, inference))
-    loop = training.loop
-    replay = nodes.make_replay(share)
-    replay.restore(nodes.restored_replay(config, workdir, training), agent.trajectory_structure())
-    loop.begin()
-    if share.num_replayed:
-        training.metrics.log_with(lambda: {'replay_size': len(replay)})
+    replay = nodes.make_restored_replay(config, agent, workdir, training)
+    training.loop.begin()
     node_stop = threading.Event()
 
     def stop_all():
@@ -82,7 +115,7 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
             inference.close()
 
     threads = NodeThreads(on_failure=stop_all)
-    try:
+    with saved_at_the_end(config, workdir, training, replay, threads, stop_all):
         for index in range(share.num_actors):
             target = functools.partial(nodes.act, share, agent, index, queue, store, node_stop, inference)
             threads.start(f'actor {index}', target)
@@ -90,17 +123,10 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
             threads.start('inference', inference.run)
             training.metrics.log_with(inference.metrics)
         if share.evaluates:
-            threads.start('evaluator', lambda: nodes.evaluate_periodically(config, agent, store, workdir, node_stop))
-        loop.run(lambda: replay.mix(queue.get_batch()), stop)
-    finally:
-        stop_all()
-        try:
-            loop.finish()
-        finally:
-            loop.close()
-            try:
-                if share.num_replayed:
-                    nodes.save_replay(config, workdir, loop.num_updates, replay.state())
-            finally:
-                threads.join()
-    return loop.num_updates
+            evaluator = nodes.make_evaluator(config, agent, node_stop)
+            evaluate = functools.partial(
+                nodes.evaluate_periodically, config, evaluator, store.latest, workdir, node_stop
+            )
+            threads.start('evaluator', evaluate)
+        training.loop.run(lambda: replay.mix(queue.get_batch()), stop)
+    return training.loop.num_updates

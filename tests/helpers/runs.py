@@ -26,13 +26,14 @@ ENDLESS = ['--total-frames', '100000000', '--evaluator.episodes', '0', '--learne
 
 RUNTIMES = [
     ['--runtime', 'threads'],
+    pytest.param(['--runtime', 'ray'], marks=pytest.mark.ray),
     pytest.param(['--runtime', 'launchpad'], marks=pytest.mark.launchpad),
     # Every process imports TensorFlow, one after the other where there are two cores.
     pytest.param(
         ['--runtime', 'launchpad', '--launch-type', 'local_mp'], marks=[pytest.mark.launchpad, pytest.mark.slow]
     ),
 ]
-IDS = ['threads', 'launchpad', 'launchpad_processes']
+IDS = ['threads', 'ray', 'launchpad', 'launchpad_processes']
 
 
 def start(workdir, *arguments, config='configs/catch.py', **kwargs):

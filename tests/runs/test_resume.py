@@ -22,7 +22,11 @@ from tests.helpers.programs import ROOT, finish, marked_processes, wait_for
 from tests.helpers.runs import ENDLESS, REPLAY, SMALL, files, learned, rows_of, start, train
 from tests.helpers.runs import assert_same as assert_same_run
 
-RUNTIMES = ['threads', pytest.param('launchpad', marks=pytest.mark.launchpad)]
+RUNTIMES = [
+    'threads',
+    pytest.param('ray', marks=pytest.mark.ray),
+    pytest.param('launchpad', marks=pytest.mark.launchpad),
+]
 
 
 TORSO = """

@@ -180,7 +180,7 @@ def test_ctrl_c_saves_and_leaves_nothing_behind(runtime, tmp_path):
     stops_and_leaves_nothing_behind(runtime, signal.SIGINT, tmp_path)
 
 
-@pytest.mark.parametrize('runtime', RUNTIMES[:2], ids=IDS[:2])
+@pytest.mark.parametrize('runtime', RUNTIMES[:3], ids=IDS[:3])
 def test_a_closed_terminal_saves_and_leaves_nothing_behind(runtime, tmp_path):
     stops_and_leaves_nothing_behind(runtime, signal.SIGHUP, tmp_path)
 
@@ -242,7 +242,7 @@ def test_rewards_that_are_not_finite_end_the_run(runtime, tmp_path):
         impala_jax.run(small_config('tests.helpers.factories:rewards_nan'), tmp_path, runtime=runtime)
 
 
-@pytest.mark.parametrize('runtime', RUNTIMES[:2], ids=IDS[:2])
+@pytest.mark.parametrize('runtime', RUNTIMES[:3], ids=IDS[:3])
 def test_an_environment_that_keeps_failing_is_reported_and_ends_the_run(runtime, tmp_path):
     exits = '--environment.name tests.helpers.hostile:exits_later --network.torso mlp'.split()
     code, _, stderr = finish(start(tmp_path / 'run', *ENDLESS, *exits, *runtime))
@@ -256,7 +256,7 @@ def test_an_environment_that_keeps_failing_is_reported_and_ends_the_run(runtime,
     assert not marked_processes(tmp_path / 'run')
 
 
-@pytest.mark.parametrize('runtime', RUNTIMES[:2], ids=IDS[:2])
+@pytest.mark.parametrize('runtime', RUNTIMES[:3], ids=IDS[:3])
 def test_an_environment_that_hangs_ends_the_run_in_one_line(runtime, tmp_path):
     hangs = '--environment.name tests.helpers.hostile:hangs_later --network.torso mlp --timeout-s 15'.split()
     code, _, stderr = finish(start(tmp_path / 'run', *ENDLESS, *hangs, *runtime))

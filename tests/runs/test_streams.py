@@ -13,7 +13,11 @@ from tests.helpers.configs import small
 from tests.helpers.programs import ROOT, marked_processes
 from tests.helpers.runs import SMALL, rows_of
 
-RUNTIMES = ['threads', pytest.param('launchpad', marks=pytest.mark.launchpad)]
+RUNTIMES = [
+    'threads',
+    pytest.param('ray', marks=pytest.mark.ray),
+    pytest.param('launchpad', marks=pytest.mark.launchpad),
+]
 ASCII = {'LC_ALL': 'C', 'PYTHONCOERCECLOCALE': '0', 'PYTHONUTF8': '0', 'PYTHONIOENCODING': 'ascii'}
 BROKEN = """
 from impala_jax.environments.catch import Catch

@@ -20,12 +20,13 @@ SLOW = ['--environment.name', 'dmlab/rooms_watermaze', '--environment.level-cach
 RUNTIMES = [
     ['--runtime', 'lockstep'],
     ['--runtime', 'threads'],
+    pytest.param(['--runtime', 'ray'], marks=pytest.mark.ray),
     pytest.param(['--runtime', 'launchpad'], marks=pytest.mark.launchpad),
     pytest.param(
         ['--runtime', 'launchpad', '--launch-type', 'local_mp'], marks=[pytest.mark.launchpad, pytest.mark.slow]
     ),
 ]
-IDS = ['lockstep', 'threads', 'launchpad', 'launchpad_processes']
+IDS = ['lockstep', 'threads', 'ray', 'launchpad', 'launchpad_processes']
 
 
 def start(folder, *command, reset_s='60'):

@@ -1,0 +1,234 @@
+"""The engine of Ray: started for one run on this machine, or a cluster that the run joins.
+
+Nothing of a local engine outlives its run (`system.keeper`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import ray
+import ray.exceptions
+from ray._raylet import Config as RayConfig
+
+from impala_jax.config import ConfigError
+from impala_jax.runtimes.nodes import NodeFailure
+from impala_jax.system import stopping
+from impala_jax.system.keeper import KeptProgram
+from impala_jax.system.machine import connect_without_proxy, own_folder
+from impala_jax.types import Closed
+
+_PREFIX = 'impala_ray_'
+_SHARED_MEMORY = Path('/dev/shm')
+_SMALLEST_STORE = 100 * 2**20  # Ray refuses less than 75 MiB.
+_CONNECT_S = 10.0  # Longest wait for the first answer of a cluster.
+_TOKEN_VARIABLES = ('RAY_AUTH_TOKEN', 'RAY_AUTH_TOKEN_PATH')
+_START = '--head --port=0 --include-dashboard=false --disable-usage-stats --block'.split()
+
+_logger = logging.getLogger(__name__)
+
+
+class LocalEngine:
+    """An engine on this machine, which starts in the background.
+
+    Args:
+      num_nodes: Number of nodes of the program that run in the engine.
+      store_bytes: Size of the object store, in bytes.
+      timeout_s: Longest wait for the engine to start, in seconds.
+    """
+
+    def __init__(self, num_nodes: int, store_bytes: int, timeout_s: float):
+        self._timeout_s = timeout_s
+        _require_token()
+        store_bytes = max(store_bytes, _SMALLEST_STORE)
+        if _SHARED_MEMORY.exists() and (free := shutil.disk_usage(_SHARED_MEMORY).free) < store_bytes:
+            print(
+                f'{_SHARED_MEMORY} has {free / 1e6:.0f} MB free, and the object store of Ray takes '
+                f'{store_bytes / 1e6:.0f} MB: it will use files, which are slower (in Docker: --shm-size=2g)',
+                flush=True,
+            )
+        self._program = KeptProgram(_PREFIX, _short_folder())
+        temporary = self._program.folder / 'r'  # Ray makes this one writable for everybody.
+        self._address = temporary / 'ray_current_cluster'
+        resources = [f'--num-cpus={num_nodes}', '--num-gpus=0', f'--object-store-memory={store_bytes}']
+        command = [sys.executable, '-m', 'ray.scripts.scripts', 'start', *_START, f'--temp-dir={temporary}', *resources]
+        # Ray kills the children of its workers at once, also those that remove their parent's temporary files.
+        (files := self._program.folder / 't').mkdir()
+        environment = {'JAX_PLATFORMS': 'cpu', 'RAY_USAGE_STATS_ENABLED': '0', 'TMPDIR': str(files)}
+        self._program.start(command, environment)
+
+    def connect(self, stop: threading.Event) -> None:
+        """Waits until the engine has started, and connects this process to it.
+
+        Raises:
+          Closed: If `stop` is set.
+          NodeFailure: If the engine does not start.
+          TimeoutError: If it does not start in time.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        while b'Ray runtime started' not in self._program.output.read_bytes():
+            self.check()
+            if stop.wait(0.05):
+                raise Closed
+            if time.monotonic() > deadline:
+                raise TimeoutError(f'waited {self._timeout_s:g} s for the engine of Ray to start')
+        _init(self._address.read_text().strip())
+
+    def check(self) -> None:
+        """Checks that the engine runs; raises NodeFailure if it has ended."""
+        if self._program.has_ended:
+            lines = self._program.output.read_text(errors='replace').strip().splitlines()
+            raise NodeFailure('\n'.join([*lines[-5:], 'error: the engine of Ray has ended; its last output is above']))
+
+    def close(self) -> None:
+        """Disconnects this process, and ends the engine and everything that it started."""
+        try:
+            if ray.is_initialized():
+                ray.shutdown()
+        finally:
+            self._program.close()
+
+
+class Cluster:
+    """A cluster that runs already, with a node on this machine.
+
+    Args:
+      address: Value of `Config.ray_address`.
+    """
+
+    def __init__(self, address: str):
+        self._address = address
+        _require_token(f'ray_address {address!r}')
+        if address != 'auto':
+            _require_reachable(address)
+
+    def connect(self, stop: threading.Event) -> None:
+        """Connects this process to the cluster.
+
+        Raises:
+          Closed: If `stop` is set.
+          ConfigError: If the cluster refuses this process, or has no node on this machine.
+        """
+        if stop.is_set():
+            raise Closed
+        try:
+            _init(self._address)
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            reason = ' '.join(str(error).split())
+            raise ConfigError(
+                f'ray_address {self._address!r} cannot be joined: {reason}; start a node of the cluster on this '
+                f'machine (ray start --address={self._address}), with the same RAY_AUTH_TOKEN_PATH'
+            ) from error
+        self._node = ray.get_runtime_context().get_node_id()
+
+    def check(self) -> None:
+        """Checks that this machine's node is part of the cluster; raises NodeFailure if it is not."""
+        if not any(node['NodeID'] == self._node and node['Alive'] for node in ray.nodes()):
+            raise NodeFailure("error: this machine's node of the Ray cluster has ended")
+
+    def close(self) -> None:
+        """Disconnects this process; Ray then ends the nodes of this run."""
+        if ray.is_initialized():
+            ray.shutdown()
+
+
+Engine = LocalEngine | Cluster
+
+
+def _init(address: str) -> None:
+    """Connects to an engine."""
+    if ':' in address:
+        connect_without_proxy(address.rpartition(':')[0])
+    handlers = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    try:
+        # Ray prints the output of its workers with their names, once each time.
+        with _variables({'RAY_DEDUP_LOGS': '0', 'RAY_COLOR_PREFIX': '0'}):
+            ray.init(address, logging_level=logging.ERROR, log_to_driver=True)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():  # Ray installs a handler of its own.
+                signal.signal(number, handler)
+
+
+def _require_token(cause: str | None = None) -> None:
+    """Turns on the authentication by a token, which Ray would otherwise keep in the home directory.
+
+    Args:
+      cause: The option that needs the token of a cluster; None to make one for this process if there is none.
+
+    Raises:
+      ConfigError: If the token is missing or cannot be read.
+    """
+    mode = os.environ.setdefault('RAY_AUTH_MODE', 'token')
+    RayConfig.initialize('')  # Ray has read its environment when it was imported.
+    if mode != 'token':
+        if cause is None:
+            raise ConfigError(
+                f"RAY_AUTH_MODE {mode!r}: any user of this network could run programs as you; use 'token'"
+            )
+        return  # A cluster's own decision.
+    if any(os.environ.get(name) for name in _TOKEN_VARIABLES):
+        path = os.environ.get('RAY_AUTH_TOKEN_PATH')
+        if path and not os.environ.get('RAY_AUTH_TOKEN'):
+            try:
+                Path(path).read_text()
+            except (OSError, ValueError) as error:
+                raise ConfigError(f'RAY_AUTH_TOKEN_PATH {path!r} cannot be read: {error}') from error
+        return
+    if cause is not None:
+        with contextlib.suppress(RuntimeError, OSError):
+            if (Path.home() / '.ray' / 'auth_token').is_file():
+                return
+        raise ConfigError(
+            f"{cause}: no token to join the cluster with; set RAY_AUTH_TOKEN_PATH to a copy of the head node's token "
+            'file (or RAY_AUTH_MODE=disabled if the cluster has none)'
+        )
+    path = Path(own_folder()) / 'ray_token'
+    path.touch(mode=0o600)
+    path.write_text(secrets.token_hex(32))
+    os.environ['RAY_AUTH_TOKEN_PATH'] = str(path)
+
+
+def _require_reachable(address: str) -> None:
+    """Checks that something listens at the address of a cluster; raises ConfigError if not."""
+    host, _, port = address.rpartition(':')
+    try:
+        socket.create_connection((host.strip('[]'), int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise ConfigError(
+            f'ray_address {address!r} cannot be reached: {error}; start it there (ray start --head)'
+        ) from error
+
+
+def _short_folder() -> Path:
+    """Folder for the engine's folder: that for temporary files, or `/tmp` if its path is too long for sockets."""
+    folders = [Path(tempfile.gettempdir()), Path('/tmp')]
+    longest = 107 - len(f'/{_PREFIX}12345678/r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store')
+    return next((folder for folder in folders if len(os.fsencode(folder)) <= longest), folders[-1])
+
+
+@contextlib.contextmanager
+def _variables(values: dict[str, str]) -> Iterator[None]:
+    """Sets environment variables for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
