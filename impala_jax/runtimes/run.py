@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import threading
 from pathlib import Path
 from typing import NamedTuple
@@ -178,6 +179,9 @@ def _train(runtime: str, config: Config, agent: Agent, workdir: Path, stop: thre
 
             return launchpad.run(config, agent, workdir, stop)
         if runtime == 'ray':
+            # Read by Ray when it is imported: the output of actors is shown as it is.
+            os.environ.setdefault('RAY_DEDUP_LOGS', '0')
+            os.environ.setdefault('RAY_COLOR_PREFIX', '0')
             from impala_jax.runtimes import ray
 
             return ray.run(config, agent, workdir, stop)

@@ -16,7 +16,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import ray
@@ -31,6 +30,10 @@ from impala_jax.system.machine import connect_without_proxy, own_folder
 from impala_jax.types import Closed
 
 _PREFIX = 'impala_ray_'
+# Ray ends the processes that are connected to an engine at once if the engine has ended.
+_LAST_LINE = (
+    'error: the engine of Ray has ended, and this run with it; the same command resumes from the last checkpoint'
+)
 _SHARED_MEMORY = Path('/dev/shm')
 _SMALLEST_STORE = 100 * 2**20  # Ray refuses less than 75 MiB.
 _CONNECT_S = 10.0  # Longest wait for the first answer of a cluster.
@@ -59,7 +62,7 @@ class LocalEngine:
                 f'{store_bytes / 1e6:.0f} MB: it will use files, which are slower (in Docker: --shm-size=2g)',
                 flush=True,
             )
-        self._program = KeptProgram(_PREFIX, _short_folder())
+        self._program = KeptProgram(_PREFIX, _short_folder(), _LAST_LINE)
         temporary = self._program.folder / 'r'  # Ray makes this one writable for everybody.
         self._address = temporary / 'ray_current_cluster'
         resources = [f'--num-cpus={num_nodes}', '--num-gpus=0', f'--object-store-memory={store_bytes}']
@@ -153,9 +156,7 @@ def _init(address: str) -> None:
         connect_without_proxy(address.rpartition(':')[0])
     handlers = {number: signal.getsignal(number) for number in stopping.SIGNALS}
     try:
-        # Ray prints the output of its workers with their names, once each time.
-        with _variables({'RAY_DEDUP_LOGS': '0', 'RAY_COLOR_PREFIX': '0'}):
-            ray.init(address, logging_level=logging.ERROR, log_to_driver=True)
+        ray.init(address, logging_level=logging.ERROR, log_to_driver=True)
     finally:
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():  # Ray installs a handler of its own.
@@ -217,18 +218,3 @@ def _short_folder() -> Path:
     folders = [Path(tempfile.gettempdir()), Path('/tmp')]
     longest = 107 - len(f'/{_PREFIX}12345678/r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store')
     return next((folder for folder in folders if len(os.fsencode(folder)) <= longest), folders[-1])
-
-
-@contextlib.contextmanager
-def _variables(values: dict[str, str]) -> Iterator[None]:
-    """Sets environment variables for a while."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
