@@ -1,6 +1,7 @@
 # GNU make. `make train` on a fresh clone does everything; `make help` lists the rest.
 
-PYTHON_VERSION ?= 3.10
+# Such as 3.12. auto: that of $(VENV), else 3.10 with Launchpad where there is one, else the newest.
+PYTHON_VERSION ?= auto
 VENV ?= .venv
 ARGS ?=
 PY := $(VENV)/bin/python

@@ -77,7 +77,7 @@ import platform, sys
 assert (3, 10) <= sys.version_info[:2] <= (3, 14), f'Python {platform.python_version()}; 3.10 to 3.14 are supported'
 print(platform.python_version(), platform.machine(), platform.system())
 """,
-        f'install Python 3.10, then: {_ANEW}',
+        f'install a Python of 3.10 to 3.14, then: {_ANEW}',
         required=True,
     ),
     Check(
