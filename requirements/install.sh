@@ -174,7 +174,7 @@ else
 fi
 echo "install: $(wc -l <"$requirements") packages from $requirements, which takes a minute or a few"
 "${install[@]}" --no-deps -r "$requirements"
-kernels=impala_jax/kernels/_kernels.cpython-${version/./}-*.so
+kernels=impala_jax/kernels/_kernels*.cpython-${version/./}-*.so
 rm -f $kernels
 "${install[@]}" --no-deps --no-build-isolation --editable .
 compgen -G "$kernels" >/dev/null ||

@@ -130,7 +130,7 @@ outputs, _ = cpu.conv(convolution, jnp.ones([1, 8, 8, 16]), jnp.ones([3, 3, 16, 
 assert outputs[0, 4, 4, 0] == 9 * 16, outputs[0, 4, 4, 0]
 print('convolutions compiled for this processor')
 """,
-        f'install g++ (without it convolutions take several times as long on the CPU), then: {_ANEW}',
+        f'convolutions on the CPU take several times as long; on Linux and x86-64 install g++, then: {_ANEW}',
     ),
     Check(
         'runtime launchpad',
