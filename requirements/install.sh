@@ -20,6 +20,8 @@ if [ "${1:-}" = --which ]; then
   shift
 fi
 asked=${1:-auto}
+# Images and services set PYTHON_VERSION to a release such as 3.12.4.
+[[ $asked =~ ^(3\.[0-9]+)\. ]] && asked=${BASH_REMATCH[1]}
 venv=${2:-.venv}
 if [ $# -gt 2 ]; then
   echo "usage: requirements/install.sh [--which] [PYTHON_VERSION [VENV]], such as: requirements/install.sh 3.12 .venv312" >&2

@@ -110,6 +110,8 @@ def test_a_version_that_is_asked_for_is_taken_or_refused(machine, pythons, tmp_p
     other = max(set(VERSIONS) - {version})
     asked = ['--which', version, tmp_path / '.venv']
     assert chosen(machine(*asked, commands={'python3': path})) == (version, 'as asked for')
+    asked[1] += '.99'  # As Docker's images of Python set the variable.
+    assert chosen(machine(*asked, commands={'python3': path})) == (version, 'as asked for')
     line = refusal(machine('--which', other, tmp_path / '.venv', commands={'python3': path}))
     assert f'no Python {other} was found' in line and f'PYTHON=/path/to/python{other}' in line
     assert 'no pins for Python 3.9' in refusal(machine('--which', '3.9', tmp_path / '.venv'))
