@@ -77,7 +77,7 @@ import platform, sys
 assert (3, 10) <= sys.version_info[:2] <= (3, 14), f'Python {platform.python_version()}; 3.10 to 3.14 are supported'
 print(platform.python_version(), platform.machine(), platform.system())
 """,
-        f'install Python 3.10, then: {_ANEW}',
+        f'install a Python of 3.10 to 3.14, then: {_ANEW}',
         required=True,
     ),
     Check(
@@ -130,7 +130,7 @@ outputs, _ = cpu.conv(convolution, jnp.ones([1, 8, 8, 16]), jnp.ones([3, 3, 16, 
 assert outputs[0, 4, 4, 0] == 9 * 16, outputs[0, 4, 4, 0]
 print('convolutions compiled for this processor')
 """,
-        f'install g++ (without it convolutions take several times as long on the CPU), then: {_ANEW}',
+        f'convolutions on the CPU take several times as long; on Linux and x86-64 install g++, then: {_ANEW}',
     ),
     Check(
         'runtime launchpad',
