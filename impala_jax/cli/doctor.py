@@ -34,6 +34,7 @@ if (_CHECKOUT / 'Makefile').exists():
 else:
     _ANEW = f'install impala_jax again, as it was installed before, with {_PIP} --force-reinstall'
     _LAUNCHPAD = f"{_PIP} 'impala_jax[launchpad]'  (Python 3.10)"
+_RAY = f"{_PIP_PINNED} 'ray>=2.60'  (not beside Launchpad, which needs an older protobuf)"
 
 
 class Check(NamedTuple):
@@ -146,6 +147,21 @@ server.stop()
 print('Launchpad', version('dm-launchpad') + '; a Reverb', version('dm-reverb'), 'server answers')
 """,
         _LAUNCHPAD,
+    ),
+    Check(
+        'runtime ray',
+        """
+import threading, ray
+from impala_jax.runtimes.ray_runtime.engine import LocalEngine
+engine = LocalEngine(1, 0, 60.0)
+try:
+    engine.connect(threading.Event())
+    assert ray.get(ray.remote(lambda: 42).remote(), timeout=60) == 42
+finally:
+    engine.close()
+print(f'Ray {ray.__version__}; an engine starts, and its processes answer')
+""",
+        _RAY,
     ),
     Check('runtime threads', "import impala_jax.runtimes.threads; print('imports')", _ANEW, required=True),
     Check('runtime lockstep', "import impala_jax.runtimes.lockstep; print('imports')", _ANEW, required=True),

@@ -183,9 +183,9 @@ def _train(runtime: str, config: Config, agent: Agent, workdir: Path, stop: thre
             # Read by Ray when it is imported: the output of actors is shown as it is.
             os.environ.setdefault('RAY_DEDUP_LOGS', '0')
             os.environ.setdefault('RAY_COLOR_PREFIX', '0')
-            from impala_jax.runtimes import ray
+            from impala_jax.runtimes import ray_runtime
 
-            return ray.run(config, agent, workdir, stop)
+            return ray_runtime.run(config, agent, workdir, stop)
         return (threads.run if runtime == 'threads' else lockstep.run)(config, agent, workdir, stop)
     except Closed:
         return None

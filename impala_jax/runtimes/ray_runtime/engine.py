@@ -18,9 +18,9 @@ import threading
 import time
 from pathlib import Path
 
-import ray
-import ray.exceptions
-from ray._raylet import Config as RayConfig
+import ray  # pyright: ignore[reportMissingImports]
+import ray.exceptions  # pyright: ignore[reportMissingImports]
+from ray._raylet import Config as RayConfig  # pyright: ignore[reportMissingImports]
 
 from impala_jax.config import ConfigError
 from impala_jax.runtimes.nodes import NodeFailure
