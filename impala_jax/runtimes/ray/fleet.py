@@ -163,7 +163,7 @@ class Fleet:
         reason = _one_line(error)
         if deaths >= _MAX_DEATHS:
             raise NodeFailure(f'error: actor {member.index} died {deaths} times before its first unroll: {reason}')
-        _logger.warning('actor %d died and is replaced: %s', member.index, reason)
+        _logger.warning('actor %d died: %s', member.index, reason)
 
     def _check(self) -> None:
         """Checks the engine, and starts missing actors."""
