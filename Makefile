@@ -1,8 +1,11 @@
 # GNU make. `make train` on a fresh clone does everything; `make help` lists the rest.
 
-PYTHON_VERSION ?= 3.10
+# Such as 3.12. auto: that of $(VENV), else 3.10 with Launchpad where there is one, else the newest.
+PYTHON_VERSION ?= auto
 VENV ?= .venv
 ARGS ?=
+# An extra of pyproject.toml in addition to the pins: make install EXTRA=cuda
+EXTRA ?=
 PY := $(VENV)/bin/python
 LOCKED := 3.10 3.11 3.12 3.13 3.14
 # uv needs the extras one by one. On Python 3.11 and later `launchpad` is empty. On Python 3.10 the extra for notebooks
@@ -23,6 +26,8 @@ help: ## Show this help.
 
 install: ## Create .venv with the pinned packages (the targets below do this automatically).
 	@bash requirements/install.sh $(PYTHON_VERSION) $(VENV)
+	@[ -z '$(EXTRA)' ] || $(PY) -m pip install -qq --disable-pip-version-check --no-build-isolation \
+	  --constraint requirements/py$$($(PY) -c 'import sys; print("%d%d" % sys.version_info[:2])').txt --editable '.[$(EXTRA)]'
 
 train: install ## Train on Catch, into runs/catch; repeat the command to resume.
 	$(PY) launch/local.py --config configs/catch.py --workdir runs/catch $(ARGS)

@@ -176,7 +176,13 @@ print(sorted({LAUNCHPADS_OWN!r} & set(sys.modules)))
 
 
 def test_there_are_pins_for_every_supported_python():
-    assert [path.stem for path in PINS] == ['py310', 'py311', 'py312', 'py313', 'py314']
+    stems = [path.stem for path in PINS]
+    assert stems == ['py310', 'py311', 'py312', 'py313', 'py314']
+    (locked,) = re.findall(r'^LOCKED := (.+)$', (ROOT / 'Makefile').read_text(), re.MULTILINE)
+    assert [f'py{version.replace(".", "")}' for version in locked.split()] == stems
+    (tried,) = re.findall(r"^newest_first='(.+)'$", (ROOT / 'requirements' / 'install.sh').read_text(), re.MULTILINE)
+    assert ['py310', *sorted(f'py{version.replace(".", "")}' for version in tried.split())] == stems
+    assert METADATA['requires-python'] == '>=3.10,<3.15'
 
 
 @pytest.mark.parametrize('path', PINS, ids=lambda path: path.stem)

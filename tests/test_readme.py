@@ -239,8 +239,16 @@ def test_population_commands(tmp_path):
 
 
 def test_experts_commands(tmp_path):
-    small = '--total-frames 4000 --evaluator.episodes 2 --evaluator.num-envs 2 --learner.batch-size 32'.split()
-    assert 'results.csv' in run([*arguments_of(EXPERTS[0], tmp_path), *small], tmp_path)
+    """Its cells are listed; tests/studies/test_sweeps_of_experts.py runs such cells, and writes such a table."""
+    arguments = arguments_of(EXPERTS[0], tmp_path)
+    assert len(run([*arguments, '--list'], tmp_path).splitlines()) == 5
+    table = tmp_path / 'runs' / 'experts' / 'results.csv'
+    table.parent.mkdir(parents=True)
+    tasks = impala_jax.environments.suites.tasks(impala_jax.EnvironmentConfig('minisuite'))
+    lines = ['cell,task,seed,frames,final_return,' + ','.join(f'final_return/{task}' for task in tasks)]
+    lines += [f'{i},{task},0,1000,{0.1 * i}' + ',' * len(tasks) for i, task in enumerate(tasks)]
+    lines += [f'{len(tasks)},minisuite,0,4000,0.5' + ',0.5' * len(tasks)]
+    table.write_text('\n'.join(lines) + '\n')
     figure(next(line for line in PLOT if 'plot.py experts' in line), tmp_path)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from impala_jax.kernels import cpu
+from impala_jax.kernels.variants import VARIANTS
 from impala_jax.rundir.code_version import code_version
 from tests.helpers.programs import ROOT
 
@@ -63,6 +65,8 @@ def test_it_holds_the_package_with_its_data_and_nothing_else(wheel):
             if path.suffix in ('.py', '.csv', '.cc') or path.name == 'py.typed':
                 names.remove(f'{inside}/{path.relative_to(ROOT / folder).as_posix()}')
     assert all(name.startswith('impala_jax/kernels/_kernels') for name in names), names
+    if not cpu.REASON:  # Where this checkout has kernels, the wheel has them for other processors as well.
+        assert sorted(name.split('.')[0].rpartition('_kernels_')[2] for name in names) == sorted(VARIANTS)
 
 
 def test_it_is_the_same_code_as_the_checkout(impala):

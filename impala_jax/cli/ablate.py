@@ -34,8 +34,7 @@ def ablate() -> None:
     grid = grid.override(lambda config: command_line.override(config, overrides))
     cells = grid.cells(arguments.outside_theory)
     if arguments.list:
-        for cell in cells:
-            print(cell.id, *(f'{name}={value}' for name, value in cell.values.items()))
+        command_line.print_cells(cells)
         return
     left_out = 0 if arguments.outside_theory else grid.num_outside_theory()
     if left_out:

@@ -243,6 +243,12 @@ def _outcome(body: Callable[[], None], stopped: str) -> tuple[int, str]:
     return 0, ''
 
 
+def print_cells(cells: Sequence[Cell]) -> None:
+    """Prints the id and the values of each cell of a sweep."""
+    for cell in cells:
+        print(cell.id, *(f'{name}={value}' for name, value in cell.values.items()))
+
+
 def run_sweep(cells: Sequence[Cell], output: Path, processes: int, runtime: str = 'lockstep') -> None:
     """Runs `ablation.run_sweep` with a progress bar."""
     from impala_jax.studies import ablation

@@ -34,6 +34,7 @@ if (_CHECKOUT / 'Makefile').exists():
 else:
     _ANEW = f'install impala_jax again, as it was installed before, with {_PIP} --force-reinstall'
     _LAUNCHPAD = f"{_PIP} 'impala_jax[launchpad]'  (Python 3.10)"
+_RAY = f"{_PIP_PINNED} 'ray>=2.60'  (not beside Launchpad, which needs an older protobuf)"
 
 
 class Check(NamedTuple):
@@ -77,7 +78,7 @@ import platform, sys
 assert (3, 10) <= sys.version_info[:2] <= (3, 14), f'Python {platform.python_version()}; 3.10 to 3.14 are supported'
 print(platform.python_version(), platform.machine(), platform.system())
 """,
-        f'install Python 3.10, then: {_ANEW}',
+        f'install a Python of 3.10 to 3.14, then: {_ANEW}',
         required=True,
     ),
     Check(
@@ -130,7 +131,7 @@ outputs, _ = cpu.conv(convolution, jnp.ones([1, 8, 8, 16]), jnp.ones([3, 3, 16, 
 assert outputs[0, 4, 4, 0] == 9 * 16, outputs[0, 4, 4, 0]
 print('convolutions compiled for this processor')
 """,
-        f'install g++ (without it convolutions take several times as long on the CPU), then: {_ANEW}',
+        f'convolutions on the CPU take several times as long; on Linux and x86-64 install g++, then: {_ANEW}',
     ),
     Check(
         'runtime launchpad',
@@ -146,6 +147,21 @@ server.stop()
 print('Launchpad', version('dm-launchpad') + '; a Reverb', version('dm-reverb'), 'server answers')
 """,
         _LAUNCHPAD,
+    ),
+    Check(
+        'runtime ray',
+        """
+import threading, ray
+from impala_jax.runtimes.ray_runtime.engine import LocalEngine
+engine = LocalEngine(1, 0, 60.0)
+try:
+    engine.connect(threading.Event())
+    assert ray.get(ray.remote(lambda: 42).remote(), timeout=60) == 42
+finally:
+    engine.close()
+print(f'Ray {ray.__version__}; an engine starts, and its processes answer')
+""",
+        _RAY,
     ),
     Check('runtime threads', "import impala_jax.runtimes.threads; print('imports')", _ANEW, required=True),
     Check('runtime lockstep', "import impala_jax.runtimes.lockstep; print('imports')", _ANEW, required=True),

@@ -30,6 +30,7 @@ def train() -> None:
     parser.add_argument(
         '--runtime', default='lockstep', help='launchpad, threads or lockstep (default: lockstep, on one core)'
     )
+    parser.add_argument('--list', action='store_true', help='list the runs and exit')
     arguments, overrides = parser.parse_known_args()
     for name in ('seeds', 'processes'):
         if getattr(arguments, name) < 1:
@@ -37,6 +38,9 @@ def train() -> None:
     config = command_line.override(command_line.load_config_file(arguments.config), overrides)
     config = replace(config, {'environment.name': arguments.suite})
     grid = experts(config, range(arguments.seeds), multitask=not arguments.experts_only)
+    if arguments.list:
+        command_line.print_cells(grid.cells())
+        return
     command_line.run_sweep(grid.cells(), arguments.output, arguments.processes, arguments.runtime)
     print(f'Figure      {program.command("plot")} experts --results {arguments.output / RESULTS} --output experts.png')
 

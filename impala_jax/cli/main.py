@@ -47,6 +47,13 @@ def start(name: str) -> None:
         from impala_jax.system.quiet import quiet_libraries
 
         quiet_libraries()  # Before they are imported.
+    from impala_jax.config import ConfigError
+    from impala_jax.kernels import variants
+
+    try:
+        variants.selected()  # Checked here, because the modules of a command load the kernels when they are imported.
+    except ConfigError as error:
+        sys.exit(f'error: {error}')
     importlib.import_module(f'impala_jax.cli.{name}').main()
 
 

@@ -57,14 +57,14 @@ class ActorConfig:
     """The actors. Each steps a vector of environments, with one batched inference per step."""
 
     num_actors: Annotated[int | None, _number_or_auto] = None
-    """Actors per host; `auto` (None): one per core, resolved when a run starts. 0 requires `serve_actors`: all actors
-    are on other machines."""
+    """Actors per host; `auto` (None): one per core, resolved when a run starts, or in a Ray cluster one per CPU.
+    0 requires `serve_actors`: all actors are on other machines."""
     num_envs: int = 16
     """Environments per actor."""
     inference: Literal['actor', 'accelerator'] = 'actor'
     """Where actors evaluate the network. `actor`: each actor on the CPU. `accelerator`: on the learner's devices, with
     the requests of all actors in one batch (`impala_jax.inference`), for networks that are too slow on the CPU;
-    runtimes `threads`, and `launchpad` with `local_mt`. Actors on other machines always use their CPU."""
+    runtimes `threads`, and `launchpad` with `local_mt`. Actors in other processes always use their CPU."""
     inference_wait_ms: float = 2.0
     """Longest time that the first request of a batch waits for requests of other actors, if `inference` is
     `accelerator`, in milliseconds."""

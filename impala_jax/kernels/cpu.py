@@ -1,7 +1,7 @@
 """The convolutions and V-trace of `kernels.cc`, which XLA's CPU backend calls in place of its own.
 
-They are compiled when the project is installed. Without a compiler they are unavailable, `REASON` explains why, and
-XLA's own implementations are used. `docs/performance.md` has the speed-ups.
+They are compiled when the project is installed, once per variant of `variants.py`. Where they are unavailable,
+`REASON` explains why, and XLA's own implementations are used. `docs/performance.md` has the speed-ups.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib.util
-from collections.abc import Sequence
+import platform
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from impala_jax.kernels.variants import VARIABLE, VARIANTS, selected
 from impala_jax.types import Array
 
 _LANES = 16
@@ -162,18 +165,44 @@ def _source(library: ctypes.CDLL) -> str | None:
     return library.impala_source().decode()
 
 
-def _load() -> str:
-    """Registers the kernels with XLA; returns the reason if that is impossible, otherwise an empty string."""
-    spec = importlib.util.find_spec('impala_jax.kernels._kernels')
-    if spec is None or spec.origin is None:
-        return 'not compiled: install a C++ compiler (g++ or clang++), and reinstall this project'
-    library = ctypes.CDLL(spec.origin)
+def _features() -> set[str]:
+    """Returns the names of the instruction sets that all processors of this machine have."""
+    lines = re.findall(r'^flags\s*:(.*)$', Path('/proc/cpuinfo').read_text(), re.MULTILINE)
+    return set.intersection(*(set(line.split()) for line in lines)) if lines else set()
+
+
+def _library(variants: Iterable[str], features: set[str]) -> ctypes.CDLL | str:
+    """Returns the first of these variants that is usable with these instruction sets, or why there is none."""
     source = hashlib.sha256(Path(__file__).with_name('kernels.cc').read_bytes()).hexdigest()
-    if _source(library) != source:
-        return 'compiled from a different kernels.cc: reinstall this project'
-    library.impala_supported.restype = ctypes.c_bool
-    if not library.impala_supported():
-        return 'compiled for a different processor: reinstall this project on this machine'
+    reason = ''
+    for variant in variants:
+        spec = importlib.util.find_spec(f'impala_jax.kernels._kernels_{variant}')
+        if missing := [name for name in VARIANTS[variant] if name not in features]:
+            # Not even loaded: its first instruction might be one of those.
+            reason = f'not available for this processor, which lacks {missing[0]}'
+        elif spec is None or spec.origin is None:
+            reason = 'not compiled: install a C++ compiler (g++ or clang++), and reinstall this project'
+        elif _source(library := ctypes.CDLL(spec.origin)) != source:
+            reason = 'compiled from a different kernels.cc: reinstall this project'
+        else:
+            return library
+    return reason
+
+
+def _load() -> str:
+    """Registers the kernels with XLA; returns the reason if that is impossible, otherwise an empty string.
+
+    Raises:
+      ConfigError: If the environment variable that selects a variant has an unknown value.
+    """
+    if not (names := selected()):
+        return f'turned off by {VARIABLE}'
+    system, machine = platform.system(), platform.machine()
+    if (system, machine) != ('Linux', 'x86_64'):
+        return f'not available for {system} on {machine}, only for Linux on x86_64'
+    library = _library(names, _features())
+    if isinstance(library, str):
+        return library
     try:
         for name in ('impala_conv', 'impala_conv_kernel_gradient', 'impala_conv_image_gradient', 'impala_vtrace'):
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform='cpu')

@@ -26,10 +26,8 @@ namespace {
 // ones; the number of accumulators leaves enough of them for the factors.
 #if defined(__AVX512F__)
 constexpr int kLanes = 16, kAccumulators = 24;
-#elif defined(__AVX__)
-constexpr int kLanes = 8, kAccumulators = 12;
 #else
-constexpr int kLanes = 4, kAccumulators = 12;
+constexpr int kLanes = 8, kAccumulators = 12;
 #endif
 typedef float Vector __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
@@ -516,17 +514,6 @@ auto WithAttributes(Binding binding) {
 }
 
 }  // namespace
-
-// Returns whether this processor supports the instruction sets that the code was compiled for.
-extern "C" bool impala_supported() {
-#if defined(__AVX512F__)
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
-#elif defined(__AVX2__)
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-  return true;
-#endif
-}
 
 // Returns the SHA-256 of this file.
 extern "C" const char* impala_source() { return IMPALA_SOURCE; }

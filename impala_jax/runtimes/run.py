@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import threading
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from impala_jax.build import make_agent, make_loss, make_optimizer_factory, unus
 from impala_jax.config import Config, ConfigError, closest
 from impala_jax.environments import suites
 from impala_jax.evaluation.evaluator import Evaluation
-from impala_jax.kernels import allocator, compilation_cache
+from impala_jax.kernels import allocator, compilation_cache, cpu
 from impala_jax.rundir.checkpoint import check_config, require_utf8, restore
 from impala_jax.rundir.files import EVALUATIONS
 from impala_jax.rundir.lock import only_process
@@ -111,7 +112,8 @@ def run(
     make_optimizer_factory(config.optimizer)
     agent = make_agent(config.network, environments.spec(config.environment, config.timeout_s), config.popart.enabled)
     if host()[0] == 0:
-        print('\n'.join([f'the network reads {agent.reads}', *unused_options(config)]), flush=True)
+        slower = [f'convolutions on the CPU use XLA: the kernels are {cpu.REASON}'] if cpu.REASON else []
+        print('\n'.join([f'the network reads {agent.reads}', *slower, *unused_options(config)]), flush=True)
     with only_process(workdir):
         check_config(workdir, config)
         if configure_process:
@@ -178,9 +180,12 @@ def _train(runtime: str, config: Config, agent: Agent, workdir: Path, stop: thre
 
             return launchpad.run(config, agent, workdir, stop)
         if runtime == 'ray':
-            from impala_jax.runtimes import ray
+            # Read by Ray when it is imported: the output of actors is shown as it is.
+            os.environ.setdefault('RAY_DEDUP_LOGS', '0')
+            os.environ.setdefault('RAY_COLOR_PREFIX', '0')
+            from impala_jax.runtimes import ray_runtime
 
-            return ray.run(config, agent, workdir, stop)
+            return ray_runtime.run(config, agent, workdir, stop)
         return (threads.run if runtime == 'threads' else lockstep.run)(config, agent, workdir, stop)
     except Closed:
         return None

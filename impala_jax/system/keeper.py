@@ -20,11 +20,12 @@ from pathlib import Path
 
 from impala_jax.system.machine import START, kill_marked
 
-_LOCK, _ENDED = 'lock', 'ended'  # Files in the program's folder.
+_LOCK, _OUTPUT, _ENDED = 'lock', 'output.txt', 'ended'  # Files in the program's folder.
 _MAIN = (
     'import sys; sys.path.insert(0, sys.argv[1]); '
-    'from impala_jax.system import keeper; keeper.keep(int(sys.argv[2]), sys.argv[3], sys.argv[4:])'
+    'from impala_jax.system import keeper; keeper.keep(int(sys.argv[2]), *sys.argv[3:5], sys.argv[5:])'
 )
+_NOTICE_S = 3.0  # Longest time that the command takes to notice the end of one of its processes.
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _PACKAGES = str(Path(__file__).parents[2])
 
@@ -35,13 +36,15 @@ class KeptProgram:
     Args:
       prefix: Prefix of the folder's name. Folders with this prefix that a killed keeper has left are removed.
       base: Where to create the folder, which is accessible to this user only.
+      last_line: Line to write to standard error if the program ends first, and this process with it.
     """
 
-    def __init__(self, prefix: str, base: Path):
+    def __init__(self, prefix: str, base: Path, last_line: str = ''):
+        self._last_line = last_line
         for left in base.glob(f'{prefix}*'):
             _remove_left(left)
         self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
-        self.output = self.folder / 'output.txt'
+        self.output = self.folder / _OUTPUT
         """File with the program's output."""
         self._process: subprocess.Popen[bytes] | None = None
         self._lifeline = -1
@@ -49,16 +52,15 @@ class KeptProgram:
     def start(self, command: list[str], environment: dict[str, str]) -> None:
         """Starts the program with some more environment variables."""
         theirs, self._lifeline = os.pipe()
-        with open(self.output, 'wb') as output:
-            self._process = subprocess.Popen(
-                [sys.executable, '-S', '-c', _MAIN, _PACKAGES, str(theirs), str(self.folder), *command],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=(theirs,),
-                start_new_session=True,
-                env={**os.environ, **environment, START: str(self.folder)},
-            )
+        self.output.touch()
+        self._process = subprocess.Popen(
+            [sys.executable, '-S', '-c', _MAIN, _PACKAGES, str(theirs), str(self.folder), self._last_line, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(theirs,),
+            start_new_session=True,
+            env={**os.environ, **environment, START: str(self.folder)},
+        )
         os.close(theirs)
 
     @property
@@ -76,18 +78,21 @@ class KeptProgram:
         if self._process is None:
             shutil.rmtree(self.folder, ignore_errors=True)
             return
+        with contextlib.suppress(BrokenPipeError):  # The keeper was killed.
+            os.write(self._lifeline, b'.')
         os.close(self._lifeline)
         status = self._process.wait(timeout_s)
         if status < 0:  # The keeper itself was killed.
             _end(self._process.pid, str(self.folder))
 
 
-def keep(lifeline: int, folder: str, command: list[str]) -> None:
+def keep(lifeline: int, folder: str, last_line: str, command: list[str]) -> None:
     """Runs a command until it or the parent ends, and ends the rest of this process's session.
 
     Args:
-      lifeline: File descriptor of a pipe that is closed when the parent ends.
+      lifeline: File descriptor of a pipe that is closed when the parent ends, after one byte if it ends on purpose.
       folder: The program's folder; locked meanwhile, and removed at the end.
+      last_line: Line to write to standard error if the command ends first, and the parent with it.
       command: The command.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -95,11 +100,18 @@ def keep(lifeline: int, folder: str, command: list[str]) -> None:
     _adopt_orphans()
     lock = _locked(Path(folder))
     try:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        with open(Path(folder) / _OUTPUT, 'wb') as output:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         while process.poll() is None and not select.select([lifeline], [], [], 0.2)[0]:
             pass
-        (Path(folder) / _ENDED).touch()
-        select.select([lifeline], [], [])  # The parent may read the output of a program that has ended.
+        if process.poll() is not None:
+            (Path(folder) / _ENDED).touch()
+            select.select([lifeline], [], [])  # The parent may read the output of a program that has ended.
+        on_purpose = bool(os.read(lifeline, 1))
+        if last_line and not on_purpose:
+            with contextlib.suppress(subprocess.TimeoutExpired, OSError):
+                process.wait(_NOTICE_S)
+                os.write(2, f'{last_line}\n'.encode())
     finally:
         _end(os.getpid(), folder)
         os.close(lock)

@@ -30,6 +30,17 @@ def test_bad_commands_get_one_line(monkeypatch, capsys, arguments, status, words
     assert all(word in line for word in words), line
 
 
+def test_an_unknown_variant_of_the_kernels_gets_one_line(monkeypatch):
+    """Before any module of the command is imported: they load the kernels."""
+    monkeypatch.setattr('impala_jax.system.quiet.quiet_libraries', lambda: None)
+    monkeypatch.setattr(cli.importlib, 'import_module', lambda name: pytest.fail(f'{name} is imported'))
+    monkeypatch.setattr(sys, 'argv', ['impala', 'train', '--config', 'catch'])
+    monkeypatch.setenv('IMPALA_JAX_KERNELS', 'none')
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 'error: IMPALA_JAX_KERNELS=none is unknown; it must be auto, off, avx512 or avx2'
+
+
 def test_every_command_says_what_it_takes(monkeypatch, capsys):
     monkeypatch.setattr('impala_jax.system.quiet.quiet_libraries', lambda: None)
     monkeypatch.setenv('JAX_PLATFORMS', 'cpu')

@@ -16,7 +16,8 @@ needs_kernels = pytest.mark.skipif(bool(cpu.REASON), reason=f'kernels {cpu.REASO
 
 
 def test_kernels_are_there_if_they_could_be_compiled():
-    assert not cpu.REASON or not (shutil.which('g++') or shutil.which('clang++')), cpu.REASON
+    compiler = shutil.which('g++') or shutil.which('clang++')
+    assert not cpu.REASON or not compiler or 'not available for' in cpu.REASON, cpu.REASON
 
 
 def gradients(layer, cotangent_seed, *args):

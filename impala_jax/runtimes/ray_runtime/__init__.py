@@ -17,9 +17,9 @@ from impala_jax.parameter_store import LocalParameterStore
 from impala_jax.rundir.code_version import code_version
 from impala_jax.runtimes import nodes
 from impala_jax.runtimes.host_share import host_share
-from impala_jax.runtimes.ray.engine import Cluster, LocalEngine
-from impala_jax.runtimes.ray.fleet import EvaluatorInRay, Fleet, Published, store_bytes
-from impala_jax.runtimes.ray.remote import Setup
+from impala_jax.runtimes.ray_runtime.engine import Cluster, LocalEngine
+from impala_jax.runtimes.ray_runtime.fleet import EvaluatorInRay, Fleet, Published, store_bytes
+from impala_jax.runtimes.ray_runtime.remote import Setup
 from impala_jax.runtimes.threads import NodeThreads, saved_at_the_end
 
 

@@ -8,16 +8,16 @@ import time
 from typing import Any
 
 import jax
-import ray
-from ray.exceptions import RayActorError, RayError
+import ray  # pyright: ignore[reportMissingImports]
+from ray.exceptions import RayActorError, RayError  # pyright: ignore[reportMissingImports]
 
 from impala_jax.agent import Agent
 from impala_jax.evaluation.evaluator import Evaluation
 from impala_jax.parameter_store import ParameterStore
 from impala_jax.runtimes.host_share import HostShare
 from impala_jax.runtimes.nodes import NodeFailure
-from impala_jax.runtimes.ray.engine import Engine
-from impala_jax.runtimes.ray.remote import Failure, RemoteActor, RemoteEvaluator, Setup
+from impala_jax.runtimes.ray_runtime.engine import Engine
+from impala_jax.runtimes.ray_runtime.remote import Failure, RemoteActor, RemoteEvaluator, Setup
 from impala_jax.trajectory_queue import LocalTrajectoryQueue, batch_size
 from impala_jax.types import Closed, PyTree, Trajectory
 
@@ -228,7 +228,7 @@ class EvaluatorInRay:
         # No limit of its own: an evaluation ends, because games and waits for environments are limited.
         while not self._stop.is_set():
             if ray.wait([call], timeout=_POLL_S)[0]:
-                return ray.get(call)
+                return ray.get(call, timeout=self._setup.share.timeout_s)
         raise Closed
 
 

@@ -19,23 +19,27 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import ray
-import ray.exceptions
-from ray._raylet import Config as RayConfig
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+import ray  # pyright: ignore[reportMissingImports]
+import ray.exceptions  # pyright: ignore[reportMissingImports]
+from ray._raylet import Config as RayConfig  # pyright: ignore[reportMissingImports]
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # pyright: ignore[reportMissingImports]
 
 from impala_jax.config import ConfigError
 from impala_jax.runtimes.nodes import NodeFailure
-from impala_jax.runtimes.ray.remote import code_here, different_code
+from impala_jax.runtimes.ray_runtime.remote import code_here, different_code
 from impala_jax.system import stopping
 from impala_jax.system.keeper import KeptProgram
 from impala_jax.system.machine import connect_without_proxy, own_folder
 from impala_jax.types import Closed
 
 _PREFIX = 'impala_ray_'
+# Ray ends the processes that are connected to an engine at once if the engine has ended.
+_LAST_LINE = (
+    'error: the engine of Ray has ended, and this run with it; the same command resumes from the last checkpoint'
+)
 _SHARED_MEMORY = Path('/dev/shm')
 _SMALLEST_STORE = 100 * 2**20  # Ray refuses less than 75 MiB.
-_CONNECT_S = 10.0  # Longest wait for the first answer of a cluster.
+_CONNECT_S = 10.0  # Longest wait for the first and the last answer of a cluster.
 _TOKEN_VARIABLES = ('RAY_AUTH_TOKEN', 'RAY_AUTH_TOKEN_PATH')
 _START = '--head --port=0 --include-dashboard=false --disable-usage-stats --block'.split()
 
@@ -61,7 +65,7 @@ class LocalEngine:
                 f'{store_bytes / 1e6:.0f} MB: it will use files, which are slower (in Docker: --shm-size=2g)',
                 flush=True,
             )
-        self._program = KeptProgram(_PREFIX, _short_folder())
+        self._program = KeptProgram(_PREFIX, _short_folder(), _LAST_LINE)
         temporary = self._program.folder / 'r'  # Ray makes this one writable for everybody.
         self._address = temporary / 'ray_current_cluster'
         resources = [f'--num-cpus={num_nodes}', '--num-gpus=0', f'--object-store-memory={store_bytes}']
@@ -97,8 +101,7 @@ class LocalEngine:
     def close(self) -> None:
         """Disconnects this process, and ends the engine and everything that it started."""
         try:
-            if ray.is_initialized():
-                ray.shutdown()
+            _disconnect()
         finally:
             self._program.close()
 
@@ -149,8 +152,7 @@ class Cluster:
 
     def close(self) -> None:
         """Disconnects this process; Ray then ends the nodes of this run."""
-        if ray.is_initialized():
-            ray.shutdown()
+        _disconnect()
 
 
 Engine = LocalEngine | Cluster
@@ -162,13 +164,21 @@ def _init(address: str) -> None:
         connect_without_proxy(address.rpartition(':')[0])
     handlers = {number: signal.getsignal(number) for number in stopping.SIGNALS}
     try:
-        # Ray prints the output of its workers with their names, once each time.
-        with _variables({'RAY_DEDUP_LOGS': '0', 'RAY_COLOR_PREFIX': '0'}):
-            ray.init(address, logging_level=logging.ERROR, log_to_driver=True)
+        ray.init(address, logging_level=logging.ERROR, log_to_driver=True)
     finally:
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():  # Ray installs a handler of its own.
                 signal.signal(number, handler)
+
+
+def _disconnect() -> None:
+    """Disconnects this process from Ray; gives up with a warning if the engine does not answer."""
+    if ray.is_initialized():
+        thread = threading.Thread(target=ray.shutdown, name='disconnection from ray', daemon=True)
+        thread.start()
+        thread.join(_CONNECT_S)
+        if thread.is_alive():
+            _logger.warning('the engine of Ray did not answer for %g s when this process disconnected', _CONNECT_S)
 
 
 def _require_token(cause: str | None = None) -> None:
@@ -268,18 +278,3 @@ def _native_messages_held_back() -> Iterator[list[bytes]]:
             sys.stderr.flush()
             os.dup2(before, 2)
             os.close(before)
-
-
-@contextlib.contextmanager
-def _variables(values: dict[str, str]) -> Iterator[None]:
-    """Sets environment variables for a while."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

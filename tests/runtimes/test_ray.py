@@ -1,0 +1,154 @@
+"""The runtime `ray` with an engine of its own: what dies is replaced, and nothing outlives the run."""
+
+import os
+import random
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+import impala_jax
+from impala_jax.config import ConfigError
+from impala_jax.rundir import checkpoint
+from tests.helpers.configs import small
+from tests.helpers.programs import STAND_INS, command_line, finish, marked_processes, of_session, wait_for
+from tests.helpers.runs import ENDLESS, SMALL, rows_of, start
+
+pytestmark = pytest.mark.ray
+
+RAY = ['--runtime', 'ray']
+SLOW = ['--environment.name', 'dmlab/rooms_watermaze', '--environment.level-cache', '', '--network.torso', 'shallow']
+
+
+@pytest.fixture
+def folder():
+    """A folder with a short path: Ray's sockets are in it."""
+    with tempfile.TemporaryDirectory(prefix='ray_', dir='/tmp') as name:
+        yield Path(name)
+
+
+def start_in(folder, *arguments, **kwargs):
+    """A run whose temporary files are in `folder`."""
+    (temporary := folder / 't').mkdir(exist_ok=True)
+    environment = {'TMPDIR': str(temporary), **kwargs.pop('environment', {})}
+    return start(folder / 'run', *arguments, *RAY, environment=environment, **kwargs)
+
+
+def engine_of(folder):
+    """The id of the process that keeps the engine, which is that of its session; None before it has started."""
+    return next((int(pid) for pid in marked_processes(folder / 'run') if 'keeper.keep' in command_line(pid)), None)
+
+
+def nothing_is_left(folder, session):
+    wait_for(lambda: not of_session(session) and not marked_processes(folder / 'run'), timeout_s=15)
+    wait_for(lambda: not os.listdir(folder / 't'), timeout_s=10)
+
+
+def test_nodes_that_die_are_replaced(folder):
+    """Any of them, at any time; frames are counted once, and the run ends at its budget."""
+    frames = ['--total-frames', '400000', '--learner.num-devices', '1', '--evaluator.episodes', '2']
+    process = start_in(folder, *frames, '--evaluator.interval-s', '0.5', '--actor.num-actors', '2')
+    wait_for(lambda: rows_of(folder / 'run'), process)
+    session = engine_of(folder)
+    draw = random.Random(0)
+    killed = []
+    for name in ('ray::RemoteActor', 'ray::RemoteEvaluator', 'ray::'):
+        wait_for(lambda: of_session(session, name), process)  # noqa: B023
+        victims = [pid for pid in of_session(session, name) if 'Agent' not in command_line(pid)]
+        victim = draw.choice(victims)
+        killed.append(command_line(victim))
+        os.kill(victim, signal.SIGKILL)
+        updates = rows_of(folder / 'run')[-1]['learner_steps']
+        wait_for(lambda: rows_of(folder / 'run')[-1]['learner_steps'] > updates + 1, process)  # noqa: B023
+    code, stdout, stderr = finish(process)
+    assert code == 0, stdout + stderr
+    rows = rows_of(folder / 'run')
+    assert rows[-1]['frames'] == rows[-1]['learner_steps'] * 640 >= 400_000
+    assert all(a['frames'] < b['frames'] for a, b in zip(rows[:-1], rows[1:], strict=True))
+    num_actors = sum('RemoteActor' in name for name in killed)
+    assert rows[-1]['actor_deaths'] == num_actors and rows[-1]['actors'] == 2
+    assert stderr.count('died and is replaced') >= num_actors, stderr
+    nothing_is_left(folder, session)
+
+
+def test_an_engine_that_dies_ends_the_run(folder):
+    process = start_in(folder, *ENDLESS, '--checkpoint.interval-s', '0.5')
+    wait_for(lambda: len(checkpoint.steps(folder / 'run' / 'checkpoints')) > 1, process)
+    session = engine_of(folder)
+    (raylet,) = [pid for pid in of_session(session, 'raylet/raylet')]
+    os.kill(raylet, signal.SIGKILL)
+    killed = time.monotonic()
+    code, _, stderr = finish(process)
+    assert time.monotonic() - killed < 30
+    assert code == 1
+    assert stderr.splitlines()[-1].startswith('error: the engine of Ray has ended, and this run with it; '), stderr
+    nothing_is_left(folder, session)
+
+
+def test_nothing_is_left_of_a_killed_run(folder):
+    """Its environments are busy, in worker processes; the engine's keeper may be killed as well."""
+    environment = {'PYTHONPATH': f'{Path.cwd()}:{STAND_INS}', 'DMLAB_STAND_IN_RESET_S': '60'}
+    process = start_in(folder, *ENDLESS, *SLOW, environment=environment)
+    wait_for(lambda: any('sleep' in command_line(pid) for pid in marked_processes(folder / 'run')), process)
+    session = engine_of(folder)
+    process.kill()
+    finish(process)
+    nothing_is_left(folder, session)
+
+
+def test_the_next_start_sweeps(folder):
+    """What is left when a run and its keeper are killed together."""
+    process = start_in(folder, *ENDLESS)
+    wait_for(lambda: rows_of(folder / 'run'), process)
+    session = engine_of(folder)
+    (left,) = (folder / 't').glob('impala_ray_*')
+    assert left.stat().st_mode & 0o777 == 0o700
+    for pid in (session, process.pid):
+        os.kill(pid, signal.SIGKILL)
+    finish(process)
+    assert left.exists()
+    code, _, stderr = finish(start_in(folder, *SMALL, '--total-frames', '1'))
+    assert code == 0, stderr
+    nothing_is_left(folder, session)
+
+
+def test_an_actor_that_always_dies_ends_the_run(folder):
+    factory = folder / 'dies.py'
+    factory.write_text(
+        """
+import os
+from impala_jax.environments.catch import Catch
+
+class Dies(Catch):
+    def step(self, action):
+        if 'RAY_JOB_ID' in os.environ:  # In a worker process of an actor.
+            os.kill(os.getppid(), 9)
+        return super().step(action)
+
+def make(seed):
+    return Dies(seed=seed)
+"""
+    )
+    environment = {'PYTHONPATH': f'{Path.cwd()}:{folder}'}
+    process = start_in(folder, *ENDLESS, '--environment.name', 'dies:make', environment=environment)
+    code, _, stderr = finish(process)
+    assert code == 1
+    assert 'died 5 times before its first unroll' in stderr.splitlines()[-1], stderr
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'ray_address': '127.0.0.1:1'}, "ray_address '127.0.0.1:1'"),
+        ({'actor': impala_jax.ActorConfig(inference='accelerator')}, "actor.inference 'accelerator' requires"),
+    ],
+)
+def test_what_is_refused_before_long_work(changes, message, folder):
+    import dataclasses
+
+    with pytest.raises(ConfigError, match=message) as error:
+        impala_jax.run(dataclasses.replace(small(), **changes), folder / 'run', 'ray')
+    assert '\n' not in str(error.value)
+    assert not (folder / 'run').exists()
