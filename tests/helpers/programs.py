@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 STAND_INS = ROOT / 'tests' / 'stand_ins'
 
 
-def start(folder, *command, environment=None, prefix=()):
+def start(folder, *command, environment=None, prefix=(), stdin=None):
     """`prefix ... python command ...` from the project's root; all of its processes are marked with `folder`."""
     inherited = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}  # One device, as a person.
     environment = inherited | {'PYTHONPATH': str(ROOT), 'RUN_MARK': str(folder)} | (environment or {})
@@ -20,6 +20,7 @@ def start(folder, *command, environment=None, prefix=()):
         cwd=ROOT,
         env=environment,
         text=True,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

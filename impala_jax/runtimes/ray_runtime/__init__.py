@@ -11,10 +11,10 @@ import functools
 import threading
 from pathlib import Path
 
-import impala_jax
 from impala_jax.agent import Agent
 from impala_jax.config import Config
 from impala_jax.parameter_store import LocalParameterStore
+from impala_jax.rundir.code_version import code_version
 from impala_jax.runtimes import nodes
 from impala_jax.runtimes.host_share import host_share
 from impala_jax.runtimes.ray_runtime.engine import Cluster, LocalEngine
@@ -32,12 +32,12 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
       NodeFailure: If an actor or the evaluator raised an exception, or died again and again.
     """
     share = host_share(config)
-    setup = Setup(config, share, agent.spec, impala_jax.__version__)
+    setup = Setup(config, share, agent.spec, code_version())
     if config.ray_address is None:
         num_nodes = share.num_actors + share.evaluates
         engine = LocalEngine(num_nodes, store_bytes(setup, agent), share.timeout_s)
     else:
-        engine = Cluster(config.ray_address)
+        engine = Cluster(config.ray_address, setup.version, share.timeout_s)  # Refuses before anything is written.
     with contextlib.closing(engine):
         store = LocalParameterStore(config.timeout_s)
         training = nodes.make_training(config, agent, workdir, store.publish)  # While the engine starts.

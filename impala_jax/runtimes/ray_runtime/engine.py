@@ -16,14 +16,17 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import ray  # pyright: ignore[reportMissingImports]
 import ray.exceptions  # pyright: ignore[reportMissingImports]
 from ray._raylet import Config as RayConfig  # pyright: ignore[reportMissingImports]
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # pyright: ignore[reportMissingImports]
 
 from impala_jax.config import ConfigError
 from impala_jax.runtimes.nodes import NodeFailure
+from impala_jax.runtimes.ray_runtime.remote import code_here, different_code
 from impala_jax.system import stopping
 from impala_jax.system.keeper import KeptProgram
 from impala_jax.system.machine import connect_without_proxy, own_folder
@@ -36,7 +39,7 @@ _LAST_LINE = (
 )
 _SHARED_MEMORY = Path('/dev/shm')
 _SMALLEST_STORE = 100 * 2**20  # Ray refuses less than 75 MiB.
-_CONNECT_S = 10.0  # Longest wait for the first answer of a cluster.
+_CONNECT_S = 10.0  # Longest wait for the first and the last answer of a cluster.
 _TOKEN_VARIABLES = ('RAY_AUTH_TOKEN', 'RAY_AUTH_TOKEN_PATH')
 _START = '--head --port=0 --include-dashboard=false --disable-usage-stats --block'.split()
 
@@ -98,43 +101,49 @@ class LocalEngine:
     def close(self) -> None:
         """Disconnects this process, and ends the engine and everything that it started."""
         try:
-            if ray.is_initialized():
-                ray.shutdown()
+            _disconnect()
         finally:
             self._program.close()
 
 
 class Cluster:
-    """A cluster that runs already, with a node on this machine.
+    """A cluster that runs already, with a node on this machine, which this process joins at once.
 
     Args:
       address: Value of `Config.ray_address`.
+      version: Version of the code in this process (`code_version`).
+      timeout_s: Longest wait for the answers of the cluster's machines, in seconds.
+
+    Raises:
+      ConfigError: If the cluster refuses this process, has no node on this machine, or has machines with other code.
     """
 
-    def __init__(self, address: str):
+    def __init__(self, address: str, version: str, timeout_s: float):
         self._address = address
         _require_token(f'ray_address {address!r}')
         if address != 'auto':
             _require_reachable(address)
+        try:
+            with _native_messages_held_back() as messages:
+                _init(address)
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            refused = b'InvalidAuthToken' in messages[0]
+            reason = 'the token is not that of the cluster' if refused else ' '.join(str(error).split())
+            raise ConfigError(
+                f'ray_address {address!r} cannot be joined: {reason}; start a node of the cluster on this '
+                f'machine (ray start --address={address}), with the same RAY_AUTH_TOKEN_PATH'
+            ) from error
+        try:
+            self._node = ray.get_runtime_context().get_node_id()
+            _require_same_code(version, timeout_s)
+        except BaseException:
+            self.close()
+            raise
 
     def connect(self, stop: threading.Event) -> None:
-        """Connects this process to the cluster.
-
-        Raises:
-          Closed: If `stop` is set.
-          ConfigError: If the cluster refuses this process, or has no node on this machine.
-        """
+        """Raises Closed if `stop` is set; this process is connected already."""
         if stop.is_set():
             raise Closed
-        try:
-            _init(self._address)
-        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            reason = ' '.join(str(error).split())
-            raise ConfigError(
-                f'ray_address {self._address!r} cannot be joined: {reason}; start a node of the cluster on this '
-                f'machine (ray start --address={self._address}), with the same RAY_AUTH_TOKEN_PATH'
-            ) from error
-        self._node = ray.get_runtime_context().get_node_id()
 
     def check(self) -> None:
         """Checks that this machine's node is part of the cluster; raises NodeFailure if it is not."""
@@ -143,8 +152,7 @@ class Cluster:
 
     def close(self) -> None:
         """Disconnects this process; Ray then ends the nodes of this run."""
-        if ray.is_initialized():
-            ray.shutdown()
+        _disconnect()
 
 
 Engine = LocalEngine | Cluster
@@ -161,6 +169,16 @@ def _init(address: str) -> None:
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():  # Ray installs a handler of its own.
                 signal.signal(number, handler)
+
+
+def _disconnect() -> None:
+    """Disconnects this process from Ray; gives up with a warning if the engine does not answer."""
+    if ray.is_initialized():
+        thread = threading.Thread(target=ray.shutdown, name='disconnection from ray', daemon=True)
+        thread.start()
+        thread.join(_CONNECT_S)
+        if thread.is_alive():
+            _logger.warning('the engine of Ray did not answer for %g s when this process disconnected', _CONNECT_S)
 
 
 def _require_token(cause: str | None = None) -> None:
@@ -213,8 +231,50 @@ def _require_reachable(address: str) -> None:
         ) from error
 
 
+def _require_same_code(version: str, timeout_s: float) -> None:
+    """Checks the code on all machines of the cluster that offer CPUs; raises ConfigError if one has another."""
+    remote = ray.remote(code_here)
+    machines = [node for node in ray.nodes() if node['Alive'] and node['Resources'].get('CPU')]
+    answers = [
+        remote.options(
+            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node['NodeID'], soft=False)
+        ).remote()
+        for node in machines
+    ]
+    deadline = time.monotonic() + timeout_s
+    for node, answer in zip(machines, answers, strict=True):
+        host = node['NodeManagerHostname']
+        try:
+            found = ray.get(answer, timeout=max(deadline - time.monotonic(), 0.1))
+        except ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ConfigError(f'machine {host} of the Ray cluster cannot run impala_jax: {reason}') from error
+        if found != version:
+            raise ConfigError(different_code(host, found, version))
+
+
 def _short_folder() -> Path:
     """Folder for the engine's folder: that for temporary files, or `/tmp` if its path is too long for sockets."""
     folders = [Path(tempfile.gettempdir()), Path('/tmp')]
     longest = 107 - len(f'/{_PREFIX}12345678/r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store')
     return next((folder for folder in folders if len(os.fsencode(folder)) <= longest), folders[-1])
+
+
+@contextlib.contextmanager
+def _native_messages_held_back() -> Iterator[list[bytes]]:
+    """Holds back what Ray's C++ code writes to standard error; if the body fails, the result has it as its entry."""
+    messages: list[bytes] = []
+    sys.stderr.flush()
+    before = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield messages
+        except BaseException:
+            file.seek(0)
+            messages.append(file.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(before, 2)
+            os.close(before)

@@ -165,7 +165,7 @@ class Fleet:
         reason = _one_line(error)
         if deaths >= _MAX_DEATHS:
             raise NodeFailure(f'error: actor {member.index} died {deaths} times before its first unroll: {reason}')
-        _logger.warning('actor %d died and is replaced: %s', member.index, reason)
+        _logger.warning('actor %d died: %s', member.index, reason)
 
     def _check(self) -> None:
         """Checks the engine, and starts missing actors."""
@@ -230,7 +230,7 @@ class EvaluatorInRay:
         # No limit of its own: an evaluation ends, because games and waits for environments are limited.
         while not self._stop.is_set():
             if ray.wait([call], timeout=_POLL_S)[0]:
-                return ray.get(call)
+                return ray.get(call, timeout=self._setup.share.timeout_s)
         raise Closed
 
 

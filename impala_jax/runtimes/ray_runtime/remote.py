@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from typing import Any, NamedTuple
 
 import jax
 
-import impala_jax
 from impala_jax.actor import Actor
 from impala_jax.build import make_agent
 from impala_jax.config import Config
 from impala_jax.environments import suites
 from impala_jax.evaluation.evaluator import Evaluation, Evaluator
 from impala_jax.kernels import allocator, compilation_cache
+from impala_jax.rundir.code_version import code_version
 from impala_jax.runtimes import nodes
 from impala_jax.runtimes.host_share import HostShare
 from impala_jax.system.quiet import quiet_libraries
@@ -26,7 +27,7 @@ class Setup(NamedTuple):
     config: Config
     share: HostShare
     spec: EnvironmentSpec
-    version: str  # Of this package, in the learner's process.
+    version: str  # Of the code, in the learner's process (`code_version`).
 
 
 class Failure(NamedTuple):
@@ -94,13 +95,23 @@ class RemoteEvaluator:
             return Failure(nodes.final_message(error))
 
 
+def code_here() -> str:
+    """Returns the version of the code on the machine that calls it."""
+    return code_version()
+
+
+def different_code(host: str, version: str, expected: str) -> str:
+    """Returns the refusal of a machine whose code differs from the learner's."""
+    return (
+        f"machine {host} of the Ray cluster has impala_jax {version}, and the learner's machine {expected}; install "
+        'the same code on both'
+    )
+
+
 def _prepare(setup: Setup) -> Any:
     """Prepares the process of a node; returns the agent."""
-    if setup.version != impala_jax.__version__:
-        raise nodes.NodeFailure(
-            f"error: a node of the Ray cluster has impala_jax {impala_jax.__version__}, and the learner's machine "
-            f'{setup.version}; install the same version'
-        )
+    if code_version() != setup.version:  # The machine joined the cluster after the run had begun.
+        raise nodes.NodeFailure(f'error: {different_code(socket.gethostname(), code_version(), setup.version)}')
     jax.config.update('jax_platforms', 'cpu')
     quiet_libraries()
     allocator.configure_allocator()
