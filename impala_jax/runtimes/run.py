@@ -154,6 +154,11 @@ def _check_runtime(runtime: str, config: Config) -> None:
         raise ConfigError(
             f'ray_address {config.ray_address!r}: the runtime {runtime!r} joins no cluster; use --runtime ray'
         )
+    if config.ray_address is not None and config.actor.num_actors is None and host()[1] > 1:
+        raise ConfigError(
+            f'actor.num_actors auto: each of the {host()[1]} hosts would take all CPUs of the cluster '
+            f'{config.ray_address!r}; set it to the number of actors per host'
+        )
     if config.policy_lag and runtime != 'lockstep':
         raise ConfigError(
             f'policy_lag {config.policy_lag}: the runtime {runtime!r} cannot set the lag; use --runtime lockstep, or '
