@@ -54,7 +54,11 @@ LAYERS = {
 }
 TOP = {'runtimes', 'studies', 'cli', '__main__'}  # May import everything below; nothing below imports them.
 SEAMS = {'impala_jax.trajectory_queue', 'impala_jax.parameter_store'}
-LAUNCHPADS_OWN = {'launchpad', 'reverb', 'tensorflow', 'courier'}
+# By runtime: what only its modules import.
+OF_RUNTIMES = {
+    r'runtimes/(launchpad|reverb)': {'launchpad', 'reverb', 'tensorflow', 'courier'},
+    'ray_runtime/': {'ray'},
+}
 
 
 def _module_name(path: Path) -> str:
@@ -150,12 +154,12 @@ def test_actor_and_learner_know_only_the_protocols(module):
 
 
 @pytest.mark.parametrize('module', sorted(MODULES))
-def test_only_the_launchpad_runtime_imports_launchpad(module):
+def test_only_a_runtime_imports_its_engine(module):
     path = MODULES[module]
     found = {name.split('.')[0] for name in _imports(ast.parse(path.read_text(encoding='utf-8')), module, False)}
-    if path.parent.name == 'runtimes' and re.match(r'(launchpad|reverb)', path.stem):
-        return
-    assert not found & LAUNCHPADS_OWN
+    for owner, packages in OF_RUNTIMES.items():
+        if not re.search(owner, path.as_posix()):
+            assert not found & packages
 
 
 def test_nothing_in_the_package_imports_scripts_configs_or_tests():
@@ -164,11 +168,11 @@ def test_nothing_in_the_package_imports_scripts_configs_or_tests():
         assert not found & {'launch', 'configs', 'tests', 'benchmarks'}, module
 
 
-def test_importing_the_package_loads_no_launchpad_reverb_or_tensorflow():
+def test_importing_the_package_loads_no_engine():
     code = f"""
 import sys
 import impala_jax, impala_jax.learner, impala_jax.actor, impala_jax.runtimes.threads, impala_jax.runtimes.lockstep
-print(sorted({LAUNCHPADS_OWN!r} & set(sys.modules)))
+print(sorted({set.union(*OF_RUNTIMES.values())!r} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 0, done.stderr

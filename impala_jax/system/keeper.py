@@ -46,6 +46,7 @@ class KeptProgram:
         self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
         self.output = self.folder / _OUTPUT
         """File with the program's output."""
+        self.closed = False
         self._process: subprocess.Popen[bytes] | None = None
         self._lifeline = -1
 
@@ -75,6 +76,7 @@ class KeptProgram:
         Raises:
           subprocess.TimeoutExpired: If it does not end in time.
         """
+        self.closed = True
         if self._process is None:
             shutil.rmtree(self.folder, ignore_errors=True)
             return

@@ -52,11 +52,11 @@ class Published:
 class _Member:
     """An actor of the fleet."""
 
-    def __init__(self, setup: Setup, index: int, generation: int, num_deaths: int):
+    def __init__(self, actor: type[RemoteActor], setup: Setup, index: int, generation: int, num_deaths: int):
         self.index = index
         self.generation = generation
         self.num_deaths = num_deaths  # In a row, of actors with this index.
-        self.handle = ray.remote(RemoteActor).options(num_cpus=1).remote(setup, index, generation)
+        self.handle = ray.remote(actor).options(num_cpus=1).remote(setup, index, generation)
 
 
 class Fleet:
@@ -71,9 +71,11 @@ class Fleet:
       setup: Settings of the run. If the share has no actors, there is one for each CPU of the cluster that is not
         needed for the evaluator, also when nodes join or leave the cluster.
       published: Parameters for the actors.
+      actor: Class of the actors.
     """
 
-    def __init__(self, engine: Engine, setup: Setup, published: Published):
+    def __init__(self, engine: Engine, setup: Setup, published: Published, actor: type[RemoteActor] = RemoteActor):
+        self._actor = actor
         self._engine = engine
         self._setup = setup
         self._published = published
@@ -146,7 +148,7 @@ class Fleet:
 
     def _start(self, index: int) -> None:
         generation, num_deaths = self._generations.get(index, (0, 0))
-        self._members[index] = member = _Member(self._setup, index, generation, num_deaths)
+        self._members[index] = member = _Member(self._actor, self._setup, index, generation, num_deaths)
         for _ in range(self._under_way):
             self._request(member)
 
