@@ -72,7 +72,7 @@ LIMITED = {
     },
     'runtimes/threads.py': {'saved_at_the_end: threads.join': 'NodeThreads.join has a limit inside'},
     'studies/ablation.py': {
-        '_run_sweep: pool.shutdown': 'processes end within seconds after `stop.close()`; a stopped one is killed before',
+        '_run_sweep: pool.shutdown': 'processes end within seconds of `stop.close()`; a stopped one is killed',
     },
     'system/keeper.py': {'keep: select.select': 'idle until the parent closes its end or ends'},
     'system/stopping.py': {'_release: logging.shutdown': 'in a daemon thread, whose join is limited'},

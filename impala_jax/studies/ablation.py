@@ -231,8 +231,8 @@ def _end_if_stopped(pool: concurrent.futures.ProcessPoolExecutor, watches: dict[
     """Kills processes of a sweep that have been stopped for too long; raises CellFailed if there is one."""
     stopped = [
         process
-        for process in list((pool._processes or {}).values())
-        if watches.setdefault(process.pid, StopWatch(process.pid)).seconds() > _STOPPED_S
+        for pid, process in list((pool._processes or {}).items())
+        if watches.setdefault(pid, StopWatch(pid)).seconds() > _STOPPED_S
     ]
     for process in stopped:
         process.kill()
