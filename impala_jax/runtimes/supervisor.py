@@ -84,7 +84,7 @@ def simulate(num_hosts: int, num_devices: int, command: Sequence[str]) -> int:
                 with stopping.deferred():
                     hosts.append(subprocess.Popen([*command, *own], env=environment, start_new_session=True))
             deadline = None
-            watches = [_StopWatch(host.pid) for host in hosts]
+            watches = [StopWatch(host.pid) for host in hosts]
             while None in [host.poll() for host in hosts]:  # Polls all hosts.
                 for i, host in enumerate(hosts):
                     if watches[i].seconds() > _STOPPED_S and host.poll() is None:
@@ -139,7 +139,7 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, name='parent watcher', daemon=True).start()
 
 
-class _StopWatch:
+class StopWatch:
     """Measures for how long a process has been stopped, as by SIGSTOP; to be polled."""
 
     def __init__(self, process: int):
@@ -308,7 +308,7 @@ class _Supervisor:
         self._events.put(('ended', None))
 
     def _watch_stops(self) -> None:
-        watch = _StopWatch(self._program.pid)
+        watch = StopWatch(self._program.pid)
         while watch.seconds() <= _STOPPED_S:
             if self._program.poll() is not None:
                 return

@@ -20,6 +20,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from impala_jax.environments import suites
 from impala_jax.rundir.files import METRICS, write_atomically
 from impala_jax.rundir.lock import only_process
 from impala_jax.rundir.rows import read_rows
+from impala_jax.runtimes.supervisor import StopWatch
 from impala_jax.system import stopping
 from impala_jax.system.quiet import quiet_libraries
 
@@ -35,6 +37,7 @@ RESULTS = 'results.csv'
 _CELLS = 'cells'
 _DONE = 'done.json'
 _ENDING_S = stopping.LIMIT_S - 1.0  # Time for a worker to exit after the sweep has ended, except for checkpoints.
+_STOPPED_S = 30.0  # Longest time for which a process of a sweep may be stopped, as by SIGSTOP.
 # Metrics that differ between repetitions of a run.
 _TIMES = ('wall_time_s', 'frames_per_second', 'learner_wait_fraction')
 # The state of a worker process.
@@ -187,12 +190,13 @@ def _run_sweep(
     context = multiprocessing.get_context('spawn')
     with stopping.deferred():  # The tracker ignores SIGINT and SIGTERM by itself, but not SIGHUP.
         multiprocessing.resource_tracker.ensure_running()
-    stop = context.Event()
+    # Not an Event, whose `set` waits for ever for a process that was killed while it waited.
+    stopped, stop = context.Pipe(duplex=False)
     try:
         if todo:
             workers = min(processes, len(todo))
             with concurrent.futures.ProcessPoolExecutor(
-                workers, context, _start_worker, (stop, folder, runtime)
+                workers, context, _start_worker, (stopped, folder, runtime)
             ) as pool:
                 futures: dict[concurrent.futures.Future[None], Cell] = {}
                 try:
@@ -203,17 +207,41 @@ def _run_sweep(
                             futures[pool.submit(_run_cell, cell, folder, runtime)] = cell
                     if signals.received is not None:
                         raise stopping.Stopped(signals.received)
-                    for future in concurrent.futures.as_completed(futures):
-                        future.result()
-                        on_done(futures[future])
+                    watches: dict[int, StopWatch] = {}
+                    waiting = set(futures)
+                    while waiting:
+                        done, waiting = concurrent.futures.wait(
+                            waiting, timeout=1.0, return_when=concurrent.futures.FIRST_COMPLETED
+                        )
+                        for future in done:
+                            future.result(timeout=0)
+                            on_done(futures[future])
+                        _end_if_stopped(pool, watches)
                 except BaseException:
-                    stop.set()
+                    stop.close()
                     with stopping.critical_section():  # Workers exit soon, or are writing checkpoints.
                         pool.shutdown(cancel_futures=True)
                     raise
     finally:
         _write_results(cells, folder)
     return folder / RESULTS
+
+
+def _end_if_stopped(pool: concurrent.futures.ProcessPoolExecutor, watches: dict[int, StopWatch]) -> None:
+    """Kills processes of a sweep that have been stopped for too long; raises CellFailed if there is one."""
+    stopped = [
+        process
+        for pid, process in list((pool._processes or {}).items())
+        if watches.setdefault(pid, StopWatch(pid)).seconds() > _STOPPED_S
+    ]
+    for process in stopped:
+        process.kill()
+    if stopped:
+        pids = ', '.join(str(process.pid) for process in stopped)
+        raise CellFailed(
+            f'error: the sweep waited for its process {pids}, which was stopped for {_STOPPED_S:g} s (SIGSTOP); it was '
+            'killed, and the same command resumes the sweep'
+        )
 
 
 def is_finished(cell: Cell, folder: Path) -> bool:
@@ -225,7 +253,7 @@ class CellFailed(RuntimeError):
     """A cell failed; the message is its traceback."""
 
 
-def _start_worker(stop: Any, folder: Path, runtime: str) -> None:
+def _start_worker(stopped: Connection, folder: Path, runtime: str) -> None:
     """Prepares a worker process before it imports JAX: one thread in lockstep, and an exit when the sweep ends."""
     stopping.begin()  # Under `python -m impala_jax`, it has not been called yet.
     if runtime == 'lockstep':
@@ -254,7 +282,7 @@ def _start_worker(stop: Any, folder: Path, runtime: str) -> None:
         return bool(multiprocessing.connection.wait([parent.sentinel], timeout=0))
 
     def watch():
-        while not stop.wait(0.2) and not is_orphan():
+        while not multiprocessing.connection.wait([parent.sentinel, stopped], timeout=1.0):
             pass
         _sweep_is_over.set()
         deadline = time.monotonic() + _ENDING_S

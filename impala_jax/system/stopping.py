@@ -197,10 +197,7 @@ def end(status: int, line: str = '') -> NoReturn:
         sys.stderr.write(line and f'{line}\n')
         sys.exit(status)
     _program.over = True
-    logging.shutdown()
-    if 'multiprocessing.util' in sys.modules:
-        # Releases semaphores; otherwise the resource tracker would print a warning after the last line.
-        sys.modules['multiprocessing.util']._run_finalizers()
+    _limited(_release)
     end_process(status, line)
 
 
@@ -217,10 +214,22 @@ def end_process(status: int, line: str = '') -> NoReturn:
             sys.stderr.flush()
 
     for action in (clean_up, write_line):
-        thread = threading.Thread(target=action, daemon=True)
-        thread.start()
-        thread.join(_LAST_S)
+        _limited(action)
     os._exit(status)
+
+
+def _release() -> None:
+    logging.shutdown()
+    if 'multiprocessing.util' in sys.modules:
+        # Releases semaphores; otherwise the resource tracker would print a warning after the last line.
+        sys.modules['multiprocessing.util']._run_finalizers()
+
+
+def _limited(action: Callable[[], None]) -> None:
+    """Calls a function of a program that ends, but does not wait long for it: a lock or a full pipe may block it."""
+    thread = threading.Thread(target=action, daemon=True)
+    thread.start()
+    thread.join(_LAST_S)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,10 @@
 
 import csv
 import math
+import os
 import re
 import signal
+import threading
 
 import pytest
 
@@ -12,6 +14,7 @@ from impala_jax.config import (
     ConfigError,
     EnvironmentConfig,
 )
+from impala_jax.studies import ablation
 from impala_jax.studies.ablation import CellFailed, Grid, run_sweep
 from tests.helpers import programs
 from tests.helpers.configs import small
@@ -125,6 +128,21 @@ def test_a_cell_that_fails_ends_the_others(tmp_path, monkeypatch):
     with pytest.raises(CellFailed, match='task=wrong'):
         run_sweep(cells, tmp_path, 2)
     assert len(list(tmp_path.glob('cells/*/checkpoints/0*'))) == 1  # It can be resumed.
+
+
+@pytest.mark.timeout(120)
+def test_a_cell_that_is_stopped_for_good_ends_the_sweep(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, '_STOPPED_S', 1.0)
+    cells = Grid({'catch': small(total_frames=2_000_000)}, {'seed': (3,)}).cells()
+
+    def stop_it():
+        wait_for(lambda: list(tmp_path.glob('cells/*/metrics.jsonl')))
+        for pid in programs.children('multiprocessing.spawn'):
+            os.kill(pid, signal.SIGSTOP)
+
+    threading.Thread(target=stop_it, daemon=True).start()
+    with pytest.raises(CellFailed, match=r'waited for its process \d+, which was stopped for 1 s'):
+        run_sweep(cells, tmp_path, 1)
 
 
 def test_a_grid_stays_within_the_theory_unless_told():
