@@ -50,7 +50,7 @@ def train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
     )
     parser.add_argument('--config', required=True, help=CONFIG_HELP)
     parser.add_argument('--workdir', required=True, type=Path, help='directory for the files of the run')
-    parser.add_argument('--runtime', default=None, help='launchpad, threads or lockstep')
+    parser.add_argument('--runtime', default=None, help='launchpad, ray, threads or lockstep')
     parser.add_argument('--fields', action='store_true', help='list the fields of the configuration and exit')
     arguments, overrides = parser.parse_known_args(argv)
     config = load_config_file(arguments.config)

@@ -28,7 +28,7 @@ def train() -> None:
         '--processes', type=int, default=num_cores(), help='number of runs in parallel (default: %(default)s)'
     )
     parser.add_argument(
-        '--runtime', default='lockstep', help='launchpad, threads or lockstep (default: lockstep, on one core)'
+        '--runtime', default='lockstep', help='launchpad, ray, threads or lockstep (default: lockstep, on one core)'
     )
     parser.add_argument('--list', action='store_true', help='list the runs and exit')
     arguments, overrides = parser.parse_known_args()

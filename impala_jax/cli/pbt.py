@@ -39,7 +39,7 @@ def train() -> None:
     )
     parser.add_argument('--members', type=int, default=4, help='number of members to train (default: %(default)s)')
     parser.add_argument('--member', type=int, help='index of the only member to train; others run on other machines')
-    parser.add_argument('--runtime', default=None, help='launchpad, threads or lockstep')
+    parser.add_argument('--runtime', default=None, help='launchpad, ray, threads or lockstep')
     parser.add_argument('--parent', type=int, help=argparse.SUPPRESS)
     arguments, overrides = parser.parse_known_args()
     if arguments.members < 1:

@@ -70,8 +70,9 @@ def test_nodes_that_die_are_replaced(frames, num_more, folder):
     assert rows[-1]['frames'] == rows[-1]['learner_steps'] * 640 >= frames
     assert all(a['frames'] < b['frames'] for a, b in zip(rows[:-1], rows[1:], strict=True))
     num_actors = sum('RemoteActor' in name for name in killed)
-    assert rows[-1]['actor_deaths'] == num_actors and rows[-1]['actors'] == 2
-    assert stderr.count('died and is replaced') >= num_actors, stderr
+    # Others may have died before Ray gave them the name of an actor.
+    assert num_actors <= rows[-1]['actor_deaths'] <= len(killed) and rows[-1]['actors'] == 2
+    assert stderr.count(' died: ') >= num_actors, stderr
     nothing_is_left(folder, session)
 
 

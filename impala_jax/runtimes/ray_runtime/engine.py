@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import secrets
 import shutil
-import signal
 import socket
 import sys
 import tempfile
@@ -27,7 +27,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # pyr
 from impala_jax.config import ConfigError
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.runtimes.ray_runtime.remote import code_here, different_code
-from impala_jax.system import stopping
 from impala_jax.system.keeper import KeptProgram
 from impala_jax.system.machine import connect_without_proxy, own_folder
 from impala_jax.types import Closed
@@ -40,6 +39,7 @@ _LAST_LINE = (
 _SHARED_MEMORY = Path('/dev/shm')
 _SMALLEST_STORE = 100 * 2**20  # Ray refuses less than 75 MiB.
 _CONNECT_S = 10.0  # Longest wait for the first and the last answer of a cluster.
+_JOIN_S = 60.0  # Longest wait for an engine to accept this process; a wrong token takes 20 s.
 _TOKEN_VARIABLES = ('RAY_AUTH_TOKEN', 'RAY_AUTH_TOKEN_PATH')
 _START = '--head --port=0 --include-dashboard=false --disable-usage-stats --block'.split()
 
@@ -84,19 +84,24 @@ class LocalEngine:
           TimeoutError: If it does not start in time.
         """
         deadline = time.monotonic() + self._timeout_s
-        while b'Ray runtime started' not in self._program.output.read_bytes():
+        while not (address := self._started()):
             self.check()
             if stop.wait(0.05):
                 raise Closed
             if time.monotonic() > deadline:
                 raise TimeoutError(f'waited {self._timeout_s:g} s for the engine of Ray to start')
-        _init(self._address.read_text().strip())
+        _init(address)
+
+    def _started(self) -> str:
+        """Returns the address of the engine; empty while it starts. Ray writes the file last, and not at once."""
+        text = self._address.read_text() if self._address.exists() else ''
+        return text.strip() if re.fullmatch(r'\S+:\d+\n?', text) else ''
 
     def check(self) -> None:
         """Checks that the engine runs; raises NodeFailure if it has ended."""
         if self._program.has_ended:
-            lines = self._program.output.read_text(errors='replace').strip().splitlines()
-            raise NodeFailure('\n'.join([*lines[-5:], 'error: the engine of Ray has ended; its last output is above']))
+            lines = [line for line in self._program.output.read_text(errors='replace').splitlines() if line.strip()]
+            raise NodeFailure('\n'.join([*lines[-5:], _LAST_LINE]))
 
     def close(self) -> None:
         """Disconnects this process, and ends the engine and everything that it started."""
@@ -126,7 +131,7 @@ class Cluster:
         try:
             with _native_messages_held_back() as messages:
                 _init(address)
-        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        except (ConnectionError, RuntimeError, TimeoutError, ValueError, ray.exceptions.RayError) as error:
             refused = b'InvalidAuthToken' in messages[0]
             reason = 'the token is not that of the cluster' if refused else ' '.join(str(error).split())
             raise ConfigError(
@@ -159,16 +164,30 @@ Engine = LocalEngine | Cluster
 
 
 def _init(address: str) -> None:
-    """Connects to an engine."""
+    """Connects to an engine.
+
+    Ray does so without a limit, and would install a handler for SIGTERM in the main thread.
+
+    Raises:
+      TimeoutError: If the engine does not answer in time.
+    """
     if ':' in address:
         connect_without_proxy(address.rpartition(':')[0])
-    handlers = {number: signal.getsignal(number) for number in stopping.SIGNALS}
-    try:
-        ray.init(address, logging_level=logging.ERROR, log_to_driver=True)
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():  # Ray installs a handler of its own.
-                signal.signal(number, handler)
+    errors: list[Exception] = []
+
+    def init() -> None:
+        try:
+            ray.init(address, logging_level=logging.CRITICAL, log_to_driver=True)
+        except Exception as error:  # noqa: BLE001 - raised below.
+            errors.append(error)
+
+    thread = threading.Thread(target=init, name='connection to ray', daemon=True)
+    thread.start()
+    thread.join(_JOIN_S)
+    if thread.is_alive():
+        raise TimeoutError(f'waited {_JOIN_S:g} s for the engine of Ray at {address!r} to accept this process')
+    if errors:
+        raise errors[0]
 
 
 def _disconnect() -> None:
@@ -200,11 +219,15 @@ def _require_token(cause: str | None = None) -> None:
         return  # A cluster's own decision.
     if any(os.environ.get(name) for name in _TOKEN_VARIABLES):
         path = os.environ.get('RAY_AUTH_TOKEN_PATH')
-        if path and not os.environ.get('RAY_AUTH_TOKEN'):
+        token = os.environ.get('RAY_AUTH_TOKEN')
+        if not token:
+            assert path is not None
             try:
-                Path(path).read_text()
+                token = Path(path).read_text()
             except (OSError, ValueError) as error:
                 raise ConfigError(f'RAY_AUTH_TOKEN_PATH {path!r} cannot be read: {error}') from error
+        if not token.strip():
+            raise ConfigError(f'RAY_AUTH_TOKEN_PATH {path!r}: the token is empty; write one (openssl rand -hex 32)')
         return
     if cause is not None:
         with contextlib.suppress(RuntimeError, OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 import threading
 import time
 from typing import Any
@@ -259,4 +260,4 @@ def _one_line(error: Exception) -> str:
     said = [
         line for line in lines if '\t' not in line and not line.startswith(('class_name', 'actor_id', 'pid', 'name'))
     ]
-    return ' '.join(said)[:300]
+    return textwrap.shorten(' '.join(said), 300)
