@@ -19,7 +19,6 @@ import jax
 import numpy as np
 from common import machine, report
 
-import impala_jax
 from impala_jax import environments
 from impala_jax.build import make_agent, make_learner
 from impala_jax.config import ActorConfig, Config, EnvironmentConfig, EvaluatorConfig, LearnerConfig, NetworkConfig
@@ -28,7 +27,7 @@ from impala_jax.parameter_store import LocalParameterStore
 from impala_jax.runtimes.host_share import host_share
 from impala_jax.runtimes.ray_runtime.engine import LocalEngine
 from impala_jax.runtimes.ray_runtime.fleet import Fleet, Published, store_bytes
-from impala_jax.runtimes.ray_runtime.remote import Failure, RemoteActor, Setup
+from impala_jax.runtimes.ray_runtime.remote import Failure, RemoteActor, Setup, code_version
 from impala_jax.training.hosts import OneHost
 from impala_jax.training.loop import TrainingLoop
 from impala_jax.types import PyTree, Trajectory
@@ -78,7 +77,7 @@ def measure(torso: str, num_actors: int, num_updates: int, rounds: int) -> tuple
     )
     share = host_share(config)
     agent = make_agent(config.network, environments.spec(config.environment))
-    setup = Setup(config, share, agent.spec, impala_jax.__version__)
+    setup = Setup(config, share, agent.spec, code_version())
     engine = LocalEngine(num_actors, store_bytes(setup, agent), config.timeout_s)
     try:
         store = LocalParameterStore(config.timeout_s)
