@@ -24,10 +24,11 @@ from impala_jax.build import make_agent, make_learner
 from impala_jax.config import ActorConfig, Config, EnvironmentConfig, EvaluatorConfig, LearnerConfig, NetworkConfig
 from impala_jax.kernels import allocator
 from impala_jax.parameter_store import LocalParameterStore
+from impala_jax.rundir.code_version import code_version
 from impala_jax.runtimes.host_share import host_share
 from impala_jax.runtimes.ray_runtime.engine import LocalEngine
 from impala_jax.runtimes.ray_runtime.fleet import Fleet, Published, store_bytes
-from impala_jax.runtimes.ray_runtime.remote import Failure, RemoteActor, Setup, code_version
+from impala_jax.runtimes.ray_runtime.remote import Failure, RemoteActor, Setup
 from impala_jax.training.hosts import OneHost
 from impala_jax.training.loop import TrainingLoop
 from impala_jax.types import PyTree, Trajectory
