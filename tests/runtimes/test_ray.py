@@ -12,6 +12,7 @@ import pytest
 import impala_jax
 from impala_jax.config import ConfigError
 from impala_jax.rundir import checkpoint
+from tests.helpers import programs
 from tests.helpers.configs import small
 from tests.helpers.programs import STAND_INS, command_line, finish, marked_processes, of_session, wait_for
 from tests.helpers.runs import ENDLESS, SMALL, rows_of, start
@@ -124,6 +125,49 @@ def test_the_next_start_sweeps(folder):
     code, _, stderr = finish(start_in(folder, *SMALL, '--total-frames', '1'))
     assert code == 0, stderr
     nothing_is_left(folder, session)
+
+
+@pytest.mark.atari
+def test_batches_are_views_but_for_replay(folder):
+    """Replay would keep the views, and so fill the object store; the unroll of one actor is the whole batch."""
+    script = folder / 'fleet.py'
+    script.write_text("""
+import threading
+import impala_jax, jax
+from impala_jax import ActorConfig, Config, EnvironmentConfig, LearnerConfig, NetworkConfig, ReplayConfig, environments
+from impala_jax.build import make_agent
+from impala_jax.parameter_store import LocalParameterStore
+from impala_jax.rundir.code_version import code_version
+from impala_jax.runtimes.host_share import host_share
+from impala_jax.runtimes.ray_runtime.engine import LocalEngine
+from impala_jax.runtimes.ray_runtime.fleet import Fleet, Published
+from impala_jax.runtimes.ray_runtime.remote import Setup
+
+config = Config(
+    environment=EnvironmentConfig(name='atari/pong'),
+    network=NetworkConfig(torso='mlp', mlp_sizes=(8,)),
+    actor=ActorConfig(num_actors=1, num_envs=4),
+)
+agent = make_agent(config.network, environments.spec(config.environment))
+store = LocalParameterStore(60.0)
+store.publish(0, jax.device_get(agent.init(jax.random.PRNGKey(0))))
+engine = LocalEngine(2, 0, 60.0)
+try:
+    engine.connect(threading.Event())
+    for batch_size, fraction in ((4, 0.0), (8, 0.5)):
+        from dataclasses import replace
+        changed = replace(
+            config, learner=LearnerConfig(batch_size=batch_size), replay=ReplayConfig(fraction=fraction, capacity=8)
+        )
+        fleet = Fleet(engine, Setup(changed, host_share(changed), agent.spec, code_version()), Published(store))
+        print(fleet.get_batch().timesteps.observation.frames.flags.writeable)
+        fleet.close()
+finally:
+    engine.close()
+""")
+    code, stdout, stderr = finish(programs.start(folder, str(script)))
+    assert code == 0, stderr
+    assert stdout.split() == ['False', 'True'], stdout
 
 
 def test_an_actor_that_always_dies_ends_the_run(folder):

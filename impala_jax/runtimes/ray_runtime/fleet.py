@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 import ray  # pyright: ignore[reportMissingImports]
 from ray.exceptions import RayActorError, RayError  # pyright: ignore[reportMissingImports]
 
@@ -140,6 +141,8 @@ class Fleet:
             raise NodeFailure(result.message)
         member.num_deaths = 0
         self._request(member)
+        if self._setup.share.num_replayed:
+            result = jax.tree.map(np.array, result)  # Replay would keep views, and fill the object store.
         self._batches.put(result)
         self._num_waiting += batch_size(result)
 
