@@ -25,7 +25,11 @@ from tests.helpers.runs import rows_of
 
 TWO_BY_TWO = ['--simulate-hosts', '2', '--simulate-devices', '2']
 SMALL = '--evaluator.episodes 4 --actor.num-actors 1 --actor.num-envs 8 --network.mlp-sizes 16'.split()
-RUNTIMES = ['threads', pytest.param('launchpad', marks=[pytest.mark.launchpad, pytest.mark.slow])]
+RUNTIMES = [
+    'threads',
+    pytest.param('ray', marks=[pytest.mark.ray, pytest.mark.slow]),
+    pytest.param('launchpad', marks=[pytest.mark.launchpad, pytest.mark.slow]),
+]
 
 
 def free_address():
@@ -162,6 +166,14 @@ def test_all_stop_after_the_same_update_and_finish_later(runtime, tmp_path):
     *_, scores = [json.loads(line) for line in (tmp_path / 'evaluations.jsonl').read_text().splitlines()]
     assert scores['frames'] == frames and scores['episodes'] == 4
     assert not marked_processes(tmp_path)
+
+    # A checkpoint belongs to no mesh: one host continues, with four devices and with one.
+    for devices in ('4', '1') if runtime != 'launchpad' else ():
+        frames += 10 * config.frames_per_update
+        hosts = ['--simulate-hosts', '1', '--simulate-devices', devices]
+        code, stdout, stderr = finish(start(tmp_path, '--total-frames', str(frames), runtime=runtime, hosts=hosts), 120)
+        assert code == 0 and f'Devices     {devices} x cpu' in stdout, stdout + stderr
+        assert rows_of(tmp_path)[-1]['frames'] == frames
 
 
 @pytest.mark.slow
