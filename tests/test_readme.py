@@ -79,7 +79,11 @@ def test_no_command_or_example_is_left_out():
 
 def test_commands_for_other_machines_are_parsed():
     own = [line for line in ELSEWHERE if line.startswith('python ')]
-    assert {line.split()[0] for line in ELSEWHERE} == {'gcloud', 'kubectl', 'nft', 'python', 'ssh'}
+    shell = {'(umask', 'export'}
+    others = {'gcloud', 'kubectl', 'nft', 'ssh', 'ray', 'sbatch', 'scancel'}  # tests/test_deploy.py has the last three.
+    assert {line.split()[0] for line in ELSEWHERE} == {'python', 'impala'} | shell | others
+    (joins,) = [line.split()[2:] for line in ELSEWHERE if line.startswith('impala train ')]
+    assert command_line.train_arguments(joins).config.ray_address == '10.0.0.1:6379'
     assert len(own) == 2
     for host, line in enumerate(own):
         assert line.split()[1] == 'launch/tpu_pod.py'

@@ -145,11 +145,6 @@ def _check_runtime(runtime: str, config: Config) -> None:
             f'serve_actors {config.serve_actors}: the runtime {runtime!r} has no server that actors on other machines '
             'could join; use --runtime launchpad (Python 3.10)'
         )
-    if missing := _missing(runtime):
-        raise ConfigError(
-            f'runtime {runtime!r}: {" and ".join(missing)} cannot be imported; install the extra {runtime!r}, or use '
-            f'--runtime {default_runtime()}'
-        )
     if config.ray_address is not None and runtime != 'ray':
         raise ConfigError(
             f'ray_address {config.ray_address!r}: the runtime {runtime!r} joins no cluster; use --runtime ray'
@@ -174,6 +169,11 @@ def _check_runtime(runtime: str, config: Config) -> None:
         raise ConfigError(
             "vtrace.implementation 'rlax': rlax does not load in the processes of local_mp, after Launchpad's "
             'TensorFlow; use --launch-type local_mt, or another runtime'
+        )
+    if missing := _missing(runtime):
+        raise ConfigError(
+            f'runtime {runtime!r}: {" and ".join(missing)} cannot be imported; install the extra {runtime!r}, or use '
+            f'--runtime {default_runtime()}'
         )
 
 

@@ -167,5 +167,19 @@ def _remove_left(folder: Path) -> None:
         if folder.lstat().st_uid == os.getuid() and (folder / _LOCK).exists():
             descriptor = _locked(folder)
             kill_marked(f'{START}={folder}')
+            _kill_users_of(folder)
             shutil.rmtree(folder, ignore_errors=True)
             os.close(descriptor)
+
+
+def _kill_users_of(folder: Path) -> None:
+    """Kills processes, other than this one, that have a file of a folder open.
+
+    Their session is not known any more, and a program may have overwritten their environment.
+    """
+    for entry in Path('/proc').glob('[0-9]*'):
+        if int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            if any(os.readlink(file).startswith(f'{folder}/') for file in (entry / 'fd').iterdir()):
+                os.kill(int(entry.name), signal.SIGKILL)

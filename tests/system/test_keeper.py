@@ -48,20 +48,19 @@ def test_a_program_that_ends_by_itself(kept):
 def test_ends_when_its_parent_is_killed(keeper_too, tmp_path):
     """With its keeper killed as well, the next start ends what has kept its mark, and removes the folder."""
     script = tmp_path / 'parent.py'
-    program = ['sleep', '600'] if keeper_too else PROGRAM
     script.write_text(f"""
 import time
 from pathlib import Path
 from impala_jax.system.keeper import KeptProgram
 
 program = KeptProgram('kept_', Path({str(tmp_path)!r}))
-program.start({program!r}, {{}})
+program.start({PROGRAM!r}, {{}})
 print(program._process.pid, flush=True)
 time.sleep(600)
 """)
     process = start(tmp_path, str(script))
     session = int(process.stdout.readline())
-    wait_for(lambda: len(of_session(session)) >= (2 if keeper_too else 3), process)
+    wait_for(lambda: len(of_session(session)) >= 3, process)
     if keeper_too:
         os.kill(session, signal.SIGKILL)
     process.kill()

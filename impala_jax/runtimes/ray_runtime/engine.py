@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # pyr
 from impala_jax.config import ConfigError
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.runtimes.ray_runtime.remote import code_here, different_code
+from impala_jax.system import stopping
 from impala_jax.system.keeper import KeptProgram
 from impala_jax.system.machine import connect_without_proxy, own_folder
 from impala_jax.types import Closed
@@ -164,9 +166,7 @@ Engine = LocalEngine | Cluster
 
 
 def _init(address: str) -> None:
-    """Connects to an engine.
-
-    Ray does so without a limit, and would install a handler for SIGTERM in the main thread.
+    """Connects to an engine, in a thread, because Ray does so without a limit.
 
     Raises:
       TimeoutError: If the engine does not answer in time.
@@ -184,6 +184,10 @@ def _init(address: str) -> None:
     thread = threading.Thread(target=init, name='connection to ray', daemon=True)
     thread.start()
     thread.join(_JOIN_S)
+    if threading.current_thread() is threading.main_thread():
+        for number in stopping.SIGNALS:  # Ray's C++ part installs a handler of its own for SIGTERM.
+            if (handler := signal.getsignal(number)) is not None:
+                signal.signal(number, handler)
     if thread.is_alive():
         raise TimeoutError(f'waited {_JOIN_S:g} s for the engine of Ray at {address!r} to accept this process')
     if errors:
