@@ -60,6 +60,9 @@ class LocalTrajectoryQueue:
         self._closed = False
         self._changed = threading.Condition()
 
+    def __len__(self) -> int:
+        return self._size
+
     def put(self, trajectories: Trajectory) -> None:
         """Appends trajectories; they are not copied."""
         num_trajectories = batch_size(trajectories)
@@ -85,10 +88,7 @@ class LocalTrajectoryQueue:
         """Removes and returns a batch, splitting trajectories that were put together if necessary."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._closed or self._size >= self._batch_size, self._timeout_s):
-                raise TimeoutError(
-                    f'the learner waited {self._timeout_s:g} s for actors to fill a batch ({self._size} of '
-                    f'{self._batch_size} trajectories came); raise timeout_s if the environments are only slow'
-                )
+                raise TimeoutError(too_few(self._timeout_s, self._size, self._batch_size))
             if self._closed:
                 raise Closed
             parts, missing = [], self._batch_size
@@ -183,6 +183,14 @@ class Replay:
         else:
             self._items[self._num_added % self._capacity] = item
         self._num_added += 1
+
+
+def too_few(waited_s: float, num_trajectories: int, batch_size: int) -> str:
+    """Returns the message of a learner that waited in vain for a batch."""
+    return (
+        f'the learner waited {waited_s:g} s for actors to fill a batch ({num_trajectories} of {batch_size} '
+        'trajectories came); raise timeout_s if the environments are only slow'
+    )
 
 
 def to_arrays(trajectories: Trajectory | None) -> dict[str, Any]:

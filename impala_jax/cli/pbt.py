@@ -21,7 +21,8 @@ from impala_jax.rundir.summary import print_summary
 from impala_jax.runtimes.run import Interrupted, default_runtime, run
 from impala_jax.runtimes.supervisor import end_with
 from impala_jax.studies import pbt
-from impala_jax.system import program, stopping
+from impala_jax.system import program, stop_watch, stopping
+from impala_jax.system.stop_watch import StopWatch
 
 _STOP_TIMEOUT_S = 60.0  # How long members may take to write a checkpoint after a signal.
 
@@ -81,7 +82,14 @@ def train_members(config: Config, population: Path, count: int) -> None:
                             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
                         )
                     )
+            watches = [StopWatch(process.pid) for process in processes]
             while any(process.poll() is None for process in processes) and not stop.wait(0.5):
+                for index, (process, watch) in enumerate(zip(processes, watches, strict=True)):
+                    if process.poll() is None and watch.too_long():
+                        process.kill()
+                        line = f'error: the member was stopped for {stop_watch.STOPPED_S:g} s (SIGSTOP), and was killed'
+                        with open(folders[index] / 'log.txt', 'a') as log:
+                            log.write(f'{line}\n')
                 frames, text = progress_of(folders)
                 progress.update(task, completed=frames, description=text)
         finally:

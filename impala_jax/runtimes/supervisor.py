@@ -24,9 +24,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from impala_jax.runtimes.channel import Connection, read_greeting
-from impala_jax.system import stopping
+from impala_jax.system import stop_watch, stopping
+from impala_jax.system.stop_watch import StopWatch
 
-_STOPPED_S = 30.0  # Longest time for which a process may be stopped, as by SIGSTOP; JAX notices it after two minutes.
 _CONNECT_S = 60.0  # Longest wait of a supervisor for the others.
 _ENDING_S = 20.0  # Time for a program to end by itself after the program of another host has ended.
 _VERDICT_S = 10.0  # Longest wait for the host whose end made this host's program end.
@@ -87,9 +87,10 @@ def simulate(num_hosts: int, num_devices: int, command: Sequence[str]) -> int:
             watches = [StopWatch(host.pid) for host in hosts]
             while None in [host.poll() for host in hosts]:  # Polls all hosts.
                 for i, host in enumerate(hosts):
-                    if watches[i].seconds() > _STOPPED_S and host.poll() is None:
+                    if watches[i].too_long() and host.poll() is None:
                         sys.stderr.write(
-                            f'error: host {i}: its supervisor was stopped for {_STOPPED_S:g} s; it is killed\n'
+                            f'error: host {i}: its supervisor was stopped for {stop_watch.STOPPED_S:g} s; '
+                            'it is killed\n'
                         )
                         host.kill()
                 if deadline is None and any(host.returncode for host in hosts):
@@ -137,27 +138,6 @@ def end_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name='parent watcher', daemon=True).start()
-
-
-class StopWatch:
-    """Measures for how long a process has been stopped, as by SIGSTOP; to be polled."""
-
-    def __init__(self, process: int):
-        self._path = f'/proc/{process}/stat'
-        self._since: float | None = None
-
-    def seconds(self) -> float:
-        """Time since the first poll that found the process stopped, in seconds; 0 if it runs."""
-        try:
-            with open(self._path) as file:
-                state = file.read().rpartition(')')[2].split()[0]
-        except OSError:  # The process has ended, or there is no /proc.
-            state = ''
-        if state != 'T':
-            self._since = None
-            return 0.0
-        self._since = self._since or time.monotonic()
-        return time.monotonic() - self._since
 
 
 class _Supervisor:
@@ -218,7 +198,7 @@ class _Supervisor:
                 reported = End(self._host, value['reason'], value['follows'])
                 self._send(reported)
             elif what == 'stopped':
-                reported = reported or End(self._host, f'its program was stopped for {_STOPPED_S:g} s', False)
+                reported = reported or End(self._host, f'its program was stopped for {stop_watch.STOPPED_S:g} s', False)
                 self._send(reported)
                 self._kill()
             elif what == 'host':
@@ -309,10 +289,10 @@ class _Supervisor:
 
     def _watch_stops(self) -> None:
         watch = StopWatch(self._program.pid)
-        while watch.seconds() <= _STOPPED_S:
+        while not watch.too_long():
             if self._program.poll() is not None:
                 return
-            time.sleep(min(1.0, _STOPPED_S))
+            time.sleep(min(1.0, stop_watch.STOPPED_S))
         self._events.put(('stopped', None))
 
     def _listen(self) -> None:

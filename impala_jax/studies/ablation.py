@@ -29,15 +29,14 @@ from impala_jax.environments import suites
 from impala_jax.rundir.files import METRICS, write_atomically
 from impala_jax.rundir.lock import only_process
 from impala_jax.rundir.rows import read_rows
-from impala_jax.runtimes.supervisor import StopWatch
-from impala_jax.system import stopping
+from impala_jax.system import stop_watch, stopping
 from impala_jax.system.quiet import quiet_libraries
+from impala_jax.system.stop_watch import StopWatch
 
 RESULTS = 'results.csv'
 _CELLS = 'cells'
 _DONE = 'done.json'
 _ENDING_S = stopping.LIMIT_S - 1.0  # Time for a worker to exit after the sweep has ended, except for checkpoints.
-_STOPPED_S = 30.0  # Longest time for which a process of a sweep may be stopped, as by SIGSTOP.
 # Metrics that differ between repetitions of a run.
 _TIMES = ('wall_time_s', 'frames_per_second', 'learner_wait_fraction')
 # The state of a worker process.
@@ -232,15 +231,15 @@ def _end_if_stopped(pool: concurrent.futures.ProcessPoolExecutor, watches: dict[
     stopped = [
         process
         for pid, process in list((pool._processes or {}).items())
-        if watches.setdefault(pid, StopWatch(pid)).seconds() > _STOPPED_S
+        if watches.setdefault(pid, StopWatch(pid)).too_long()
     ]
     for process in stopped:
         process.kill()
     if stopped:
         pids = ', '.join(str(process.pid) for process in stopped)
         raise CellFailed(
-            f'error: the sweep waited for its process {pids}, which was stopped for {_STOPPED_S:g} s (SIGSTOP); it was '
-            'killed, and the same command resumes the sweep'
+            f'error: the sweep waited for its process {pids}, which was stopped for {stop_watch.STOPPED_S:g} s '
+            '(SIGSTOP); it was killed, and the same command resumes the sweep'
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from impala_jax.runtimes import supervisor
 from impala_jax.runtimes.channel import Channel
+from impala_jax.system import stop_watch
 
 
 def program(host: int, num_hosts: int, folder: Path, end: str, address: str) -> None:
@@ -37,5 +38,5 @@ if __name__ == '__main__':
     if '--supervisor' in sys.argv:
         program(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], sys.argv[-1])
     else:
-        supervisor._ENDING_S, supervisor._CONNECT_S, supervisor._STOPPED_S = 1.0, 5.0, 1.0
+        supervisor._ENDING_S, supervisor._CONNECT_S, stop_watch.STOPPED_S = 1.0, 5.0, 1.0
         sys.exit(supervisor.supervise([sys.executable, *sys.argv]))

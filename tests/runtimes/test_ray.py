@@ -191,7 +191,7 @@ def make(seed):
     process = start_in(folder, *ENDLESS, '--environment.name', 'dies:make', environment=environment)
     code, _, stderr = finish(process)
     assert code == 1
-    assert 'died 5 times before its first unroll' in stderr.splitlines()[-1], stderr
+    assert 'died 5 times in a row' in stderr.splitlines()[-1], stderr
 
 
 @pytest.mark.parametrize(

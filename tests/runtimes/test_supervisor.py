@@ -124,8 +124,9 @@ def test_a_stopped_supervisor_does_not_hold_up_the_simulated_hosts(tmp_path):
     script = f"""
 import sys
 from impala_jax.runtimes import supervisor
+from impala_jax.system import stop_watch
 
-supervisor._STOPPED_S, supervisor._CONNECT_S, supervisor._ENDING_S = 1.0, 2.0, 1.0
+stop_watch.STOPPED_S, supervisor._CONNECT_S, supervisor._ENDING_S = 1.0, 2.0, 1.0
 host = "import sys, time; open(sys.argv[1] + '/' + sys.argv[-3], 'w').close(); time.sleep(60)"
 sys.exit(supervisor.simulate(2, 1, [sys.executable, '-c', host, {str(tmp_path)!r}]))
 """

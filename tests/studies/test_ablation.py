@@ -14,7 +14,6 @@ from impala_jax.config import (
     ConfigError,
     EnvironmentConfig,
 )
-from impala_jax.studies import ablation
 from impala_jax.studies.ablation import CellFailed, Grid, run_sweep
 from tests.helpers import programs
 from tests.helpers.configs import small
@@ -132,7 +131,7 @@ def test_a_cell_that_fails_ends_the_others(tmp_path, monkeypatch):
 
 @pytest.mark.timeout(120)
 def test_a_cell_that_is_stopped_for_good_ends_the_sweep(tmp_path, monkeypatch):
-    monkeypatch.setattr(ablation, '_STOPPED_S', 1.0)
+    monkeypatch.setattr('impala_jax.system.stop_watch.STOPPED_S', 1.0)
     cells = Grid({'catch': small(total_frames=2_000_000)}, {'seed': (3,)}).cells()
 
     def stop_it():

@@ -29,7 +29,7 @@ from impala_jax.training import hooks
 from impala_jax.types import StepInfo
 from tests.helpers import programs
 from tests.helpers.populations import SMALL, TEMPLATE
-from tests.helpers.programs import ROOT, finish, marked_processes, wait_for
+from tests.helpers.programs import ROOT, command_line, finish, marked_processes, wait_for
 
 GOOD = 0.03  # A learning rate with which SMALL learns.
 
@@ -523,6 +523,29 @@ def test_a_stopped_population_leaves_no_process_and_goes_on(number, config_file,
     code, stdout, stderr = finish(start(config_file, population, *arguments, '--total-frames', str(frames)))
     assert code == 0, stdout + stderr
     assert [learner_state(population, i).step for i in (0, 1)] == [-(-frames // 40)] * 2
+
+
+def test_a_suspended_member_is_not_waited_for(config_file, tmp_path):
+    """The others go on, and the population says which one it was."""
+    program = tmp_path / 'pbt.py'
+    program.write_text("""
+from impala_jax.cli import pbt
+from impala_jax.system import stop_watch
+
+stop_watch.STOPPED_S = 1.0
+pbt.main()
+""")
+    population = tmp_path / 'population'
+    arguments = ['--members', '2', '--runtime', 'threads', '--checkpoint.interval-s', '0.5']
+    command = [str(program), '--config', str(config_file), '--workdir', str(population), *arguments]
+    process = programs.start(population, *command, '--total-frames', '40000')
+    wait_for(lambda: read_rows(population / 'member_01' / 'metrics.jsonl'), process)
+    (member,) = (pid for pid in marked_processes(population) if '--member\0001' in command_line(pid))
+    os.kill(int(member), signal.SIGSTOP)
+    code, _, stderr = finish(process)
+    reason = 'error: the member was stopped for 1 s (SIGSTOP), and was killed'
+    assert (code, stderr.strip()) == (1, f'member 1 failed: {reason} (the same command resumes)')
+    assert learner_state(population, 0).step == 1000
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ from impala_jax.runtimes.host_share import HostShare
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.runtimes.ray_runtime.engine import Engine
 from impala_jax.runtimes.ray_runtime.remote import Failure, RemoteActor, RemoteEvaluator, Setup
-from impala_jax.trajectory_queue import LocalTrajectoryQueue, batch_size
+from impala_jax.trajectory_queue import LocalTrajectoryQueue, too_few
 from impala_jax.types import Closed, PyTree, Trajectory
 
-_MAX_DEATHS = 5  # Deaths in a row, without an unroll in between, that end the run.
+_MAX_DEATHS = 5  # Deaths in a row, without an answer in between, that end the run.
 _POLL_S = 0.2
 _CHECK_INTERVAL_S = 2.0
 
@@ -51,14 +51,43 @@ class Published:
             return self._newest
 
 
-class _Member:
-    """An actor of the fleet."""
+class _Place:
+    """A place of a node, whose process is replaced when it dies.
 
-    def __init__(self, actor: type[RemoteActor], setup: Setup, index: int, generation: int, num_deaths: int):
-        self.index = index
-        self.generation = generation
-        self.num_deaths = num_deaths  # In a row, of actors with this index.
-        self.handle = ray.remote(actor).options(num_cpus=1).remote(setup, index, generation)
+    Args:
+      name: What the node is called in messages.
+    """
+
+    def __init__(self, name: str):
+        self._name = name
+        self._in_a_row = 0
+        self.num_deaths = 0  # Of all processes here.
+        self.handle: Any = None  # Of the process; None if there is none.
+
+    def start(self, node: type, *arguments: Any) -> Any:
+        """Starts a process, as soon as a CPU of the cluster is free; returns its handle."""
+        self.handle = ray.remote(node).options(num_cpus=1).remote(*arguments)
+        return self.handle
+
+    def answered(self) -> None:
+        """Notes that the process works."""
+        self._in_a_row = 0
+
+    def died(self, error: Exception) -> None:
+        """Drops the process; raises NodeFailure if too many died in a row."""
+        self.close()
+        self.num_deaths += 1
+        self._in_a_row += 1
+        reason = _one_line(error)
+        if self._in_a_row >= _MAX_DEATHS:
+            raise NodeFailure(f'error: {self._name} died {self._in_a_row} times in a row: {reason}') from error
+        _logger.warning('%s died: %s', self._name, reason)
+
+    def close(self) -> None:
+        """Ends the process."""
+        handle, self.handle = self.handle, None
+        if handle is not None and ray.is_initialized():
+            ray.kill(handle)
 
 
 class Fleet:
@@ -83,19 +112,18 @@ class Fleet:
         self._published = published
         share = setup.share
         self._batches = LocalTrajectoryQueue(share.num_fresh, share.queue_capacity, share.timeout_s)
-        self._num_waiting = 0  # Trajectories in `_batches`.
-        self._calls: dict[Any, _Member] = {}  # Unrolls under way, the oldest first.
-        self._members: dict[int, _Member] = {}  # By index.
-        self._generations: dict[int, tuple[int, int]] = {}  # Next generation, and deaths in a row, by index.
+        self._calls: dict[Any, tuple[int, Any]] = {}  # Unrolls under way, the oldest first: index and handle.
+        self._places: list[_Place] = []  # By the actor's index.
+        self._acting: set[int] = set()  # Indices of the actors that have sent an unroll.
         self._next_check = 0.0  # time.monotonic()
         self._closed = threading.Event()
         self._under_way = 1
-        self.num_deaths = 0
+        self._is_short = False  # Of CPUs.
 
     def metrics(self) -> dict[str, float]:
-        """Returns the number of actors, and of those that died and were replaced."""
-        deaths = {'actor_deaths': self.num_deaths} if self.num_deaths else {}
-        return {'actors': len(self._members), **deaths}
+        """Returns the number of actors that act, and of those that died."""
+        num_deaths = sum(place.num_deaths for place in self._places)
+        return {'actors': len(self._acting), **({'actor_deaths': num_deaths} if num_deaths else {})}
 
     def get_batch(self) -> Trajectory:
         """See `TrajectoryQueue.get_batch`; arrays may be read-only views of Ray's object store.
@@ -107,14 +135,11 @@ class Fleet:
         """
         share = self._setup.share
         deadline = time.monotonic() + share.timeout_s
-        while self._num_waiting < share.num_fresh:
+        while len(self._batches) < share.num_fresh:
             if self._closed.is_set():
                 raise Closed
             if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f'the learner waited {share.timeout_s:g} s for actors to fill a batch ({self._num_waiting} of '
-                    f'{share.num_fresh} trajectories came); raise timeout_s if the environments are only slow'
-                )
+                raise TimeoutError(too_few(share.timeout_s, len(self._batches), share.num_fresh))
             self._check()
             if not self._calls:
                 self._closed.wait(_POLL_S)  # No CPU of the cluster is free.
@@ -122,7 +147,6 @@ class Fleet:
             ready, _ = ray.wait(list(self._calls), timeout=_POLL_S)
             for call in ready:
                 self._receive(call)
-        self._num_waiting -= share.num_fresh
         return self._batches.get_batch()
 
     def close(self) -> None:
@@ -131,45 +155,29 @@ class Fleet:
         self._batches.close()
 
     def _receive(self, call: Any) -> None:
-        member = self._calls.pop(call)
+        index, handle = self._calls.pop(call)
+        place = self._places[index]
         try:
             result = ray.get(call, timeout=self._setup.share.timeout_s)
         except RayError as error:  # The actor has died, or an unroll was lost with its machine.
-            self._lose(member, error)
+            if place.handle is handle:  # Else its death is known from another of its calls.
+                self._acting.discard(index)
+                self._calls = {call: other for call, other in self._calls.items() if other[1] is not handle}
+                place.died(error)
             return
         if isinstance(result, Failure):
             raise NodeFailure(result.message)
-        member.num_deaths = 0
-        self._request(member)
+        place.answered()
+        self._acting.add(index)
+        self._request(index)
         if self._setup.share.num_replayed:
             result = jax.tree.map(np.array, result)  # Replay would keep views, and fill the object store.
         self._batches.put(result)
-        self._num_waiting += batch_size(result)
 
-    def _request(self, member: _Member) -> None:
+    def _request(self, index: int) -> None:
         version, params = self._published.latest()
-        self._calls[member.handle.unroll.remote(version, params)] = member
-
-    def _start(self, index: int) -> None:
-        generation, num_deaths = self._generations.get(index, (0, 0))
-        self._members[index] = member = _Member(self._actor, self._setup, index, generation, num_deaths)
-        for _ in range(self._under_way):
-            self._request(member)
-
-    def _lose(self, member: _Member, error: Exception) -> None:
-        """Drops an actor that has died."""
-        if self._members.get(member.index) is not member:
-            return  # Known from another of its calls.
-        del self._members[member.index]
-        self._calls = {call: other for call, other in self._calls.items() if other is not member}
-        ray.kill(member.handle)
-        self.num_deaths += 1
-        deaths = member.num_deaths + 1
-        self._generations[member.index] = (member.generation + 1, deaths)
-        reason = _one_line(error)
-        if deaths >= _MAX_DEATHS:
-            raise NodeFailure(f'error: actor {member.index} died {deaths} times before its first unroll: {reason}')
-        _logger.warning('actor %d died: %s', member.index, reason)
+        handle = self._places[index].handle
+        self._calls[handle.unroll.remote(version, params)] = index, handle
 
     def _check(self) -> None:
         """Checks the engine, and starts missing actors."""
@@ -179,11 +187,19 @@ class Fleet:
         self._next_check = now + _CHECK_INTERVAL_S
         self._engine.check()
         share = self._setup.share
-        wanted = share.num_actors or max(1, int(ray.cluster_resources().get('CPU', 0)) - share.evaluates)
+        num_cpus = int(ray.cluster_resources().get('CPU', 0))
+        wanted = share.num_actors or max(1, num_cpus - share.evaluates)
         self._under_way = under_way(share, wanted)
-        for index in range(wanted):
-            if index not in self._members:
-                self._start(index)
+        self._places += [_Place(f'actor {index}') for index in range(len(self._places), wanted)]
+        free = [index for index, place in enumerate(self._places) if place.handle is None]
+        for index in free[: max(0, wanted - len(self._places) + len(free))]:
+            self._places[index].start(self._actor, self._setup, index, self._places[index].num_deaths)
+            for _ in range(self._under_way):
+                self._request(index)
+        if (short := wanted + share.evaluates > num_cpus) and not self._is_short:
+            nodes = f'{wanted} actors' + (' and the evaluator' if share.evaluates else '')
+            _logger.warning('the cluster has %d CPUs, and %s need one each: some wait for it', num_cpus, nodes)
+        self._is_short = short
 
 
 class EvaluatorInRay:
@@ -197,8 +213,7 @@ class EvaluatorInRay:
     def __init__(self, setup: Setup, stop: threading.Event):
         self._setup = setup
         self._stop = stop
-        self._handle: Any = None
-        self._num_deaths = 0  # In a row.
+        self._place = _Place('the evaluator')
 
     def play(self, version: int, params: PyTree) -> Evaluation:
         """See `Evaluator.play`.
@@ -208,27 +223,20 @@ class EvaluatorInRay:
           NodeFailure: If the evaluator raised an exception, or died again and again.
         """
         while True:
-            if self._handle is None:
-                self._handle = ray.remote(RemoteEvaluator).options(num_cpus=1).remote(self._setup)
+            handle = self._place.handle or self._place.start(RemoteEvaluator, self._setup)
             try:
-                result = self._wait(self._handle.play.remote(version, params))
+                result = self._wait(handle.play.remote(version, params))
             except RayActorError as error:
-                self._handle = None
-                self._num_deaths += 1
-                if self._num_deaths >= _MAX_DEATHS:
-                    text = f'error: the evaluator died {self._num_deaths} times in a row: {_one_line(error)}'
-                    raise NodeFailure(text) from error
-                _logger.warning('the evaluator died and is replaced: %s', _one_line(error))
+                self._place.died(error)
                 continue
             if isinstance(result, Failure):
                 raise NodeFailure(result.message)
-            self._num_deaths = 0
+            self._place.answered()
             return result
 
     def close(self) -> None:
         """Ends the evaluator's process."""
-        if self._handle is not None and ray.is_initialized():
-            ray.kill(self._handle)
+        self._place.close()
 
     def _wait(self, call: Any) -> Any:
         # No limit of its own: an evaluation ends, because games and waits for environments are limited.
