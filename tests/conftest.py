@@ -12,9 +12,10 @@ os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # Else programs that are started under nohup would ignore it.
-# What tests and their subprocesses compile is shared among them, and with nobody else.
-_CACHE = tempfile.TemporaryDirectory(prefix='impala_jax_tests_', ignore_cleanup_errors=True)
-os.environ['XDG_CACHE_HOME'] = _CACHE.name
+# What tests, their subprocesses and the workers of pytest-xdist compile is shared among them, and with nobody else.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix='impala_jax_tests_', ignore_cleanup_errors=True)
+    os.environ['XDG_CACHE_HOME'] = _CACHE.name
 
 # TensorFlow Probability, which RLax imports, refuses an old TensorFlow that was imported before it.
 with warnings.catch_warnings():
