@@ -20,7 +20,6 @@ from tests.helpers.programs import finish, marked_processes, wait_for
 from tests.helpers.runs import (
     ENDLESS,
     IDS,
-    LOCKSTEP,
     REPLAY,
     RUNTIMES,
     SMALL,
@@ -32,43 +31,41 @@ from tests.helpers.runs import (
 )
 
 
-@pytest.fixture(scope='module', params=[LOCKSTEP, REPLAY], ids=['plain', 'replay_and_lag'])
-def arguments(request):
-    return request.param
-
-
 @pytest.fixture(scope='module')
-def uninterrupted(arguments, tmp_path_factory):
+def uninterrupted(tmp_path_factory):
+    """With replay and lag. Sweeps (tests/studies) repeat and resume runs without."""
     workdir = tmp_path_factory.mktemp('uninterrupted')
-    train(workdir, *arguments)
+    train(workdir, *REPLAY)
     return learned(workdir)
 
 
-def test_lockstep_repeats_bit_for_bit(uninterrupted, arguments, tmp_path):
-    train(tmp_path, *arguments)
+def test_lockstep_repeats_bit_for_bit(uninterrupted, tmp_path):
+    train(tmp_path, *REPLAY)
     assert_same(uninterrupted, learned(tmp_path))
     assert uninterrupted[0][-1]['frames'] == 4000 and len(uninterrupted[0]) == 25
 
 
-def test_lockstep_resumes_bit_for_bit_after_sigterm(uninterrupted, arguments, tmp_path):
-    process = start(tmp_path, *arguments)
+def test_lockstep_resumes_bit_for_bit_after_sigterm_to_the_group(uninterrupted, tmp_path):
+    """As a shell, a container or a batch system sends it. The workers of the environments are left to the run."""
+    in_workers = [*REPLAY, '--environment.processes', '2']
+    process = start(tmp_path, *in_workers, prefix=['setsid'])
     wait_for(lambda: len(rows_of(tmp_path)) >= 5, process)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     code, _, stderr = finish(process)
     assert code == 128 + signal.SIGTERM, stderr
     assert 'resumes' in stderr.splitlines()[-1]
     assert 0 < checkpoint.steps(tmp_path / 'checkpoints')[-1] < 100, 'it was over before the signal came'
-    train(tmp_path, *arguments)
+    train(tmp_path, *in_workers)
     assert_same(uninterrupted, learned(tmp_path))
 
 
-def test_lockstep_resumes_after_sigkill(uninterrupted, arguments, tmp_path):
+def test_lockstep_resumes_after_sigkill(uninterrupted, tmp_path):
     often = ['--checkpoint.interval-s', '0.05']
-    process = start(tmp_path, *arguments, *often)
+    process = start(tmp_path, *REPLAY, *often)
     wait_for(lambda: len(checkpoint.steps(tmp_path / 'checkpoints')) >= 2 and len(rows_of(tmp_path)) >= 3, process)
     process.kill()
     finish(process)
-    train(tmp_path, *arguments, *often)
+    train(tmp_path, *REPLAY, *often)
     assert_same(uninterrupted, learned(tmp_path))
 
 
@@ -90,12 +87,12 @@ def test_policy_lag_is_exact(lag, tmp_path):
 
 
 @pytest.mark.parametrize('runtime', RUNTIMES, ids=IDS)
-@pytest.mark.parametrize('replay', [[], ['--learner.batch-size', '8', '--replay.fraction', '0.5']], ids=['', 'replay'])
-def test_a_run_leaves_what_is_promised(runtime, replay, tmp_path):
-    """Four new trajectories an update; with replay, four old ones beside them."""
+def test_a_run_leaves_what_is_promised(runtime, tmp_path):
+    """Four new trajectories an update, and four old ones beside them."""
+    options = '--learner.batch-size 8 --replay.fraction 0.5 --evaluator.episodes 3'.split()
     # Also the run in which rlax is loaded, before Launchpad's TensorFlow.
-    other = ['--vtrace.implementation', 'rlax'] if replay and 'local_mp' not in runtime else []
-    stdout = train(tmp_path, *SMALL, *runtime, *replay, *other, '--evaluator.episodes', '3')
+    other = [] if 'local_mp' in runtime else ['--vtrace.implementation', 'rlax']
+    stdout = train(tmp_path, *SMALL, *runtime, *options, *other)
     assert 'python launch/evaluate.py' in stdout
     row = rows_of(tmp_path)[-1]
     assert row['frames'] == 1600 and row['learner_steps'] == 40
@@ -104,15 +101,17 @@ def test_a_run_leaves_what_is_promised(runtime, replay, tmp_path):
         'loss policy_loss baseline_loss entropy grad_norm learning_rate learner_wait_fraction'.split()
     ) - set(row)
     assert not missing - {'episode_return'}, missing
-    assert ('replay_lag_mean' in row) == bool(replay)
+    assert 'replay_lag_mean' in row
     assert 'versions' in json.loads((tmp_path / 'config.json').read_text())
     evaluation = json.loads((tmp_path / 'evaluations.jsonl').read_text().splitlines()[-1])
     assert evaluation['episodes'] == 3 and evaluation['frames'] == 1600
     assert checkpoint.steps(tmp_path / 'checkpoints')[-1] == 40
     assert list((tmp_path / 'tensorboard').iterdir())
     assert not marked_processes(tmp_path)
-    # The same command again has nothing left to do, and says so by ending well.
-    assert 'Trained' in train(tmp_path, *SMALL, *runtime, *replay)
+    # The same command again has nothing left to do, says so by ending well, and writes no row again.
+    before = {path: path.read_bytes() for path in tmp_path.glob('*.json*')}
+    assert 'Trained' in train(tmp_path, *SMALL, *runtime, *options, *other)
+    assert {path: path.read_bytes() for path in tmp_path.glob('*.json*')} == before
 
 
 @pytest.mark.parametrize('runtime', RUNTIMES, ids=IDS)
@@ -161,7 +160,13 @@ def parent_of(pid):
     return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[1]
 
 
-def stops_and_leaves_nothing_behind(runtime, number, tmp_path):
+@pytest.mark.parametrize(
+    ('runtime', 'number'),
+    # As by a terminal that is closed, and by Ctrl-C; all signals have the same handler.
+    list(zip(RUNTIMES[:3], [signal.SIGHUP, signal.SIGINT, signal.SIGHUP], strict=True)),
+    ids=IDS[:3],
+)
+def test_a_signal_saves_and_leaves_nothing_behind(runtime, number, tmp_path):
     process = start(tmp_path, *ENDLESS, *runtime)
     wait_for(lambda: rows_of(tmp_path), process)
     process.send_signal(number)
@@ -172,17 +177,8 @@ def stops_and_leaves_nothing_behind(runtime, number, tmp_path):
     assert time.monotonic() - sent < 20
     assert not marked_processes(tmp_path)
     saved = checkpoint.steps(tmp_path / 'checkpoints')[-1]
-    assert saved >= rows_of(tmp_path)[-1]['learner_steps'] > 0
-
-
-@pytest.mark.parametrize('runtime', RUNTIMES, ids=IDS)
-def test_ctrl_c_saves_and_leaves_nothing_behind(runtime, tmp_path):
-    stops_and_leaves_nothing_behind(runtime, signal.SIGINT, tmp_path)
-
-
-@pytest.mark.parametrize('runtime', RUNTIMES[:3], ids=IDS[:3])
-def test_a_closed_terminal_saves_and_leaves_nothing_behind(runtime, tmp_path):
-    stops_and_leaves_nothing_behind(runtime, signal.SIGHUP, tmp_path)
+    row = rows_of(tmp_path)[-1]
+    assert saved >= row['learner_steps'] > 0 and 'replay_lag_mean' not in row
 
 
 def test_a_signal_in_the_last_evaluation(tmp_path):

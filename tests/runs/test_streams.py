@@ -60,31 +60,31 @@ def test_a_run_without_streams_writes_its_files_only(runtime, tmp_path):
     assert len(rows_of(tmp_path / 'run')) == len(lines)
 
 
+def test_a_failure_is_reported_in_ascii(tmp_path):
+    result = fails_in_ascii('', 'threads', tmp_path)
+    assert b'the last time at step 1: ValueError: sch' in result.stderr.strip().splitlines()[-1], result.stderr
+
+
 @pytest.mark.parametrize('runtime', RUNTIMES)
 def test_a_failure_without_standard_error_is_reported(runtime, tmp_path):
-    failing = ['--environment.name', 'tests.helpers.factories:fails_and_notes_when', '--environment.processes', '1']
-    result = shell(
-        tmp_path, '2>&-', *SMALL, '--runtime', runtime, *failing, environment={'FAILURE_TIME': str(tmp_path / 'time')}
-    )
-    assert result.returncode == 1
-    assert b'ZeroDivisionError: the emulator is on fire' in result.stdout
-    assert not marked_processes(tmp_path)
+    result = fails_in_ascii('2>&-', runtime, tmp_path)
+    assert b'the last time at step 1: ValueError: sch' in result.stdout, result.stdout
 
 
-@pytest.mark.parametrize('runtime', RUNTIMES)
-def test_a_failure_is_reported_in_ascii(runtime, tmp_path):
-    """Its traceback names a folder that the locale cannot encode."""
+def fails_in_ascii(redirections, runtime, tmp_path):
+    """A run whose traceback names a folder that the locale cannot encode."""
     folder = tmp_path / 'übung'
     folder.mkdir()
     (folder / 'broken.py').write_text(BROKEN, encoding='utf-8')
     result = shell(
         tmp_path,
-        '',
+        redirections,
         *[*SMALL, '--runtime', runtime, '--environment.name', 'broken:Broken', '--environment.processes', '1'],
         environment=ASCII | {'PYTHONPATH': f'{ROOT}:{folder}'},
     )
     assert result.returncode == 1
-    assert b'the last time at step 1: ValueError: sch' in result.stderr.strip().splitlines()[-1], result.stderr
+    assert not marked_processes(tmp_path)
+    return result
 
 
 def test_a_workdir_that_the_locale_cannot_name_is_refused_at_once(tmp_path):

@@ -168,8 +168,7 @@ def test_in_an_evaluation(tmp_path):
     assert not list(tmp_path.glob('*.mp4')) and not list(tmp_path.glob('.*'))
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGHUP])
-@pytest.mark.parametrize('moment', ['workers_start', 'cells_run'])
+@pytest.mark.parametrize(('moment', 'number'), [('workers_start', signal.SIGINT), ('cells_run', signal.SIGHUP)])
 def test_in_a_sweep(moment, number, tmp_path):
     """To the whole group, as from a terminal that is closed: workers and multiprocessing's tracker leave it alone."""
     options = ['--total-frames', '100000000', '--processes', '2']
