@@ -1,8 +1,8 @@
 """A cluster of Ray on this machine, whose nodes come and go, in a process of its own.
 
 `python tests/helpers/ray_cluster.py FOLDER` starts a head node without CPUs, for the learner, and prints its address.
-Each line of standard input is a command, which is answered by a line: `add CPUS [PYTHONPATH]`, or `remove`, which kills
-the node that was added last. The cluster ends with standard input.
+Each line of standard input is a command, which is answered by a line: `add CPUS [PYTHONPATH]`, `remove`, which kills
+the node that was added last, or `behead`, which kills the head's server for good. The cluster ends with standard input.
 """
 
 import sys
@@ -23,6 +23,8 @@ def main(folder):
                 nodes.append(cluster.add_node(num_cpus=int(cpus), env_vars=variables, **common))
             case ['remove']:
                 cluster.remove_node(nodes.pop(), allow_graceful=False)
+            case ['behead']:
+                cluster.head_node.kill_gcs_server()
         print('done', flush=True)
     for node in [*nodes, cluster.head_node]:
         cluster.remove_node(node, allow_graceful=False)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from impala_jax.rundir.checkpoint import steps
 from impala_jax.rundir.lock import LOCK
 from tests.helpers import paced, programs
 from tests.helpers.programs import ROOT, finish, wait_for
@@ -154,3 +155,19 @@ def test_a_machine_with_other_code_is_refused(cluster, tmp_path):
     finally:
         cluster.ask('remove')
     assert f'machine {socket.gethostname()} of the Ray cluster has impala_jax' in said and 'install the same' in said
+
+
+def test_a_head_that_dies_ends_the_run_and_nothing_is_lost(cluster, tmp_path):
+    """The last test with this cluster."""
+    cluster.free.touch()
+    cluster.ask('add 1')
+    options = [*OPTIONS, '--ray-address', cluster.address, '--total-frames', '100000000']
+    process = start(tmp_path, *options, '--checkpoint.interval-s', '1000', environment=cluster.joining)
+    wait_for(lambda: rows_of(tmp_path), process)
+    cluster.ask('behead')
+    code, _, stderr = finish(process)
+    assert code == 1
+    last_line = stderr.splitlines()[-1]
+    assert last_line.startswith('error: the head of the Ray cluster has not answered at '), stderr
+    assert last_line.endswith('the same command, with the address of a new cluster, resumes'), stderr
+    assert steps(tmp_path / 'checkpoints')[-1] >= rows_of(tmp_path)[-1]['learner_steps'] > 0

@@ -41,6 +41,7 @@ _LAST_LINE = (
 _SHARED_MEMORY = Path('/dev/shm')
 _SMALLEST_STORE = 100 * 2**20  # Ray refuses less than 75 MiB.
 _CONNECT_S = 10.0  # Longest wait for the first and the last answer of a cluster.
+_HEAD_S = 20.0  # Longest silence of a cluster's head; after 60 s, Ray ends this process, and updates are lost.
 _JOIN_S = 60.0  # Longest wait for an engine to accept this process; a wrong token takes 20 s.
 _TOKEN_VARIABLES = ('RAY_AUTH_TOKEN', 'RAY_AUTH_TOKEN_PATH')
 _START = '--head --port=0 --include-dashboard=false --disable-usage-stats --block'.split()
@@ -99,11 +100,12 @@ class LocalEngine:
         text = self._address.read_text() if self._address.exists() else ''
         return text.strip() if re.fullmatch(r'\S+:\d+\n?', text) else ''
 
-    def check(self) -> None:
-        """Checks that the engine runs; raises NodeFailure if it has ended."""
+    def check(self) -> bool:
+        """Returns True; raises NodeFailure if the engine has ended."""
         if self._program.has_ended:
             lines = [line for line in self._program.output.read_text(errors='replace').splitlines() if line.strip()]
             raise NodeFailure('\n'.join([*lines[-5:], _LAST_LINE]))
+        return True
 
     def close(self) -> None:
         """Disconnects this process, and ends the engine and everything that it started."""
@@ -126,7 +128,7 @@ class Cluster:
     """
 
     def __init__(self, address: str, version: str, timeout_s: float):
-        self._address = address
+        self._silent_since: float | None = None  # time.monotonic()
         _require_token(f'ray_address {address!r}')
         if address != 'auto':
             _require_reachable(address)
@@ -142,6 +144,7 @@ class Cluster:
             ) from error
         try:
             self._node = ray.get_runtime_context().get_node_id()
+            self._head = ray.get_runtime_context().gcs_address
             _require_same_code(version, timeout_s)
         except BaseException:
             self.close()
@@ -152,10 +155,26 @@ class Cluster:
         if stop.is_set():
             raise Closed
 
-    def check(self) -> None:
-        """Checks that this machine's node is part of the cluster; raises NodeFailure if it is not."""
+    def check(self) -> bool:
+        """Returns whether the head can be asked about the cluster; it may be silent for a while.
+
+        Raises:
+          NodeFailure: If the head or the node of this machine has ended.
+        """
+        try:
+            _knock(self._head)
+        except OSError as error:
+            self._silent_since = self._silent_since or time.monotonic()
+            if time.monotonic() - self._silent_since > _HEAD_S:
+                raise NodeFailure(
+                    f'error: the head of the Ray cluster has not answered at {self._head} for {_HEAD_S:g} s: {error}; '
+                    'the same command, with the address of a new cluster, resumes'
+                ) from error
+            return False  # Ray's own questions would wait for a minute.
+        self._silent_since = None
         if not any(node['NodeID'] == self._node and node['Alive'] for node in ray.nodes()):
             raise NodeFailure("error: this machine's node of the Ray cluster has ended")
+        return True
 
     def close(self) -> None:
         """Disconnects this process; Ray then ends the nodes of this run."""
@@ -249,13 +268,18 @@ def _require_token(cause: str | None = None) -> None:
 
 def _require_reachable(address: str) -> None:
     """Checks that something listens at the address of a cluster; raises ConfigError if not."""
-    host, _, port = address.rpartition(':')
     try:
-        socket.create_connection((host.strip('[]'), int(port)), timeout=_CONNECT_S).close()
+        _knock(address)
     except OSError as error:
         raise ConfigError(
             f'ray_address {address!r} cannot be reached: {error}; start it there (ray start --head)'
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Connects to an address; raises OSError if nothing listens there."""
+    host, _, port = address.rpartition(':')
+    socket.create_connection((host.strip('[]'), int(port)), timeout=_CONNECT_S).close()
 
 
 def _require_same_code(version: str, timeout_s: float) -> None:

@@ -185,7 +185,8 @@ class Fleet:
         if now < self._next_check:
             return
         self._next_check = now + _CHECK_INTERVAL_S
-        self._engine.check()
+        if not self._engine.check():
+            return
         share = self._setup.share
         num_cpus = int(ray.cluster_resources().get('CPU', 0))
         wanted = share.num_actors or max(1, num_cpus - share.evaluates)
