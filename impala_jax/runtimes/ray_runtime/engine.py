@@ -44,7 +44,8 @@ _CONNECT_S = 10.0  # Longest wait for the first and the last answer of a cluster
 _HEAD_S = 20.0  # Longest silence of a cluster's head; after 60 s, Ray ends this process, and updates are lost.
 _JOIN_S = 60.0  # Longest wait for an engine to accept this process; a wrong token takes 20 s.
 _TOKEN_VARIABLES = ('RAY_AUTH_TOKEN', 'RAY_AUTH_TOKEN_PATH')
-_START = '--head --port=0 --include-dashboard=false --disable-usage-stats --block'.split()
+# The monitor scales clusters, which an engine on one machine does not need, and answers anybody without the token.
+_START = '--head --port=0 --no-monitor --include-dashboard=false --disable-usage-stats --block'.split()
 
 _logger = logging.getLogger(__name__)
 
@@ -250,7 +251,8 @@ def _require_token(cause: str | None = None) -> None:
             except (OSError, ValueError) as error:
                 raise ConfigError(f'RAY_AUTH_TOKEN_PATH {path!r} cannot be read: {error}') from error
         if not token.strip():
-            raise ConfigError(f'RAY_AUTH_TOKEN_PATH {path!r}: the token is empty; write one (openssl rand -hex 32)')
+            source = 'RAY_AUTH_TOKEN' if os.environ.get('RAY_AUTH_TOKEN') else f'RAY_AUTH_TOKEN_PATH {path!r}'
+            raise ConfigError(f'{source}: the token is empty; write one (openssl rand -hex 32)')
         return
     if cause is not None:
         with contextlib.suppress(RuntimeError, OSError):
