@@ -142,6 +142,17 @@ def test_every_server_asks_for_the_token(folder):
     assert not [port for port, answer in answers.items() if b' 200 ' in answer], answers
 
 
+def test_a_signal_in_the_last_evaluation_is_reported(folder):
+    """Ray's C++ part has removed the handler of SIGTERM by then."""
+    process = start_in(folder, *SMALL, '--total-frames', '1', '--evaluator.episodes', '50000')
+    wait_for(lambda: engine_of(folder), process)
+    wait_for(lambda: not engine_of(folder), process)  # Ends before the last evaluation.
+    process.terminate()
+    code, _, stderr = finish(process)
+    assert code == 143
+    assert stderr.splitlines()[-1:] and stderr.splitlines()[-1].startswith('stopped by signal 15'), stderr
+
+
 def first_line(port):
     """What a server answers to a request of HTTP without a token; empty if it does not listen on every address."""
     with contextlib.suppress(OSError), socket.create_connection(('127.0.0.1', port), timeout=5) as connection:

@@ -204,10 +204,7 @@ def _init(address: str) -> None:
     thread = threading.Thread(target=init, name='connection to ray', daemon=True)
     thread.start()
     thread.join(_JOIN_S)
-    if threading.current_thread() is threading.main_thread():
-        for number in stopping.SIGNALS:  # Ray's C++ part installs a handler of its own for SIGTERM.
-            if (handler := signal.getsignal(number)) is not None:
-                signal.signal(number, handler)
+    _install_handlers_again()
     if thread.is_alive():
         raise TimeoutError(f'waited {_JOIN_S:g} s for the engine of Ray at {address!r} to accept this process')
     if errors:
@@ -222,6 +219,15 @@ def _disconnect() -> None:
         thread.join(_CONNECT_S)
         if thread.is_alive():
             _logger.warning('the engine of Ray did not answer for %g s when this process disconnected', _CONNECT_S)
+        _install_handlers_again()
+
+
+def _install_handlers_again() -> None:
+    """Repeats Python's signal handlers: Ray's C++ part replaces that of SIGTERM, and removes it when it ends."""
+    if threading.current_thread() is threading.main_thread():
+        for number in stopping.SIGNALS:
+            if (handler := signal.getsignal(number)) is not None:
+                signal.signal(number, handler)
 
 
 def _require_token(cause: str | None = None) -> None:
