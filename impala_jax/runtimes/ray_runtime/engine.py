@@ -45,7 +45,8 @@ _ASK_INTERVAL_S = 2.0  # Time between questions to the head of a cluster.
 _HEAD_S = 20.0  # Longest silence of a cluster's head; after 60 s, Ray ends this process, and updates are lost.
 _JOIN_S = 60.0  # Longest wait for an engine to accept this process; a wrong token takes 20 s.
 _TOKEN_VARIABLES = ('RAY_AUTH_TOKEN', 'RAY_AUTH_TOKEN_PATH')
-_START = '--head --port=0 --include-dashboard=false --disable-usage-stats --block'.split()
+# The monitor scales clusters, which an engine on one machine does not need, and answers anybody without the token.
+_START = '--head --port=0 --no-monitor --include-dashboard=false --disable-usage-stats --block'.split()
 
 _logger = logging.getLogger(__name__)
 
@@ -212,10 +213,7 @@ def _init(address: str) -> None:
     thread = threading.Thread(target=init, name='connection to ray', daemon=True)
     thread.start()
     thread.join(_JOIN_S)
-    if threading.current_thread() is threading.main_thread():
-        for number in stopping.SIGNALS:  # Ray's C++ part installs a handler of its own for SIGTERM.
-            if (handler := signal.getsignal(number)) is not None:
-                signal.signal(number, handler)
+    _install_handlers_again()
     if thread.is_alive():
         raise TimeoutError(f'waited {_JOIN_S:g} s for the engine of Ray at {address!r} to accept this process')
     if errors:
@@ -230,6 +228,15 @@ def _disconnect() -> None:
         thread.join(_CONNECT_S)
         if thread.is_alive():
             _logger.warning('the engine of Ray did not answer for %g s when this process disconnected', _CONNECT_S)
+        _install_handlers_again()
+
+
+def _install_handlers_again() -> None:
+    """Repeats Python's signal handlers: Ray's C++ part replaces that of SIGTERM, and removes it when it ends."""
+    if threading.current_thread() is threading.main_thread():
+        for number in stopping.SIGNALS:
+            if (handler := signal.getsignal(number)) is not None:
+                signal.signal(number, handler)
 
 
 def _require_token(cause: str | None = None) -> None:
@@ -259,7 +266,8 @@ def _require_token(cause: str | None = None) -> None:
             except (OSError, ValueError) as error:
                 raise ConfigError(f'RAY_AUTH_TOKEN_PATH {path!r} cannot be read: {error}') from error
         if not token.strip():
-            raise ConfigError(f'RAY_AUTH_TOKEN_PATH {path!r}: the token is empty; write one (openssl rand -hex 32)')
+            source = 'RAY_AUTH_TOKEN' if os.environ.get('RAY_AUTH_TOKEN') else f'RAY_AUTH_TOKEN_PATH {path!r}'
+            raise ConfigError(f'{source}: the token is empty; write one (openssl rand -hex 32)')
         return
     if cause is not None:
         with contextlib.suppress(RuntimeError, OSError):
