@@ -66,7 +66,7 @@ def test_no_command_or_example_is_left_out():
     by_ci = ['make train', 'make test', "pip install -e '.[atari,video,plot]'"]
     assert others == [*by_ci, "make chaos ARGS='--cases 60 --processes 2'"]
     assert (
-        len(TRAIN) == 13
+        len(TRAIN) == 14
         and len(JOINED) == 2
         and len(POD) == 1
         and len(EVALUATE) == 3
@@ -74,7 +74,7 @@ def test_no_command_or_example_is_left_out():
         and len(ABLATE) == 2
         and len(PBT) == 1
         and len(EXPERTS) == 1
-        and len(FILES) == 6
+        and len(FILES) == 7
         and len(EXAMPLES) == 2
     )
 
