@@ -100,7 +100,7 @@ def keep(lifeline: int, folder: str, last_line: str, command: list[str]) -> None
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)  # A handler, because the command would inherit SIG_IGN.
     _adopt_orphans()
-    lock = _locked(Path(folder))
+    lock = _lock(Path(folder))
     try:
         with open(Path(folder) / _OUTPUT, 'wb') as output:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
@@ -150,9 +150,17 @@ def _kill_session(session: int) -> bool:
     return found
 
 
-def _locked(folder: Path) -> int:
-    """Locks a program's folder; returns the descriptor that holds the lock. Raises BlockingIOError if it is locked."""
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+def _lock(folder: Path) -> int:
+    """Makes the lock of a program's folder; returns the descriptor that holds it."""
+    descriptor = os.open(made := folder / f'{_LOCK}.new', os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    made.rename(folder / _LOCK)  # Locked already: another start must not take it.
+    return descriptor
+
+
+def _relocked(folder: Path) -> int:
+    """Takes the lock of a keeper that has ended; raises BlockingIOError if it has not."""
+    descriptor = os.open(folder / _LOCK, os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -165,7 +173,7 @@ def _remove_left(folder: Path) -> None:
     """Removes the folder of a program whose keeper was killed, and kills what is left of the program."""
     with contextlib.suppress(OSError):  # It belongs to another user, or another start removes it.
         if folder.lstat().st_uid == os.getuid() and (folder / _LOCK).exists():
-            descriptor = _locked(folder)
+            descriptor = _relocked(folder)
             kill_marked(f'{START}={folder}')
             _kill_users_of(folder)
             shutil.rmtree(folder, ignore_errors=True)
