@@ -160,13 +160,10 @@ def parent_of(pid):
     return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[1]
 
 
-@pytest.mark.parametrize(
-    ('runtime', 'number'),
-    # As by a terminal that is closed, and by Ctrl-C; all signals have the same handler.
-    list(zip(RUNTIMES[:3], [signal.SIGHUP, signal.SIGINT, signal.SIGHUP], strict=True)),
-    ids=IDS[:3],
-)
-def test_a_signal_saves_and_leaves_nothing_behind(runtime, number, tmp_path):
+@pytest.mark.parametrize('runtime', RUNTIMES, ids=IDS)
+def test_a_signal_saves_and_leaves_nothing_behind(runtime, tmp_path):
+    """As by Ctrl-C, and by a terminal that is closed; all signals have the same handler."""
+    number = signal.SIGINT if runtime[-1] in ('ray', 'local_mp') else signal.SIGHUP
     process = start(tmp_path, *ENDLESS, *runtime)
     wait_for(lambda: rows_of(tmp_path), process)
     process.send_signal(number)
