@@ -65,6 +65,12 @@ def _add_sweep_options(kind: argparse.ArgumentParser, metric: str) -> None:
     kind.add_argument(
         '--over', nargs='+', default=['seed'], metavar='FIELD', help='average over these fields (default: seed)'
     )
+    kind.add_argument(
+        '--statistic',
+        choices=plotting.STATISTICS,
+        default='mean',
+        help='average: mean, interquartile mean or median (default: %(default)s)',
+    )
 
 
 def _add_figures_of_sweeps(kinds: Any) -> None:
@@ -151,6 +157,8 @@ def plot() -> None:
     if figure is not None and output is not None:
         plotting.save(figure, output)
         print(f'figure: {output}')
+        if figure.get_suptitle():
+            print(figure.get_suptitle())
     if note:
         print(note, file=sys.stderr)
 

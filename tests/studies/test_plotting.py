@@ -17,6 +17,7 @@ import impala_jax
 from impala_jax.config import ConfigError
 from impala_jax.studies import plotting
 from impala_jax.studies.plotting import figures
+from impala_jax.studies.statistics import interquartile_mean
 from tests.helpers.programs import ROOT
 
 INF = float('inf')
@@ -336,6 +337,59 @@ def test_bad_rows_of_bias_and_variance_are_refused():
             plotting.bias_variance(rows)
 
 
+# Other statistics than the mean, and few seeds.
+
+
+@pytest.fixture
+def seven(tmp_path):
+    """Seven seeds, the values of which are far from symmetric, with two rows each."""
+    cells = [((seed, 0.5), [(1, '', value, value), (2, '', value, value)]) for seed, value in enumerate(SEVEN)]
+    return plotting.read_table(write(tmp_path / 'seven.csv', ['seed', 'replay.fraction'], cells))
+
+
+SEVEN = [0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 100.0]
+
+
+@pytest.mark.parametrize('name, function, value', [('iqm', interquartile_mean, 3.8), ('median', np.median, 3.0)])
+def test_figures_show_another_statistic(seven, name, function, value):
+    low, high = plotting.bootstrap_interval(SEVEN, statistic=function)
+    figure = plotting.curves(seven, statistic=name)
+    np.testing.assert_allclose(figure.axes[0].get_lines()[0].get_ydata(), value)
+    np.testing.assert_allclose(band(figure.axes[0].collections[0])[2], (low, high))
+    assert figure.get_suptitle() == plotting.STATISTICS[name]
+    axes = plotting.sensitivity(seven, 'replay.fraction', statistic=name).axes[0]
+    np.testing.assert_allclose(axes.get_lines()[0].get_ydata(), value)
+    np.testing.assert_allclose(band(axes.collections[0])[0.5], (low, high))
+    text = plotting.heatmap(seven, x='replay.fraction', y='replay.fraction', statistic=name).axes[0].texts[0].get_text()
+    assert text == f'{value:.2f}\n±{(high - low) / 2:.2f}'
+    line = plotting.ranked(seven, hue=None, statistic=name).axes[0].get_lines()[0]
+    np.testing.assert_allclose(line.get_ydata(), value)
+    text = plotting.results_table(seven, 'replay.fraction', statistic=name)
+    assert f'{value:.2f} [{low:.2f}, {high:.2f}]*' in text
+    assert f'final_return, {plotting.STATISTICS[name]} of 7 runs' in text and 'seeds' not in text
+
+
+def test_an_unknown_statistic_is_refused(seven):
+    for call in (plotting.curves, functools.partial(plotting.ranked, hue=None), plotting.heatmap):
+        arguments = {'x': 'replay.fraction', 'y': 'seed'} if call is plotting.heatmap else {}
+        with pytest.raises(ConfigError, match="'mode' is not a statistic; choose mean, iqm, median"):
+            call(seven, statistic='mode', **arguments)
+
+
+def test_a_figure_of_fewer_than_five_seeds_says_so(seven, sweep):
+    assert plotting.curves(seven).get_suptitle() == ''
+    for cells, caption in ((5, ''), (4, 'only 4 seeds'), (1, 'only 1 seed')):
+        part = {name: column[: 2 * cells] for name, column in seven.items()}
+        assert plotting.curves(part).get_suptitle() == caption
+        assert plotting.sensitivity(part, 'replay.fraction', statistic='iqm').get_suptitle() == (
+            f'interquartile mean; {caption}' if caption else 'interquartile mean'
+        )
+    # Averages over six runs, of two replay fractions with three seeds each.
+    over = {'over': ('seed', 'replay.fraction'), 'panel': 'environment.name'}
+    assert plotting.ranked(plotting.read_table(sweep), **over).get_suptitle() == 'only 3 seeds'
+    assert plotting.results_table(plotting.read_table(sweep), **over).endswith('; only 3 seeds\n')
+
+
 # Tables as text.
 
 
@@ -354,7 +408,7 @@ def test_the_table_of_results_marks_the_best(sweep):
     assert text[1].split() == ['replay.fraction=0', 'replay.fraction=0.5']
     assert f'{best}*' in text[3] and text[3].count('*') == 2 and '*' not in text[4] + text[5]
     assert text[0].index('catch') == text[1].index('replay') == text[3].index('0.93')
-    assert text[-1] == 'final_return, mean of 3 runs [95 % bootstrap interval]; *: the best of its column'
+    assert text[-1] == 'final_return, mean of 3 runs [95 % bootstrap interval]; *: the best of its column; only 3 seeds'
 
 
 def cells_of(line):
@@ -367,7 +421,7 @@ def test_the_table_of_results_shows_gaps_and_single_runs(grid):
     ).splitlines()
     assert text[0].split() == ['vtrace.c_bar', 'vtrace.rho_bar=0.5', 'vtrace.rho_bar=2', 'vtrace.rho_bar=inf']
     assert text[4].split() == ['∞', '-', '21.0*', '22.0*']
-    assert text[-1] == 'final_return, mean of 1 run; *: the best of its column'
+    assert text[-1] == 'final_return, mean of 1 run; *: the best of its column; only 1 seed'
 
 
 # Runs.
@@ -492,14 +546,16 @@ def test_every_figure_is_drawn_from_the_command_line(plot_here, sweep, grid, tmp
             ['heatmap', '--results', grid],
             ['heatmap', '--results', sweep, *'--x seed --y vtrace.correction --panel environment.name'.split()]
             + ['--where', 'replay.fraction=0'],
-            ['ranked', '--results', sweep, '--panel', 'environment.name'],
+            ['ranked', '--results', sweep, '--panel', 'environment.name', '--statistic', 'median'],
             ['sensitivity', '--results', grid, '--field', 'vtrace.rho_bar', '--hue', 'vtrace.c_bar'],
             ['bias-variance', '--rows', tmp_path / 'rows.json', '--variance', 'var'],
             ['bias-variance', '--rows', tmp_path / 'rows.csv', '--variance', 'var', '--x', 'c_bar', '--hue', 'rho_bar'],
         ]
     ):
         output = tmp_path / f'{number}.png'
-        assert plot_here(*arguments, '--output', output) == (0, f'figure: {output}\n', '')
+        captions = ['in part only 1 seed', 'only 1 seed', 'median; only 3 seeds', 'in part only 1 seed']
+        caption = f'{captions[number - 1]}\n' if 0 < number < 5 else ''
+        assert plot_here(*arguments, '--output', output) == (0, f'figure: {output}\n{caption}', '')
         assert output.read_bytes().startswith(b'\x89PNG')
 
 

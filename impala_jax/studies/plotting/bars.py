@@ -12,9 +12,9 @@ from impala_jax.config import ConfigError
 from impala_jax.evaluation.scores import AGGREGATES, estimate_text, human_normalised, paper_agents, task_label
 from impala_jax.rundir.files import EVALUATIONS
 from impala_jax.rundir.rows import read_rows
-from impala_jax.studies.plotting.figures import PALETTE, add_legend, finish_axes, new_figure
+from impala_jax.studies.plotting.figures import PALETTE, add_caption, add_legend, finish_axes, new_figure
 from impala_jax.studies.plotting.labels import escape, label_of
-from impala_jax.studies.plotting.tables import Table, cells_of
+from impala_jax.studies.plotting.tables import Table, cells_of, few_seeds_text
 from impala_jax.studies.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def suite(result: Mapping[str, Any]) -> Figure:
     title = f'{result["environment"]} at {result["frames"]:,} frames\n' + '; '.join(headlines)
     finish_axes(axes, 'human-normalised score (%)' if human else label_of('episode_return'), '', escape(title))
     add_legend(figure, handles)
+    add_caption(figure, f'{few_seeds_text([1])}; intervals are over episodes')
     return figure
 
 
@@ -145,6 +146,7 @@ def experts(table: Table, workdir: Path | str | None = None) -> Figure:
     title += f'; multi-task is better on {int((gains > 0).sum())} of {len(tasks)} tasks'
     finish_axes(axes, 'human-normalised score (%)' if human else label_of('episode_return'), '', title)
     add_legend(figure, handles)
+    add_caption(figure, few_seeds_text([len(agent[task]) for agent in finals.values() for task in tasks]))
     return figure
 
 
