@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 
 import impala_jax
 from impala_jax.config import ConfigError
-from impala_jax.studies import plotting
+from impala_jax.studies import plotting, statistics
 from impala_jax.studies.plotting import figures
 from impala_jax.studies.statistics import interquartile_mean
 from tests.helpers.programs import ROOT
@@ -478,6 +478,93 @@ def test_a_learning_curve_of_no_run_is_refused(tmp_path):
         plotting.learning_curve([run(tmp_path / 'a', returns=())])
 
 
+# Agents over the runs and tasks of a suite.
+
+
+def suite_result(scores, environment='atari57', normalised=True):
+    tasks = {
+        task: {'mean_return': value, 'human_normalised': value if normalised else None}
+        for task, value in scores.items()
+    }
+    return {'environment': environment, 'tasks': tasks, 'aggregates': {}}
+
+
+def agents_of(scores, **kwargs):
+    """Results by agent, from scores [runs, tasks] by agent; tasks are in another order in every second file."""
+    return {
+        name: [
+            suite_result({f'task_{i}': row[i] for i in list(range(len(row)))[:: (-1) ** run]}, **kwargs)
+            for run, row in enumerate(array.tolist())
+        ]
+        for name, array in scores.items()
+    }
+
+
+def test_profiles_are_drawn_with_their_intervals():
+    rng = np.random.default_rng(0)
+    scores = {'deep': rng.normal([10, 80, 150], 20, [5, 3]), 'shallow': rng.normal([0, 70, 120], 20, [4, 3])}
+    figure = plotting.profile(agents_of(scores))
+    (axes,) = figure.axes
+    for i, (name, expected) in enumerate(scores.items()):
+        line = lines(axes)[name]
+        for tau, fraction in line.get_xydata():
+            assert fraction == pytest.approx((expected > tau).mean())
+        assert line.get_ydata()[0] == 1 and set(expected.ravel()) <= set(line.get_xdata())
+        low, high = statistics.stratified_interval(
+            lambda drawn: statistics.performance_profile(drawn, [75.0]), expected, num_resamples=2000
+        )
+        tau = max(tau for tau in line.get_xdata() if tau <= 75)
+        edges = axes.collections[i].get_paths()[0].vertices
+        assert {low.item(), high.item()} <= set(edges[edges[:, 0] == tau, 1]), tau
+    assert legend(figure) == ['deep', 'shallow', 'human'] and figure.get_suptitle() == 'as few as 4 seeds'
+    assert axes.get_title() == 'atari57, 3 tasks' and axes.get_xscale() == 'linear'
+
+
+def test_the_table_of_a_profile_has_the_statistics():
+    rng = np.random.default_rng(0)
+    scores = {'deep': rng.normal([10, 80, 150], 20, [5, 3]), 'shallow': rng.normal([0, 70, 120], 20, [5, 3])}
+    rows = plotting.profile_table(agents_of(scores)).splitlines()
+    assert rows[0].endswith('  P(better than deep)')
+
+    def text(function, *arrays, decimals=1):
+        low, high = statistics.stratified_interval(function, *arrays, num_resamples=2000)
+        return f'{function(*arrays):.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]'
+
+    for row, (name, array) in zip(rows[2:], scores.items(), strict=False):
+        expected = [name, '5', text(interquartile_mean, array)]
+        expected += [text(lambda drawn: np.median(drawn.mean(0)), array), text(np.mean, array)]
+        expected += [text(lambda drawn: np.mean(np.maximum(100 - drawn, 0)), array)]
+        if name == 'shallow':
+            better = functools.partial(text, statistics.probability_of_improvement, decimals=2)
+            expected.append(better(array, scores['deep']))
+        assert [word.strip() for word in row.split('  ') if word] == expected
+    assert rows[-1].endswith('[95 % bootstrap interval over runs]')
+
+
+def test_a_profile_of_single_runs_and_of_returns():
+    agents = agents_of({'a': np.array([[1.0, 2.0]]), 'b': np.array([[3.0, 0.5]])}, environment='two', normalised=False)
+    rows = plotting.profile_table(agents).splitlines()
+    assert rows[0].split() == ['agent', 'runs', *'interquartile mean median mean P(better than a)'.split()]
+    assert rows[3].split() == ['b', '1', '1.75', '1.75', '1.75', '0.50']
+    assert rows[-1] == 'two, 2 tasks, mean returns [95 % bootstrap interval over runs]; only 1 seed'
+    figure = plotting.profile(agents)
+    assert legend(figure) == ['a', 'b'] and figure.axes[0].get_xlabel() == 'return of an episode'
+
+
+def test_scores_that_cannot_be_compared_are_refused():
+    one = np.array([[1.0, 2.0]])
+    mixed = agents_of({'a': one}) | agents_of({'b': one[:, :1]})
+    for agents, words in (
+        ({}, 'no scores'),
+        ({'a': []}, 'no scores'),
+        ({'a': [{'mean_return': 1.0}]}, 'not scores of a suite'),
+        (mixed, 'b was scored on 1 tasks of atari57, and another run on 2 of atari57'),
+        (agents_of({'a': one}) | agents_of({'b': one}, environment='dmlab30'), 'of dmlab30, and another run'),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            plotting.profile(agents)
+
+
 # Files and the command line.
 
 
@@ -553,10 +640,29 @@ def test_every_figure_is_drawn_from_the_command_line(plot_here, sweep, grid, tmp
         ]
     ):
         output = tmp_path / f'{number}.png'
-        captions = ['in part only 1 seed', 'only 1 seed', 'median; only 3 seeds', 'in part only 1 seed']
+        captions = ['as few as 1 seed', 'only 1 seed', 'median; only 3 seeds', 'as few as 1 seed']
         caption = f'{captions[number - 1]}\n' if 0 < number < 5 else ''
         assert plot_here(*arguments, '--output', output) == (0, f'figure: {output}\n{caption}', '')
         assert output.read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_profile_is_drawn_from_the_command_line(plot_here, tmp_path):
+    for name, value in (('a', 1.0), ('b', 2.0), ('c', 3.0)):
+        (tmp_path / name).write_text(json.dumps(suite_result({'x': value, 'y': 2 * value})))
+    output = tmp_path / 'a.png'
+    agents = ['--agent', 'deep', tmp_path / 'a', tmp_path / 'b', '--agent', 'shallow', tmp_path / 'c']
+    status, out, reason = plot_here('profile', *agents, '--output', output)
+    assert (status, reason) == (0, '') and output.read_bytes().startswith(b'\x89PNG')
+    first, *table = out.splitlines()
+    assert first == f'figure: {output}' and table[-1].endswith('; as few as 1 seed') and out.count('as few as') == 1
+    assert [row.split()[:2] for row in table[2:4]] == [['deep', '2'], ['shallow', '1']]
+    for bad, words in (
+        (['--agent', 'deep'], 'NAME FILE'),
+        (agents[:3] * 2, 'once per agent'),
+        (['--agent', 'a', 'b'], 'b: '),
+    ):
+        status, out, reason = plot_here('profile', *bad, '--output', tmp_path / 'b.png')
+        assert status == 1 and words in reason and len(reason.splitlines()) == 1, reason
 
 
 def test_the_table_is_printed_from_the_command_line(plot_here, sweep):

@@ -20,6 +20,7 @@ from impala_jax.studies.plotting.figures import FORMATS, check_output, save
 from impala_jax.studies.plotting.frames import curves, learning_curve, pbt
 from impala_jax.studies.plotting.grids import Matrix, heatmap
 from impala_jax.studies.plotting.hyperparameters import bias_variance, ranked, sensitivity
+from impala_jax.studies.plotting.profiles import profile, profile_table
 from impala_jax.studies.plotting.tables import STATISTICS, Table, left_out, read_table, select
 from impala_jax.studies.plotting.text_tables import results_table
 from impala_jax.studies.statistics import bootstrap_interval
@@ -38,6 +39,8 @@ __all__ = [
     'learning_curve',
     'left_out',
     'pbt',
+    'profile',
+    'profile_table',
     'ranked',
     'read_table',
     'results_table',

@@ -37,8 +37,7 @@ def suite(result: Mapping[str, Any]) -> Figure:
     Raises:
       ConfigError: The result is not from a suite.
     """
-    if not isinstance(result, dict) or not result.get('tasks') or 'aggregates' not in result:
-        raise ConfigError('these are not scores of a suite: write them with launch/evaluate.py --suite ... --json FILE')
+    require_suite(result)
     agents = paper_agents(result['environment'])
     human = all(scores['human_normalised'] is not None for scores in result['tasks'].values())
     key = 'human_normalised' if human else 'mean_return'
@@ -79,6 +78,12 @@ def suite(result: Mapping[str, Any]) -> Figure:
     add_legend(figure, handles)
     add_caption(figure, f'{few_seeds_text([1])}; intervals are over episodes')
     return figure
+
+
+def require_suite(result: Any) -> None:
+    """Raises ConfigError if this is not the result of `impala_jax.evaluate` on a suite."""
+    if not isinstance(result, dict) or not result.get('tasks') or 'aggregates' not in result:
+        raise ConfigError('these are not scores of a suite: write them with launch/evaluate.py --suite ... --json FILE')
 
 
 def _error(scores: Mapping[str, Any], human: bool) -> tuple[float, float]:

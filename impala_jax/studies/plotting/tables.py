@@ -241,7 +241,7 @@ def few_seeds_text(counts: Sequence[int]) -> str:
     if fewest >= _ENOUGH_SEEDS:
         return ''
     seeds = f'{fewest} seed{"s" * (fewest > 1)}'
-    return f'only {seeds}' if fewest == max(counts) else f'in part only {seeds}'
+    return f'only {seeds}' if fewest == max(counts) else f'as few as {seeds}'
 
 
 def _strata(cells: Sequence[Cell], over: Sequence[str]) -> list[Any]:

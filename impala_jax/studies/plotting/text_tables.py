@@ -75,7 +75,7 @@ def results_table(
         f'{metric}, {STATISTICS[statistic]}', [len(cells) for cells in groups.values()], 'bold' if markdown else '*'
     )
     caption = '; '.join(filter(None, [caption, few_seeds(groups.values(), over)]))
-    return f'{_aligned(header, body, markdown)}\n\n{caption}\n'
+    return f'{aligned(header, body, markdown)}\n\n{caption}\n'
 
 
 def _caption(quantity: str, counts: list[int], mark: str) -> str:
@@ -89,7 +89,7 @@ def _heading(field: str | None, value: Any) -> str:
     return '' if field is None else value if isinstance(value, str) else f'{field}={plain_text(value)}'
 
 
-def _aligned(header: list[list[str]], body: list[list[str]], markdown: bool) -> str:
+def aligned(header: list[list[str]], body: list[list[str]], markdown: bool) -> str:
     """Formats rows as lines of text, with a rule between header and body."""
     widths = [max(map(len, texts)) for texts in zip(*header, *body, strict=True)]
     rows = [[text.ljust(width) for text, width in zip(row, widths, strict=True)] for row in header + body]
