@@ -509,7 +509,8 @@ def test_profiles_are_drawn_with_their_intervals():
         line = lines(axes)[name]
         for tau, fraction in line.get_xydata():
             assert fraction == pytest.approx((expected > tau).mean())
-        assert line.get_ydata()[0] == 1 and set(expected.ravel()) <= set(line.get_xdata())
+        assert line.get_drawstyle() == 'steps-post' and line.get_ydata()[0] == 1
+        assert set(expected.ravel()) <= set(line.get_xdata())
         low, high = statistics.stratified_interval(
             lambda drawn: statistics.performance_profile(drawn, [75.0]), expected, num_resamples=2000
         )
