@@ -50,9 +50,11 @@ FILES = {block.split('\n', 1)[0][2:]: block for block in PYTHON if block.startsw
 EXAMPLES = [block for block in PYTHON if block not in FILES.values()]
 # One small update and one game, in the runtime that starts fastest.
 SMALL = '--runtime threads --total-frames 2000 --evaluator.episodes 1 --actor.num-actors 1 --actor.num-envs 2'.split()
-# A suite's tasks each need an environment, and an evaluation plays games of all.
-SUITES = {'minisuite': ['--actor.num-envs', '4'], 'atari57': '--actor.num-envs 57 --evaluator.episodes 0'.split()}
-SUITES['dmlab30'] = '--actor.num-envs 30 --evaluator.episodes 0'.split()
+# By configuration. A suite's tasks each need an environment, and an evaluation plays games of all; games of Pong last
+# longer than those of Breakout, which are evaluated.
+MORE = {'minisuite': ['--actor.num-envs', '4'], 'atari57': '--actor.num-envs 57 --evaluator.episodes 0'.split()}
+MORE |= {'atari': ['--learner.batch-size', '4'], 'pong': ['--evaluator.episodes', '0']}
+MORE['dmlab30'] = '--actor.num-envs 30 --evaluator.episodes 0'.split()
 MARKS = {'atari57': [pytest.mark.slow, pytest.mark.atari], 'dmlab30': [pytest.mark.slow]}
 
 
@@ -64,7 +66,7 @@ def test_no_command_or_example_is_left_out():
     by_ci = ['make train', 'make test', "pip install -e '.[atari,video,plot]'"]
     assert others == [*by_ci, "make chaos ARGS='--cases 60 --processes 2'"]
     assert (
-        len(TRAIN) == 13
+        len(TRAIN) == 14
         and len(JOINED) == 2
         and len(POD) == 1
         and len(EVALUATE) == 3
@@ -72,7 +74,7 @@ def test_no_command_or_example_is_left_out():
         and len(ABLATE) == 2
         and len(PBT) == 1
         and len(EXPERTS) == 1
-        and len(FILES) == 6
+        and len(FILES) == 7
         and len(EXAMPLES) == 2
     )
 
@@ -115,7 +117,9 @@ def test_all_public_names_are_in_the_reference():
 
 
 def run(arguments, tmp_path, environment=None):
-    environment = os.environ | {'PYTHONPATH': f'{tmp_path}:{ROOT}'} | (environment or {})
+    # These programs run for a few updates, which take less time than XLA's optimisations.
+    hasty = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+    environment = os.environ | hasty | {'PYTHONPATH': f'{tmp_path}:{ROOT}'} | (environment or {})
     # One device, as a person has: the tests' own eight would not divide a small batch.
     environment.pop('XLA_FLAGS', None)
     result = subprocess.run(
@@ -132,26 +136,36 @@ def arguments_of(line, tmp_path):
     return [str(tmp_path / word) if word.startswith('runs/') else word for word in words[1:]]
 
 
-def suite_of(line):
-    return next((suite for suite in SUITES if f'configs/{suite}.py' in line), '')
+def config_of(line):
+    return next((name for name in MORE if f'configs/{name}.py' in line), '')
 
 
-@pytest.mark.parametrize('line', [pytest.param(line, marks=MARKS.get(suite_of(line), ())) for line in TRAIN])
-def test_training_commands(line, tmp_path):
-    if 'pong' in line or 'atari' in line:
-        pytest.importorskip('ale_py')
-    if 'my_environment' in line:
-        pytest.importorskip('gymnasium')
+def train(line, tmp_path):
+    """Runs a command that trains."""
     stand_ins = ROOT / 'tests' / 'stand_ins'
     lab = 'dmlab' in line and importlib.util.find_spec('deepmind_lab') is None
     for name, block in FILES.items():
         (tmp_path / name).write_text(block)
     arguments = arguments_of(line, tmp_path)
     environment = {'PYTHONPATH': f'{stand_ins}:{ROOT}', 'HOME': str(tmp_path)} if lab else None
-    assert 'Trained' in run([*arguments, *SMALL, *SUITES.get(suite_of(line), [])], tmp_path, environment)
+    assert 'Trained' in run([*arguments, *SMALL, *MORE.get(config_of(line), [])], tmp_path, environment)
     (workdir,) = (tmp_path / 'runs').iterdir()
     assert ('logit_penalty' in read_rows(workdir / 'metrics.jsonl')[-1]) == ('my_loss' in line)
-    if suite_of(line) == 'dmlab30':
+    return environment
+
+
+# What the two others train is evaluated below.
+TRAINED_HERE = [line for line in TRAIN if not line.endswith(('runs/catch', 'runs/minisuite'))]
+
+
+@pytest.mark.parametrize('line', [pytest.param(line, marks=MARKS.get(config_of(line), ())) for line in TRAINED_HERE])
+def test_training_commands(line, tmp_path):
+    if 'pong' in line or 'atari' in line:
+        pytest.importorskip('ale_py')
+    if 'my_environment' in line:
+        pytest.importorskip('gymnasium')
+    environment = train(line, tmp_path)
+    if config_of(line) == 'dmlab30':
         arguments = arguments_of(next(line for line in EVALUATE if 'dmlab30' in line), tmp_path)
         arguments = [str(tmp_path / word) if word.startswith('dmlab30.') else word for word in arguments]
         run([*arguments, '--episodes', '1'], tmp_path, environment)
@@ -178,8 +192,8 @@ def test_pod_command(tmp_path):
     assert '4 x cpu' in stdout and 'Trained' in stdout
 
 
-def test_evaluation_and_plot_commands(tmp_path):
-    run([*arguments_of(next(line for line in TRAIN if 'runs/catch' in line), tmp_path), *SMALL], tmp_path)
+def test_training_evaluation_and_plot_commands(tmp_path):
+    train(next(line for line in TRAIN if 'runs/catch' in line), tmp_path)
     arguments = arguments_of(next(line for line in EVALUATE if 'runs/catch' in line), tmp_path)
     video = importlib.util.find_spec('imageio_ffmpeg') is not None
     if not video:
@@ -195,8 +209,8 @@ def test_evaluation_and_plot_commands(tmp_path):
 
 
 def test_suite_commands(tmp_path):
-    train = next(line for line in TRAIN if 'runs/minisuite' in line)
-    run([*arguments_of(train, tmp_path), *SMALL, *SUITES['minisuite']], tmp_path)
+    """Training on a suite, its evaluation and its figure."""
+    train(next(line for line in TRAIN if 'runs/minisuite' in line), tmp_path)
     evaluate = next(line for line in EVALUATE if '--suite minisuite' in line)
     suite, profile = (next(line for line in PLOT if f'plot.py {kind} ' in line) for kind in ('suite', 'profile'))
     few = [*arguments_of(evaluate, tmp_path), '--episodes', '2']

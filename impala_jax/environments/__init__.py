@@ -77,6 +77,12 @@ def _make_task(
         return AtariVectorEnvironment(
             config, num_envs, seed, evaluation=evaluation, max_episode_steps=max_episode_steps
         )
+    if config.name.startswith('jax/'):
+        from impala_jax.environments.functional import FunctionalEnvironment, task
+        from impala_jax.environments.functional.vector import FunctionalVectorEnvironment
+
+        environment = FunctionalEnvironment(task(config.name), max_episode_steps, name=config.name)
+        return FunctionalVectorEnvironment(environment, num_envs, seed)
     if config.name in BUILT_IN and not config.processes:
         return SerialVectorEnvironment(
             environment_factory(config, evaluation),

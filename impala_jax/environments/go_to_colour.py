@@ -10,7 +10,7 @@ from impala_jax.types import INSTRUCTION
 
 WORDS = ('', 'go', 'to', 'the', 'red', 'blue')
 """The words by id; id 0 is padding."""
-_COLOURS = ('red', 'blue')
+COLOURS = ('red', 'blue')
 
 
 class GoToColour(dm_env.Environment):
@@ -75,5 +75,5 @@ class GoToColour(dm_env.Environment):
         board = np.zeros((3, self._columns), np.float32)
         for row, column in enumerate((self._agent, *self._objects)):
             board[row, column] = 1.0
-        words = ('go', 'to', 'the', _COLOURS[self._wanted])
+        words = ('go', 'to', 'the', COLOURS[self._wanted])
         return {'board': board, INSTRUCTION: np.array([WORDS.index(word) for word in words], np.int32)}

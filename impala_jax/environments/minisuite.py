@@ -27,8 +27,8 @@ from impala_jax.environments.delayed_bandit import DelayedBandit
 from impala_jax.environments.go_to_colour import WORDS, GoToColour
 from impala_jax.types import INSTRUCTION
 
-_BOARD = (6, 5)
-_NUM_WORDS = 4
+BOARD = (6, 5)
+NUM_WORDS = 4
 
 
 class MinisuiteTask(dm_env.Environment):
@@ -48,8 +48,8 @@ class MinisuiteTask(dm_env.Environment):
     def observation_spec(self) -> dict[str, specs.Array]:
         """The board, [6, 5] float32, and the instruction, [4] int32 word ids."""
         return {
-            'board': specs.BoundedArray(_BOARD, np.float32, 0, 1, name='board'),
-            INSTRUCTION: specs.BoundedArray((_NUM_WORDS,), np.int32, 0, len(WORDS) - 1, name=INSTRUCTION),
+            'board': specs.BoundedArray(BOARD, np.float32, 0, 1, name='board'),
+            INSTRUCTION: specs.BoundedArray((NUM_WORDS,), np.int32, 0, len(WORDS) - 1, name=INSTRUCTION),
         }
 
     def action_spec(self) -> specs.DiscreteArray:
@@ -59,8 +59,8 @@ class MinisuiteTask(dm_env.Environment):
     def _convert(self, timestep: dm_env.TimeStep) -> dm_env.TimeStep:
         seen: Any = timestep.observation
         if not isinstance(seen, dict):
-            seen = {'board': seen, INSTRUCTION: np.zeros(_NUM_WORDS, np.int32)}
-        board = np.zeros(_BOARD, np.float32)
+            seen = {'board': seen, INSTRUCTION: np.zeros(NUM_WORDS, np.int32)}
+        board = np.zeros(BOARD, np.float32)
         board.flat[: seen['board'].size] = seen['board'].ravel()
         return timestep._replace(observation={'board': board, INSTRUCTION: seen[INSTRUCTION]})
 
@@ -70,11 +70,11 @@ def _task(builder: Callable[..., dm_env.Environment], seed: int) -> MinisuiteTas
 
 
 _ENVIRONMENTS: dict[str, Callable[..., dm_env.Environment]] = {
-    'catch': functools.partial(Catch, *_BOARD),
-    'catch_memory': functools.partial(Catch, *_BOARD, memory=True),
+    'catch': functools.partial(Catch, *BOARD),
+    'catch_memory': functools.partial(Catch, *BOARD, memory=True),
     # Little noise, so that the return shows how good the choice was.
     'delayed_bandit': functools.partial(DelayedBandit, length=10, noise=0.02),
-    'go_to_colour': functools.partial(GoToColour, columns=_BOARD[1]),
+    'go_to_colour': functools.partial(GoToColour, columns=BOARD[1]),
 }
 TASKS: dict[str, Callable[..., MinisuiteTask]] = {
     name: functools.partial(_task, builder) for name, builder in _ENVIRONMENTS.items()

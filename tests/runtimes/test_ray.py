@@ -1,8 +1,10 @@
 """The runtime `ray` with an engine of its own: what dies is replaced, and nothing outlives the run."""
 
+import contextlib
 import os
 import random
 import signal
+import socket
 import tempfile
 import time
 from pathlib import Path
@@ -125,6 +127,44 @@ def test_the_next_start_sweeps(folder):
     code, _, stderr = finish(start_in(folder, *SMALL, '--total-frames', '1'))
     assert code == 0, stderr
     nothing_is_left(folder, session)
+
+
+def test_every_server_asks_for_the_token(folder):
+    """Ray's monitor, for one, would send its metrics to anybody."""
+    process = start_in(folder, *ENDLESS)
+    wait_for(lambda: rows_of(folder / 'run'), process)
+    ports = programs.listening_ports(folder / 'run')
+    assert ports
+    answers = {port: first_line(port) for port in ports}
+    process.terminate()
+    code, _, stderr = finish(process)
+    assert code == 143, stderr
+    assert not [port for port, answer in answers.items() if b' 200 ' in answer], answers
+
+
+def test_a_signal_in_the_last_evaluation_is_reported(folder):
+    """Ray's C++ part has removed the handler of SIGTERM by then."""
+    process = start_in(folder, *SMALL, '--total-frames', '1', '--evaluator.episodes', '50000')
+    wait_for(lambda: engine_of(folder), process)
+    wait_for(lambda: not engine_of(folder), process)  # Ends before the last evaluation.
+    process.terminate()
+    code, _, stderr = finish(process)
+    assert code == 143
+    assert stderr.splitlines()[-1:] and stderr.splitlines()[-1].startswith('stopped by signal 15'), stderr
+
+
+def first_line(port):
+    """What a server answers to a request of HTTP without a token; empty if it does not listen on every address."""
+    with contextlib.suppress(OSError), socket.create_connection(('127.0.0.1', port), timeout=5) as connection:
+        connection.sendall(b'GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n')
+        return connection.recv(100)
+    return b''
+
+
+def test_an_empty_token_is_refused_by_the_name_of_its_variable(monkeypatch, folder):
+    monkeypatch.setenv('RAY_AUTH_TOKEN', ' ')
+    with pytest.raises(ConfigError, match='^RAY_AUTH_TOKEN: the token is empty; '):
+        impala_jax.run(small(), folder / 'run', 'ray')
 
 
 @pytest.mark.atari

@@ -168,6 +168,6 @@ def test_a_head_that_dies_ends_the_run_and_nothing_is_lost(cluster, tmp_path):
     code, _, stderr = finish(process)
     assert code == 1
     last_line = stderr.splitlines()[-1]
-    assert last_line.startswith('error: the head of the Ray cluster has not answered at '), stderr
+    assert last_line.startswith('error: the head of the Ray cluster has not answered for '), stderr
     assert last_line.endswith('the same command, with the address of a new cluster, resumes'), stderr
     assert steps(tmp_path / 'checkpoints')[-1] >= rows_of(tmp_path)[-1]['learner_steps'] > 0

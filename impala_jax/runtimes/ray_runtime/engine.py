@@ -41,10 +41,12 @@ _LAST_LINE = (
 _SHARED_MEMORY = Path('/dev/shm')
 _SMALLEST_STORE = 100 * 2**20  # Ray refuses less than 75 MiB.
 _CONNECT_S = 10.0  # Longest wait for the first and the last answer of a cluster.
+_ASK_INTERVAL_S = 2.0  # Time between questions to the head of a cluster.
 _HEAD_S = 20.0  # Longest silence of a cluster's head; after 60 s, Ray ends this process, and updates are lost.
 _JOIN_S = 60.0  # Longest wait for an engine to accept this process; a wrong token takes 20 s.
 _TOKEN_VARIABLES = ('RAY_AUTH_TOKEN', 'RAY_AUTH_TOKEN_PATH')
-_START = '--head --port=0 --include-dashboard=false --disable-usage-stats --block'.split()
+# The monitor scales clusters, which an engine on one machine does not need, and answers anybody without the token.
+_START = '--head --port=0 --no-monitor --include-dashboard=false --disable-usage-stats --block'.split()
 
 _logger = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class LocalEngine:
     """
 
     def __init__(self, num_nodes: int, store_bytes: int, timeout_s: float):
+        self._num_nodes = num_nodes
         self._timeout_s = timeout_s
         _require_token()
         store_bytes = max(store_bytes, _SMALLEST_STORE)
@@ -100,12 +103,12 @@ class LocalEngine:
         text = self._address.read_text() if self._address.exists() else ''
         return text.strip() if re.fullmatch(r'\S+:\d+\n?', text) else ''
 
-    def check(self) -> bool:
-        """Returns True; raises NodeFailure if the engine has ended."""
+    def check(self) -> int:
+        """Returns the number of CPUs; raises NodeFailure if the engine has ended."""
         if self._program.has_ended:
             lines = [line for line in self._program.output.read_text(errors='replace').splitlines() if line.strip()]
             raise NodeFailure('\n'.join([*lines[-5:], _LAST_LINE]))
-        return True
+        return self._num_nodes
 
     def close(self) -> None:
         """Disconnects this process, and ends the engine and everything that it started."""
@@ -128,7 +131,7 @@ class Cluster:
     """
 
     def __init__(self, address: str, version: str, timeout_s: float):
-        self._silent_since: float | None = None  # time.monotonic()
+        self._closed = threading.Event()
         _require_token(f'ray_address {address!r}')
         if address != 'auto':
             _require_reachable(address)
@@ -144,8 +147,9 @@ class Cluster:
             ) from error
         try:
             self._node = ray.get_runtime_context().get_node_id()
-            self._head = ray.get_runtime_context().gcs_address
+            self._nodes, self._answered = ray.nodes(), time.monotonic()
             _require_same_code(version, timeout_s)
+            threading.Thread(target=self._ask, name='questions to the cluster', daemon=True).start()
         except BaseException:
             self.close()
             raise
@@ -155,30 +159,36 @@ class Cluster:
         if stop.is_set():
             raise Closed
 
-    def check(self) -> bool:
-        """Returns whether the head can be asked about the cluster; it may be silent for a while.
+    def check(self) -> int:
+        """Returns the number of CPUs of the cluster, as last known.
 
         Raises:
           NodeFailure: If the head or the node of this machine has ended.
         """
-        try:
-            _knock(self._head)
-        except OSError as error:
-            self._silent_since = self._silent_since or time.monotonic()
-            if time.monotonic() - self._silent_since > _HEAD_S:
-                raise NodeFailure(
-                    f'error: the head of the Ray cluster has not answered at {self._head} for {_HEAD_S:g} s: {error}; '
-                    'the same command, with the address of a new cluster, resumes'
-                ) from error
-            return False  # Ray's own questions would wait for a minute.
-        self._silent_since = None
-        if not any(node['NodeID'] == self._node and node['Alive'] for node in ray.nodes()):
+        if time.monotonic() - self._answered > _HEAD_S:
+            raise NodeFailure(
+                f'error: the head of the Ray cluster has not answered for {_HEAD_S:g} s; the same command, with the '
+                'address of a new cluster, resumes'
+            )
+        alive = [node for node in self._nodes if node['Alive']]
+        if not any(node['NodeID'] == self._node for node in alive):
             raise NodeFailure("error: this machine's node of the Ray cluster has ended")
-        return True
+        return int(sum(node['Resources'].get('CPU', 0) for node in alive))
 
     def close(self) -> None:
         """Disconnects this process; Ray then ends the nodes of this run."""
+        self._closed.set()
         _disconnect()
+
+    def _ask(self) -> None:
+        """Asks the head about the nodes; in a thread, because Ray waits for a head that has ended."""
+        while not self._closed.wait(_ASK_INTERVAL_S):
+            try:
+                self._nodes, self._answered = ray.nodes(), time.monotonic()
+            except Exception:  # `check` reports that there are no answers.
+                if not self._closed.is_set():
+                    _logger.exception('the head of the Ray cluster cannot be asked about its nodes')
+                return
 
 
 Engine = LocalEngine | Cluster
@@ -203,10 +213,7 @@ def _init(address: str) -> None:
     thread = threading.Thread(target=init, name='connection to ray', daemon=True)
     thread.start()
     thread.join(_JOIN_S)
-    if threading.current_thread() is threading.main_thread():
-        for number in stopping.SIGNALS:  # Ray's C++ part installs a handler of its own for SIGTERM.
-            if (handler := signal.getsignal(number)) is not None:
-                signal.signal(number, handler)
+    _install_handlers_again()
     if thread.is_alive():
         raise TimeoutError(f'waited {_JOIN_S:g} s for the engine of Ray at {address!r} to accept this process')
     if errors:
@@ -221,6 +228,15 @@ def _disconnect() -> None:
         thread.join(_CONNECT_S)
         if thread.is_alive():
             _logger.warning('the engine of Ray did not answer for %g s when this process disconnected', _CONNECT_S)
+        _install_handlers_again()
+
+
+def _install_handlers_again() -> None:
+    """Repeats Python's signal handlers: Ray's C++ part replaces that of SIGTERM, and removes it when it ends."""
+    if threading.current_thread() is threading.main_thread():
+        for number in stopping.SIGNALS:
+            if (handler := signal.getsignal(number)) is not None:
+                signal.signal(number, handler)
 
 
 def _require_token(cause: str | None = None) -> None:
@@ -250,7 +266,8 @@ def _require_token(cause: str | None = None) -> None:
             except (OSError, ValueError) as error:
                 raise ConfigError(f'RAY_AUTH_TOKEN_PATH {path!r} cannot be read: {error}') from error
         if not token.strip():
-            raise ConfigError(f'RAY_AUTH_TOKEN_PATH {path!r}: the token is empty; write one (openssl rand -hex 32)')
+            source = 'RAY_AUTH_TOKEN' if os.environ.get('RAY_AUTH_TOKEN') else f'RAY_AUTH_TOKEN_PATH {path!r}'
+            raise ConfigError(f'{source}: the token is empty; write one (openssl rand -hex 32)')
         return
     if cause is not None:
         with contextlib.suppress(RuntimeError, OSError):
@@ -268,18 +285,13 @@ def _require_token(cause: str | None = None) -> None:
 
 def _require_reachable(address: str) -> None:
     """Checks that something listens at the address of a cluster; raises ConfigError if not."""
+    host, _, port = address.rpartition(':')
     try:
-        _knock(address)
+        socket.create_connection((host.strip('[]'), int(port)), timeout=_CONNECT_S).close()
     except OSError as error:
         raise ConfigError(
             f'ray_address {address!r} cannot be reached: {error}; start it there (ray start --head)'
         ) from error
-
-
-def _knock(address: str) -> None:
-    """Connects to an address; raises OSError if nothing listens there."""
-    host, _, port = address.rpartition(':')
-    socket.create_connection((host.strip('[]'), int(port)), timeout=_CONNECT_S).close()
 
 
 def _require_same_code(version: str, timeout_s: float) -> None:

@@ -185,10 +185,8 @@ class Fleet:
         if now < self._next_check:
             return
         self._next_check = now + _CHECK_INTERVAL_S
-        if not self._engine.check():
-            return
+        num_cpus = self._engine.check()
         share = self._setup.share
-        num_cpus = int(ray.cluster_resources().get('CPU', 0))
         wanted = share.num_actors or max(1, num_cpus - share.evaluates)
         self._under_way = under_way(share, wanted)
         self._places += [_Place(f'actor {index}') for index in range(len(self._places), wanted)]
