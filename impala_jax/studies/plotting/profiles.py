@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 _NUM_RESAMPLES = 2_000
 _THRESHOLDS = 300  # largest number of thresholds of a profile
-Results = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 class _Suite(NamedTuple):
@@ -37,7 +36,7 @@ class _Suite(NamedTuple):
     scores: dict[str, np.ndarray]  # [runs, tasks], by agent
 
 
-def profile(agents: Results) -> Figure:
+def profile(agents: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Draws performance profiles: the fraction of runs and tasks with a higher score than each threshold, by agent.
 
     Bands are 95 % stratified bootstrap intervals over runs. An agent with a single run has no band. Scores are
@@ -85,7 +84,7 @@ def profile(agents: Results) -> Figure:
     return figure
 
 
-def profile_table(agents: Results) -> str:
+def profile_table(agents: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Formats aggregates over runs and tasks, with 95 % stratified bootstrap intervals over runs, one row per agent.
 
     The columns are the interquartile mean; the median and the mean over tasks of the mean over runs; the optimality gap
@@ -133,7 +132,7 @@ def _interval(function: Callable[..., Any], *scores: np.ndarray) -> tuple[np.nda
     return stratified_interval(function, *scores, num_resamples=_NUM_RESAMPLES)
 
 
-def _read(agents: Results) -> _Suite:
+def _read(agents: Mapping[str, Sequence[Mapping[str, Any]]]) -> _Suite:
     first = None
     for name, results in agents.items():
         for result in results:
