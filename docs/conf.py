@@ -28,7 +28,7 @@ PAGES = {ROOT / path: ROOT / 'docs' / f'{page}.md' for page, path in ELSEWHERE.i
 # Modules whose names annotations and docstrings mention.
 MODULES = (
     *('environments', 'networks', 'vtrace', 'tabular', 'plotting', 'actor', 'agent', 'learner', 'loss', 'types'),
-    *('evaluation.evaluator', 'evaluation.video', 'rundir.checkpoint_format'),
+    *('statistics', 'evaluation.evaluator', 'evaluation.video', 'rundir.checkpoint_format'),
 )
 
 project = 'impala_jax'

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from impala_jax.networks import NetworkOutput
     from impala_jax.optimizer import Hyperparameters
     from impala_jax.runtimes.run import Interrupted, RunResult, run
-    from impala_jax.studies import plotting, tabular
+    from impala_jax.studies import plotting, statistics, tabular
     from impala_jax.types import EnvironmentSpec, Experience, TimeStep, Trajectory
 
 __version__ = '0.2.0'
@@ -71,6 +71,7 @@ __all__ = [
     'networks',
     'plotting',
     'run',
+    'statistics',
     'tabular',
     'vtrace',
 ]
@@ -95,6 +96,7 @@ _MODULES = {
     'environments': 'impala_jax.environments',
     'networks': 'impala_jax.networks',
     'plotting': 'impala_jax.studies.plotting',
+    'statistics': 'impala_jax.studies.statistics',
     'tabular': 'impala_jax.studies.tabular',
     'vtrace': 'impala_jax.vtrace',
 }

@@ -70,7 +70,7 @@ def test_no_command_or_example_is_left_out():
         and len(JOINED) == 2
         and len(POD) == 1
         and len(EVALUATE) == 3
-        and len(PLOT) == 5
+        and len(PLOT) == 6
         and len(ABLATE) == 2
         and len(PBT) == 1
         and len(EXPERTS) == 1
@@ -212,10 +212,11 @@ def test_suite_commands(tmp_path):
     """Training on a suite, its evaluation and its figure."""
     train(next(line for line in TRAIN if 'runs/minisuite' in line), tmp_path)
     evaluate = next(line for line in EVALUATE if '--suite minisuite' in line)
-    lines = [evaluate, next(line for line in PLOT if ' suite ' in line)]
-    for arguments in ([*arguments_of(lines[0], tmp_path), '--episodes', '2'], arguments_of(lines[1], tmp_path)):
+    suite, profile = (next(line for line in PLOT if f'plot.py {kind} ' in line) for kind in ('suite', 'profile'))
+    few = [*arguments_of(evaluate, tmp_path), '--episodes', '2']
+    for arguments in (few, arguments_of(suite, tmp_path), arguments_of(profile, tmp_path)):
         run([str(tmp_path / word) if word.startswith('suite.') else word for word in arguments], tmp_path)
-    assert all((tmp_path / name).exists() for name in ('suite.json', 'suite.png', 'suite.svg'))
+    assert all((tmp_path / name).exists() for name in ('suite.json', 'suite.png', 'suite.svg', 'suite.profile.svg'))
 
 
 def test_ablation_commands(tmp_path):

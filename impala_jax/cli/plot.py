@@ -48,6 +48,16 @@ def _add_figures_of_runs(kinds: Any) -> None:
     suite = _add_figure(kinds, 'suite', "a suite's human-normalised scores next to the paper's")
     suite.add_argument('--scores', required=True, type=Path, help='file written by impala evaluate --suite ... --json')
 
+    profile = _add_figure(kinds, 'profile', 'agents compared by their scores over the runs and tasks of a suite')
+    profile.add_argument(
+        '--agent',
+        required=True,
+        nargs='+',
+        action='append',
+        metavar=('NAME', 'FILE'),
+        help='name of an agent, and a file per run, written by impala evaluate --suite ... --json; once per agent',
+    )
+
     experts = _add_figure(kinds, 'experts', 'experts against the agent trained on all tasks')
     experts.add_argument('--results', required=True, type=Path, help='results.csv of impala experts')
     experts.add_argument(
@@ -64,6 +74,12 @@ def _add_sweep_options(kind: argparse.ArgumentParser, metric: str) -> None:
     )
     kind.add_argument(
         '--over', nargs='+', default=['seed'], metavar='FIELD', help='average over these fields (default: seed)'
+    )
+    kind.add_argument(
+        '--statistic',
+        choices=plotting.STATISTICS,
+        default='mean',
+        help='average: mean, interquartile mean or median (default: %(default)s)',
     )
 
 
@@ -115,13 +131,23 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_agents(groups: list[list[str]]) -> dict[str, list[Any]]:
+    """Returns the scores of each agent's runs, from the values of --agent: a name, then files."""
+    agents: dict[str, list[Any]] = {}
+    for name, *paths in groups:
+        if not paths or name in agents:
+            raise ConfigError(f'--agent {name}: write --agent NAME FILE [FILE ...], once per agent')
+        agents[name] = [read('--agent', Path(path)) for path in paths]
+    return agents
+
+
 def plot() -> None:
     """Parses the command line, and draws the figure or prints the table."""
     arguments = vars(parse())
     kind, output = arguments.pop('kind'), arguments.pop('output', None)
     if output is not None:
         plotting.check_output(output)
-    note = ''
+    note = text = ''
     if kind == 'curve':
         figure = plotting.learning_curve(arguments['workdir'])
     elif kind == 'pbt':
@@ -130,6 +156,9 @@ def plot() -> None:
         figure = plotting.experts(plotting.read_table(arguments['results']), arguments['workdir'])
     elif kind == 'suite':
         figure = plotting.suite(read('--scores', arguments['scores']))
+    elif kind == 'profile':
+        agents = read_agents(arguments['agent'])
+        figure, text = plotting.profile(agents), plotting.profile_table(agents)
     elif kind == 'bias-variance':
         figure = plotting.bias_variance(read_rows(arguments.pop('rows')), **arguments)
     else:
@@ -144,13 +173,15 @@ def plot() -> None:
         if missing:
             note = f'left out because they lack {arguments["metric"]}: {", ".join(missing)}'
         if kind == 'table':
-            print(plotting.results_table(table, **arguments), end='')
-            figure = None
+            text, figure = plotting.results_table(table, **arguments), None
         else:
             figure = getattr(plotting, kind)(table, **arguments)
     if figure is not None and output is not None:
         plotting.save(figure, output)
         print(f'figure: {output}')
+        if figure.get_suptitle() and not text:  # A table says it itself.
+            print(figure.get_suptitle())
+    print(text, end='')
     if note:
         print(note, file=sys.stderr)
 

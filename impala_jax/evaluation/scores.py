@@ -155,17 +155,32 @@ def resampled_means(
     Raises:
       ValueError: There are no values.
     """
-    values = np.asarray(values, np.float64)
-    if values.ndim == 0 or len(values) == 0:
-        raise ValueError(f'values must be an array [N, ...] with N > 0, got shape {values.shape}')
-    members: dict[Any, list[int]] = {}
-    for i, stratum in enumerate([None] * len(values) if strata is None else strata):
-        members.setdefault(stratum, []).append(i)
     # The mean of a resample depends only on how often each value was drawn.
-    counts = np.zeros([num_resamples, len(values)])
+    counts = resample_counts(values, num_resamples, rng, strata)
+    return np.tensordot(counts / len(values), np.asarray(values, np.float64), axes=1)
+
+
+def resample_counts(
+    values: Any, num_resamples: int, rng: np.random.Generator, strata: Sequence[Any] | None = None
+) -> np.ndarray:
+    """Draws N of N values with replacement; the arguments are those of `resampled_means`.
+
+    Returns:
+      How often each value was drawn, [num_resamples, N] int64.
+
+    Raises:
+      ValueError: There are no values.
+    """
+    shape = np.shape(values)
+    if not shape or not shape[0]:
+        raise ValueError(f'values must be an array [N, ...] with N > 0, got shape {shape}')
+    members: dict[Any, list[int]] = {}
+    for i, stratum in enumerate([None] * shape[0] if strata is None else strata):
+        members.setdefault(stratum, []).append(i)
+    counts = np.zeros([num_resamples, shape[0]], np.int64)
     for own in members.values():
         counts[:, own] = rng.multinomial(len(own), [1 / len(own)] * len(own), num_resamples)
-    return np.tensordot(counts / len(values), values, axes=1)
+    return counts
 
 
 @functools.cache

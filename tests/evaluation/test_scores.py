@@ -234,6 +234,7 @@ def test_figure_of_atari_is_logarithmic():
 def test_figure_without_human_scores():
     figure = plotting.suite(result('minisuite', {'minisuite/a': [1.0, 0.0], 'minisuite/b': [2.0, 2.0]}))
     assert bars(figure) == {'a': 0.5, 'b': 2.0}
+    assert figure.get_suptitle() == 'only 1 seed; intervals are over episodes'
     assert figure.axes[0].get_xlabel() == 'return of an episode' and 'mean: 1.25 [' in figure.axes[0].get_title()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ['this run']
 

@@ -15,8 +15,9 @@ from matplotlib.patches import Rectangle
 
 import impala_jax
 from impala_jax.config import ConfigError
-from impala_jax.studies import plotting
+from impala_jax.studies import plotting, statistics
 from impala_jax.studies.plotting import figures
+from impala_jax.studies.statistics import interquartile_mean
 from tests.helpers.programs import ROOT
 
 INF = float('inf')
@@ -336,6 +337,59 @@ def test_bad_rows_of_bias_and_variance_are_refused():
             plotting.bias_variance(rows)
 
 
+# Other statistics than the mean, and few seeds.
+
+
+@pytest.fixture
+def seven(tmp_path):
+    """Seven seeds, the values of which are far from symmetric, with two rows each."""
+    cells = [((seed, 0.5), [(1, '', value, value), (2, '', value, value)]) for seed, value in enumerate(SEVEN)]
+    return plotting.read_table(write(tmp_path / 'seven.csv', ['seed', 'replay.fraction'], cells))
+
+
+SEVEN = [0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 100.0]
+
+
+@pytest.mark.parametrize('name, function, value', [('iqm', interquartile_mean, 3.8), ('median', np.median, 3.0)])
+def test_figures_show_another_statistic(seven, name, function, value):
+    low, high = plotting.bootstrap_interval(SEVEN, statistic=function)
+    figure = plotting.curves(seven, statistic=name)
+    np.testing.assert_allclose(figure.axes[0].get_lines()[0].get_ydata(), value)
+    np.testing.assert_allclose(band(figure.axes[0].collections[0])[2], (low, high))
+    assert figure.get_suptitle() == plotting.STATISTICS[name]
+    axes = plotting.sensitivity(seven, 'replay.fraction', statistic=name).axes[0]
+    np.testing.assert_allclose(axes.get_lines()[0].get_ydata(), value)
+    np.testing.assert_allclose(band(axes.collections[0])[0.5], (low, high))
+    text = plotting.heatmap(seven, x='replay.fraction', y='replay.fraction', statistic=name).axes[0].texts[0].get_text()
+    assert text == f'{value:.2f}\n±{(high - low) / 2:.2f}'
+    line = plotting.ranked(seven, hue=None, statistic=name).axes[0].get_lines()[0]
+    np.testing.assert_allclose(line.get_ydata(), value)
+    text = plotting.results_table(seven, 'replay.fraction', statistic=name)
+    assert f'{value:.2f} [{low:.2f}, {high:.2f}]*' in text
+    assert f'final_return, {plotting.STATISTICS[name]} of 7 runs' in text and 'seeds' not in text
+
+
+def test_an_unknown_statistic_is_refused(seven):
+    for call in (plotting.curves, functools.partial(plotting.ranked, hue=None), plotting.heatmap):
+        arguments = {'x': 'replay.fraction', 'y': 'seed'} if call is plotting.heatmap else {}
+        with pytest.raises(ConfigError, match="'mode' is not a statistic; choose mean, iqm, median"):
+            call(seven, statistic='mode', **arguments)
+
+
+def test_a_figure_of_fewer_than_five_seeds_says_so(seven, sweep):
+    assert plotting.curves(seven).get_suptitle() == ''
+    for cells, caption in ((5, ''), (4, 'only 4 seeds'), (1, 'only 1 seed')):
+        part = {name: column[: 2 * cells] for name, column in seven.items()}
+        assert plotting.curves(part).get_suptitle() == caption
+        assert plotting.sensitivity(part, 'replay.fraction', statistic='iqm').get_suptitle() == (
+            f'interquartile mean; {caption}' if caption else 'interquartile mean'
+        )
+    # Averages over six runs, of two replay fractions with three seeds each.
+    over = {'over': ('seed', 'replay.fraction'), 'panel': 'environment.name'}
+    assert plotting.ranked(plotting.read_table(sweep), **over).get_suptitle() == 'only 3 seeds'
+    assert plotting.results_table(plotting.read_table(sweep), **over).endswith('; only 3 seeds\n')
+
+
 # Tables as text.
 
 
@@ -354,7 +408,7 @@ def test_the_table_of_results_marks_the_best(sweep):
     assert text[1].split() == ['replay.fraction=0', 'replay.fraction=0.5']
     assert f'{best}*' in text[3] and text[3].count('*') == 2 and '*' not in text[4] + text[5]
     assert text[0].index('catch') == text[1].index('replay') == text[3].index('0.93')
-    assert text[-1] == 'final_return, mean of 3 runs [95 % bootstrap interval]; *: the best of its column'
+    assert text[-1] == 'final_return, mean of 3 runs [95 % bootstrap interval]; *: the best of its column; only 3 seeds'
 
 
 def cells_of(line):
@@ -367,7 +421,7 @@ def test_the_table_of_results_shows_gaps_and_single_runs(grid):
     ).splitlines()
     assert text[0].split() == ['vtrace.c_bar', 'vtrace.rho_bar=0.5', 'vtrace.rho_bar=2', 'vtrace.rho_bar=inf']
     assert text[4].split() == ['∞', '-', '21.0*', '22.0*']
-    assert text[-1] == 'final_return, mean of 1 run; *: the best of its column'
+    assert text[-1] == 'final_return, mean of 1 run; *: the best of its column; only 1 seed'
 
 
 # Runs.
@@ -422,6 +476,94 @@ def test_a_learning_curve_of_no_run_is_refused(tmp_path):
         plotting.learning_curve([tmp_path])
     with pytest.raises(ConfigError, match='no episode has ended'):
         plotting.learning_curve([run(tmp_path / 'a', returns=())])
+
+
+# Agents over the runs and tasks of a suite.
+
+
+def suite_result(scores, environment='atari57', normalised=True):
+    tasks = {
+        task: {'mean_return': value, 'human_normalised': value if normalised else None}
+        for task, value in scores.items()
+    }
+    return {'environment': environment, 'tasks': tasks, 'aggregates': {}}
+
+
+def agents_of(scores, **kwargs):
+    """Results by agent, from scores [runs, tasks] by agent; tasks are in another order in every second file."""
+    return {
+        name: [
+            suite_result({f'task_{i}': row[i] for i in list(range(len(row)))[:: (-1) ** run]}, **kwargs)
+            for run, row in enumerate(array.tolist())
+        ]
+        for name, array in scores.items()
+    }
+
+
+def test_profiles_are_drawn_with_their_intervals():
+    rng = np.random.default_rng(0)
+    scores = {'deep': rng.normal([10, 80, 150], 20, [5, 3]), 'shallow': rng.normal([0, 70, 120], 20, [4, 3])}
+    figure = plotting.profile(agents_of(scores))
+    (axes,) = figure.axes
+    for i, (name, expected) in enumerate(scores.items()):
+        line = lines(axes)[name]
+        for tau, fraction in line.get_xydata():
+            assert fraction == pytest.approx((expected > tau).mean())
+        assert line.get_drawstyle() == 'steps-post' and line.get_ydata()[0] == 1
+        assert set(expected.ravel()) <= set(line.get_xdata())
+        low, high = statistics.stratified_interval(
+            lambda drawn: statistics.performance_profile(drawn, [75.0]), expected, num_resamples=2000
+        )
+        tau = max(tau for tau in line.get_xdata() if tau <= 75)
+        edges = axes.collections[i].get_paths()[0].vertices
+        assert {low.item(), high.item()} <= set(edges[edges[:, 0] == tau, 1]), tau
+    assert legend(figure) == ['deep', 'shallow', 'human'] and figure.get_suptitle() == 'as few as 4 seeds'
+    assert axes.get_title() == 'atari57, 3 tasks' and axes.get_xscale() == 'linear'
+
+
+def test_the_table_of_a_profile_has_the_statistics():
+    rng = np.random.default_rng(0)
+    scores = {'deep': rng.normal([10, 80, 150], 20, [5, 3]), 'shallow': rng.normal([0, 70, 120], 20, [5, 3])}
+    rows = plotting.profile_table(agents_of(scores)).splitlines()
+    assert rows[0].endswith('  P(better than deep)')
+
+    def text(function, *arrays, decimals=1):
+        low, high = statistics.stratified_interval(function, *arrays, num_resamples=2000)
+        return f'{function(*arrays):.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]'
+
+    for row, (name, array) in zip(rows[2:], scores.items(), strict=False):
+        expected = [name, '5', text(interquartile_mean, array)]
+        expected += [text(lambda drawn: np.median(drawn.mean(0)), array), text(np.mean, array)]
+        expected += [text(lambda drawn: np.mean(np.maximum(100 - drawn, 0)), array)]
+        if name == 'shallow':
+            better = functools.partial(text, statistics.probability_of_improvement, decimals=2)
+            expected.append(better(array, scores['deep']))
+        assert [word.strip() for word in row.split('  ') if word] == expected
+    assert rows[-1].endswith('[95 % bootstrap interval over runs]')
+
+
+def test_a_profile_of_single_runs_and_of_returns():
+    agents = agents_of({'a': np.array([[1.0, 2.0]]), 'b': np.array([[3.0, 0.5]])}, environment='two', normalised=False)
+    rows = plotting.profile_table(agents).splitlines()
+    assert rows[0].split() == ['agent', 'runs', *'interquartile mean median mean P(better than a)'.split()]
+    assert rows[3].split() == ['b', '1', '1.75', '1.75', '1.75', '0.50']
+    assert rows[-1] == 'two, 2 tasks, mean returns [95 % bootstrap interval over runs]; only 1 seed'
+    figure = plotting.profile(agents)
+    assert legend(figure) == ['a', 'b'] and figure.axes[0].get_xlabel() == 'return of an episode'
+
+
+def test_scores_that_cannot_be_compared_are_refused():
+    one = np.array([[1.0, 2.0]])
+    mixed = agents_of({'a': one}) | agents_of({'b': one[:, :1]})
+    for agents, words in (
+        ({}, 'no scores'),
+        ({'a': []}, 'no scores'),
+        ({'a': [{'mean_return': 1.0}]}, 'not scores of a suite'),
+        (mixed, 'b was scored on 1 tasks of atari57, and another run on 2 of atari57'),
+        (agents_of({'a': one}) | agents_of({'b': one}, environment='dmlab30'), 'of dmlab30, and another run'),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            plotting.profile(agents)
 
 
 # Files and the command line.
@@ -492,15 +634,36 @@ def test_every_figure_is_drawn_from_the_command_line(plot_here, sweep, grid, tmp
             ['heatmap', '--results', grid],
             ['heatmap', '--results', sweep, *'--x seed --y vtrace.correction --panel environment.name'.split()]
             + ['--where', 'replay.fraction=0'],
-            ['ranked', '--results', sweep, '--panel', 'environment.name'],
+            ['ranked', '--results', sweep, '--panel', 'environment.name', '--statistic', 'median'],
             ['sensitivity', '--results', grid, '--field', 'vtrace.rho_bar', '--hue', 'vtrace.c_bar'],
             ['bias-variance', '--rows', tmp_path / 'rows.json', '--variance', 'var'],
             ['bias-variance', '--rows', tmp_path / 'rows.csv', '--variance', 'var', '--x', 'c_bar', '--hue', 'rho_bar'],
         ]
     ):
         output = tmp_path / f'{number}.png'
-        assert plot_here(*arguments, '--output', output) == (0, f'figure: {output}\n', '')
+        captions = ['as few as 1 seed', 'only 1 seed', 'median; only 3 seeds', 'as few as 1 seed']
+        caption = f'{captions[number - 1]}\n' if 0 < number < 5 else ''
+        assert plot_here(*arguments, '--output', output) == (0, f'figure: {output}\n{caption}', '')
         assert output.read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_profile_is_drawn_from_the_command_line(plot_here, tmp_path):
+    for name, value in (('a', 1.0), ('b', 2.0), ('c', 3.0)):
+        (tmp_path / name).write_text(json.dumps(suite_result({'x': value, 'y': 2 * value})))
+    output = tmp_path / 'a.png'
+    agents = ['--agent', 'deep', tmp_path / 'a', tmp_path / 'b', '--agent', 'shallow', tmp_path / 'c']
+    status, out, reason = plot_here('profile', *agents, '--output', output)
+    assert (status, reason) == (0, '') and output.read_bytes().startswith(b'\x89PNG')
+    first, *table = out.splitlines()
+    assert first == f'figure: {output}' and table[-1].endswith('; as few as 1 seed') and out.count('as few as') == 1
+    assert [row.split()[:2] for row in table[2:4]] == [['deep', '2'], ['shallow', '1']]
+    for bad, words in (
+        (['--agent', 'deep'], 'NAME FILE'),
+        (agents[:3] * 2, 'once per agent'),
+        (['--agent', 'a', 'b'], 'b: '),
+    ):
+        status, out, reason = plot_here('profile', *bad, '--output', tmp_path / 'b.png')
+        assert status == 1 and words in reason and len(reason.splitlines()) == 1, reason
 
 
 def test_the_table_is_printed_from_the_command_line(plot_here, sweep):

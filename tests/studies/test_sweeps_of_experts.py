@@ -98,6 +98,7 @@ def test_the_figure_shows_the_table(results):
         assert len(finals) == 2
         return np.mean([float(value) for _, value in finals])
 
+    assert figure.get_suptitle() == 'only 2 seeds'
     drawn = bars(figure)
     assert len(drawn) == len(TASKS)
     for task in TASKS:

@@ -12,9 +12,9 @@ from impala_jax.config import ConfigError
 from impala_jax.evaluation.scores import AGGREGATES, estimate_text, human_normalised, paper_agents, task_label
 from impala_jax.rundir.files import EVALUATIONS
 from impala_jax.rundir.rows import read_rows
-from impala_jax.studies.plotting.figures import PALETTE, add_legend, finish_axes, new_figure
+from impala_jax.studies.plotting.figures import PALETTE, add_caption, add_legend, finish_axes, new_figure
 from impala_jax.studies.plotting.labels import escape, label_of
-from impala_jax.studies.plotting.tables import Table, cells_of
+from impala_jax.studies.plotting.tables import Table, cells_of, few_seeds_text
 from impala_jax.studies.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ def suite(result: Mapping[str, Any]) -> Figure:
     Raises:
       ConfigError: The result is not from a suite.
     """
-    if not isinstance(result, dict) or not result.get('tasks') or 'aggregates' not in result:
-        raise ConfigError('these are not scores of a suite: write them with launch/evaluate.py --suite ... --json FILE')
+    require_suite(result)
     agents = paper_agents(result['environment'])
     human = all(scores['human_normalised'] is not None for scores in result['tasks'].values())
     key = 'human_normalised' if human else 'mean_return'
@@ -77,7 +76,14 @@ def suite(result: Mapping[str, Any]) -> Figure:
     title = f'{result["environment"]} at {result["frames"]:,} frames\n' + '; '.join(headlines)
     finish_axes(axes, 'human-normalised score (%)' if human else label_of('episode_return'), '', escape(title))
     add_legend(figure, handles)
+    add_caption(figure, f'{few_seeds_text([1])}; intervals are over episodes')
     return figure
+
+
+def require_suite(result: Any) -> None:
+    """Raises ConfigError if this is not the result of `impala_jax.evaluate` on a suite."""
+    if not isinstance(result, dict) or not result.get('tasks') or 'aggregates' not in result:
+        raise ConfigError('these are not scores of a suite: write them with launch/evaluate.py --suite ... --json FILE')
 
 
 def _error(scores: Mapping[str, Any], human: bool) -> tuple[float, float]:
@@ -145,6 +151,7 @@ def experts(table: Table, workdir: Path | str | None = None) -> Figure:
     title += f'; multi-task is better on {int((gains > 0).sum())} of {len(tasks)} tasks'
     finish_axes(axes, 'human-normalised score (%)' if human else label_of('episode_return'), '', title)
     add_legend(figure, handles)
+    add_caption(figure, few_seeds_text([len(agent[task]) for agent in finals.values() for task in tasks]))
     return figure
 
 

@@ -110,6 +110,12 @@ def finish_axes(axes: Axes, x_label: str, y_label: str, title: str) -> None:
     axes.set_title(title, fontsize=11)
 
 
+def add_caption(figure: Figure, text: str) -> None:
+    """Writes a line above the panels; nothing if it is empty."""
+    if text:
+        figure.suptitle(text, fontsize=9, color='0.35', x=0.99, ha='right')
+
+
 def add_legend(figure: Figure, handles: Sequence[Any], title: str | None = None) -> None:
     """Adds a legend below the panels, where it covers nothing."""
     widths = [0.65 + 0.075 * len(handle.get_label()) for handle in handles]  # approximate, in inches

@@ -14,9 +14,24 @@ from impala_jax.config import ConfigError
 from impala_jax.rundir.files import EVALUATIONS, METRICS, RUN_CONFIG, SCHEDULE
 from impala_jax.rundir.format import problem
 from impala_jax.rundir.rows import read_rows
-from impala_jax.studies.plotting.figures import add_hue_legend, add_legend, finish_axes, hue_styles, new_figure, palette
+from impala_jax.studies.plotting.figures import (
+    add_caption,
+    add_hue_legend,
+    add_legend,
+    finish_axes,
+    hue_styles,
+    new_figure,
+    palette,
+)
 from impala_jax.studies.plotting.labels import escape, frames_scale, label_of, panel_title, value_text
-from impala_jax.studies.plotting.tables import Table, align, field_values, group_cells, mean_interval
+from impala_jax.studies.plotting.tables import (
+    Table,
+    align,
+    caption,
+    estimate,
+    field_values,
+    group_cells,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,10 +115,12 @@ def curves(
     hue: str | None = None,
     panel: str | None = None,
     over: Sequence[str] = ('seed',),
+    statistic: str = 'mean',
 ) -> Figure:
     """Draws a metric over frames, with a line for each value of `hue` and a panel for each value of `panel`.
 
-    Lines are means over runs, and bands are their intervals. A line covers the frames that all of its runs have.
+    Lines are means, or another statistic, over runs, and bands are their intervals. A line covers the frames that all
+    of its runs have.
 
     Args:
       table: Table of a sweep.
@@ -111,6 +128,7 @@ def curves(
       hue: Name of a field; None for one line per panel.
       panel: Name of a field; None for one panel.
       over: Names of the fields to average over.
+      statistic: Name of the statistic over runs, in `STATISTICS`.
 
     Returns:
       The figure.
@@ -128,11 +146,12 @@ def curves(
             if not cells:
                 continue
             frames, values = align(cells)
-            low, high = mean_interval(cells, over, values)
-            axes.plot(frames / scale, values.mean(axis=0), label=value_text(hue, hue_value), **style)
+            value, low, high = estimate(cells, over, statistic, values)
+            axes.plot(frames / scale, value, label=value_text(hue, hue_value), **style)
             axes.fill_between(frames / scale, low, high, color=style['color'], alpha=0.2, linewidth=0)
         finish_axes(axes, f'environment frames{unit}', label_of(metric), panel_title(panel, panel_value))
     add_hue_legend(figure, hue, styles)
+    add_caption(figure, caption(groups.values(), over, statistic))
     return figure
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from impala_jax.studies.plotting.figures import add_legend, finish_axes, new_figure
+from impala_jax.studies.plotting.figures import add_caption, add_legend, finish_axes, new_figure
 from impala_jax.studies.plotting.labels import escape, label_of, num_decimals, panel_title, value_text
-from impala_jax.studies.plotting.tables import Table, field_values, group_cells, mean_interval
+from impala_jax.studies.plotting.tables import Table, caption, estimate, field_values, group_cells
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,11 +35,12 @@ def heatmap(
     panel: str | None = None,
     theory: Matrix | None = None,
     over: Sequence[str] = ('seed',),
+    statistic: str = 'mean',
 ) -> Figure:
     """Draws a heat map, over two fields, of the mean over runs of the last value of a metric.
 
-    The cells show the mean and half the width of its interval. Combinations that were not measured are blank.
-    Combinations with c_bar > rho_bar, which Theorem 1 does not cover, are hatched.
+    The cells show the mean, or another statistic, and half the width of its interval. Combinations that were not
+    measured are blank. Combinations with c_bar > rho_bar, which Theorem 1 does not cover, are hatched.
 
     Args:
       table: Table of a sweep.
@@ -49,6 +50,7 @@ def heatmap(
       panel: Name of a field, with a panel for each of its values; None for one panel.
       theory: Heat map to draw next to the panels, with its own colour scale.
       over: Names of the fields to average over.
+      statistic: Name of the statistic over runs, in `STATISTICS`.
 
     Returns:
       The figure.
@@ -61,7 +63,7 @@ def heatmap(
         raise ValueError(f'theory has values {np.shape(theory.values)} for {len(theory.y)} y and {len(theory.x)} x')
     groups = group_cells(table, metric, [panel, y, x], over)
     xs, ys, panel_values = field_values(table, x), field_values(table, y), field_values(table, panel)
-    means, halves = _means(groups, over, panel_values, ys, xs)
+    means, halves = _estimates(groups, over, statistic, panel_values, ys, xs)
     num_panels = len(panel_values) + (theory is not None)
     size = max(3.0, 0.75 * len(xs) + 0.5), max(2.6, 0.62 * len(ys) + 0.8)
     figure, panels = new_figure(num_panels, size=size, grid=False)
@@ -83,17 +85,20 @@ def heatmap(
         is_hatched |= (_outside_theory(x, y, theory.x, theory.y) & np.isfinite(values)).any()
     if is_hatched:
         _add_hatch_legend(figure)
+    add_caption(figure, caption(groups.values(), over, statistic))
     return figure
 
 
-def _means(groups: dict[Any, Any], over: Sequence[str], *axes: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the means of groups and half the widths of their intervals, on the grid of the values in `axes`."""
+def _estimates(
+    groups: dict[Any, Any], over: Sequence[str], statistic: str, *axes: list[Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the statistic of groups and half the widths of their intervals, on the grid of the values in `axes`."""
     means = np.full([len(values) for values in axes], np.nan)
     halves = np.full_like(means, np.nan)
     for key, cells in groups.items():
         index = tuple(values.index(value) for values, value in zip(axes, key, strict=True))
-        low, high = mean_interval(cells, over)
-        means[index], halves[index] = np.mean([cell.final for cell in cells]), (high - low) / 2
+        value, low, high = estimate(cells, over, statistic)
+        means[index], halves[index] = value, (high - low) / 2
     return means, halves
 
 

@@ -9,14 +9,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from impala_jax.config import ConfigError, closest
-from impala_jax.studies.plotting.figures import add_hue_legend, finish_axes, hue_styles, new_figure, sequential
+from impala_jax.studies.plotting.figures import (
+    add_caption,
+    add_hue_legend,
+    finish_axes,
+    hue_styles,
+    new_figure,
+    sequential,
+)
 from impala_jax.studies.plotting.labels import label_of, panel_title, value_text
 from impala_jax.studies.plotting.tables import (
     Table,
+    caption,
+    estimate,
     field_values,
     group_cells,
-    mean_interval,
     numeric_column,
+    statistic_function,
     swept_fields,
 )
 
@@ -31,6 +40,7 @@ def ranked(
     hue: str | None = 'vtrace.correction',
     panel: str | None = None,
     over: Sequence[str] = ('seed',),
+    statistic: str = 'mean',
 ) -> Figure:
     """Draws the last values of a metric for all sets of hyperparameters, best first, a line for each value of `hue`.
 
@@ -43,6 +53,7 @@ def ranked(
       hue: Name of a field; None for one line per panel.
       panel: Name of a field; None for one panel.
       over: Names of the fields to average over.
+      statistic: Name of the statistic over runs, in `STATISTICS`.
 
     Returns:
       The figure.
@@ -50,6 +61,7 @@ def ranked(
     Raises:
       ConfigError: A column is unknown.
     """
+    aggregate = statistic_function(statistic)
     others = [name for name in swept_fields(table) if name not in (hue, panel, *over)]
     groups = group_cells(table, metric, [panel, hue, *others], over)
     figure, panels = new_figure(len(field_values(table, panel)))
@@ -58,7 +70,7 @@ def ranked(
         for hue_value, style in styles.items():
             finals = sorted(
                 (
-                    float(np.mean([cell.final for cell in cells]))
+                    float(aggregate([cell.final for cell in cells]))
                     for key, cells in groups.items()
                     if key[:2] == (panel_value, hue_value)
                 ),
@@ -69,6 +81,7 @@ def ranked(
         axes.locator_params(axis='x', integer=True)
         finish_axes(axes, 'rank of the hyperparameters', label_of(metric), panel_title(panel, panel_value))
     add_hue_legend(figure, hue, styles)
+    add_caption(figure, caption(groups.values(), over, statistic))
     return figure
 
 
@@ -79,8 +92,9 @@ def sensitivity(
     hue: str | None = None,
     panel: str | None = None,
     over: Sequence[str] = ('seed',),
+    statistic: str = 'mean',
 ) -> Figure:
-    """Draws the mean of the last values of a metric against a field, with intervals, a line for each value of `hue`.
+    """Draws means over runs of the last value of a metric against a field, with intervals, a line for each `hue`.
 
     The field's axis is logarithmic if its values span a factor of ten or more, and has a position for inf.
 
@@ -91,6 +105,7 @@ def sensitivity(
       hue: Name of a field; None for one line per panel.
       panel: Name of a field; None for one panel.
       over: Names of the fields to average over.
+      statistic: Name of the statistic over runs, in `STATISTICS`.
 
     Returns:
       The figure.
@@ -109,12 +124,12 @@ def sensitivity(
             if not knob:
                 continue
             runs = [groups[panel_value, hue_value, value] for value in knob]
-            low, high = np.transpose([mean_interval(cells, over) for cells in runs])
-            means = [np.mean([cell.final for cell in cells]) for cells in runs]
-            axes.plot(position(knob), means, marker='o', markersize=4, label=value_text(hue, hue_value), **style)
+            values, low, high = np.transpose([estimate(cells, over, statistic) for cells in runs])
+            axes.plot(position(knob), values, marker='o', markersize=4, label=value_text(hue, hue_value), **style)
             axes.fill_between(position(knob), low, high, color=style['color'], alpha=0.2, linewidth=0)
         finish_axes(axes, label_of(field), label_of(metric), panel_title(panel, panel_value))
     add_hue_legend(figure, hue, styles)
+    add_caption(figure, caption(groups.values(), over, statistic))
     return figure
 
 

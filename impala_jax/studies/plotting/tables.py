@@ -6,9 +6,10 @@ Means are over runs that differ only in their seed. If a mean would include runs
 
 from __future__ import annotations
 
+import collections
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +17,15 @@ import numpy as np
 
 from impala_jax.config import ConfigError, closest
 from impala_jax.studies.plotting.labels import CORRECTIONS, plain_text
-from impala_jax.studies.statistics import bootstrap_interval
+from impala_jax.studies.statistics import bootstrap_interval, interquartile_mean
 
 Table = dict[str, np.ndarray]
 """Columns by name, each [rows], of float64 (NaN for empty entries in the file) or strings."""
+STATISTICS = {'mean': 'mean', 'iqm': 'interquartile mean', 'median': 'median'}
+"""Statistics over runs, and their names in figures and tables."""
+_FUNCTIONS: dict[str, Callable[..., Any]] = {'mean': np.mean, 'iqm': interquartile_mean, 'median': np.median}
 _POINTS = 500  # largest number of points of a mean curve
+_ENOUGH_SEEDS = 5
 
 
 class Cell(NamedTuple):
@@ -180,21 +185,67 @@ def group_cells(
     return groups
 
 
-def mean_interval(cells: Sequence[Cell], over: Sequence[str], values: Any = None) -> tuple[np.ndarray, np.ndarray]:
-    """Computes the bootstrap interval of a mean over runs.
+class Estimate(NamedTuple):
+    """A statistic over runs and its bootstrap interval, each [...]."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def estimate(cells: Sequence[Cell], over: Sequence[str], statistic: str = 'mean', values: Any = None) -> Estimate:
+    """Computes a statistic over runs and its bootstrap interval.
 
     Only seeds are resampled, because the values of the other fields in `over` were chosen.
 
     Args:
       cells: The runs.
       over: Names of the fields that are averaged over.
+      statistic: Name of the statistic, in `STATISTICS`.
       values: Values of the runs, [runs, ...]; None for their last values.
 
     Returns:
-      (low, high), each [...].
+      The statistic and its interval, each [...].
     """
-    strata = [tuple(cell.fields[name] for name in over if name != 'seed') for cell in cells]
-    return bootstrap_interval([cell.final for cell in cells] if values is None else values, strata=strata)
+    values = np.array([cell.final for cell in cells]) if values is None else values
+    function = statistic_function(statistic)
+    low, high = bootstrap_interval(values, strata=_strata(cells, over), statistic=function)
+    return Estimate(function(values, axis=0), low, high)
+
+
+def statistic_function(name: str) -> Callable[..., Any]:
+    """Returns the function of (values, axis) that computes a statistic.
+
+    Raises:
+      ConfigError: The name is not in `STATISTICS`.
+    """
+    if name not in STATISTICS:
+        raise ConfigError(f'{name!r} is not a statistic; choose {", ".join(STATISTICS)}')
+    return _FUNCTIONS[name]
+
+
+def caption(groups: Iterable[Sequence[Cell]], over: Sequence[str], statistic: str) -> str:
+    """Returns the caption of a figure of these groups of runs: the statistic unless it is the mean, and `few_seeds`."""
+    label = '' if statistic == 'mean' else STATISTICS[statistic]
+    return '; '.join(filter(None, [label, few_seeds(groups, over)]))
+
+
+def few_seeds(groups: Iterable[Sequence[Cell]], over: Sequence[str]) -> str:
+    """Returns the warning that statistics over these groups of runs have fewer than five seeds; empty otherwise."""
+    return few_seeds_text([count for cells in groups for count in collections.Counter(_strata(cells, over)).values()])
+
+
+def few_seeds_text(counts: Sequence[int]) -> str:
+    """Returns the warning for statistics with these numbers of seeds; empty if there are at least five everywhere."""
+    fewest = min(counts)
+    if fewest >= _ENOUGH_SEEDS:
+        return ''
+    seeds = f'{fewest} seed{"s" * (fewest > 1)}'
+    return f'only {seeds}' if fewest == max(counts) else f'as few as {seeds}'
+
+
+def _strata(cells: Sequence[Cell], over: Sequence[str]) -> list[Any]:
+    return [tuple(cell.fields[name] for name in over if name != 'seed') for cell in cells]
 
 
 def align(cells: Sequence[Cell]) -> tuple[np.ndarray, np.ndarray]:
