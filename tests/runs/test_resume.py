@@ -190,7 +190,8 @@ def test_lockstep_resumes_bit_for_bit_after_a_failure(tmp_path):
     environment = '--environment.name tests.helpers.factories:flaky --environment.processes 1'
     flaky = [*environment.split(), '--checkpoint.interval-s', '0.05', '--total-frames', '2000']
     train(tmp_path / 'unbroken', *REPLAY, *flaky)
-    failed = start(tmp_path / 'run', *REPLAY, *flaky, environment={'FLAKY_AFTER': '701'})
+    # An unroll of two environments has 18 steps that are not resets; each environment fails three times in a row.
+    failed = start(tmp_path / 'run', *REPLAY, *flaky, environment={'FLAKY_AFTER': str(38 * 18 + 5)})
     code, _, stderr = finish(failed)
     assert code == 1 and 'the emulator is on fire' in stderr.strip().splitlines()[-1]
     assert 'resumes from the last checkpoint' in stderr
