@@ -119,7 +119,7 @@ def test_a_version_that_is_asked_for_is_taken_or_refused(machine, pythons, tmp_p
 
 def test_an_interpreter_can_be_named(machine, pythons, tmp_path):
     version, path = max(pythons.items())
-    assert chosen(machine('--which', PYTHON=path)) == (version, 'which PYTHON names')
+    assert chosen(machine('--which', 'auto', tmp_path / '.venv', PYTHON=path)) == (version, 'which PYTHON names')
     assert 'PYTHON=/nowhere' in refusal(machine('--which', PYTHON='/nowhere'))
     other = min(set(VERSIONS) - {version})
     assert f'is not a Python {other}' in refusal(machine('--which', other, tmp_path / '.venv', PYTHON=path))
