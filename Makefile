@@ -32,8 +32,8 @@ install: ## Create .venv with the pinned packages (the targets below do this aut
 train: install ## Train on Catch, into runs/catch; repeat the command to resume.
 	$(PY) launch/local.py --config configs/catch.py --workdir runs/catch $(ARGS)
 
-test: install ## Run all tests except the slow ones, in three processes.
-	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: install ## Run all tests except the slow ones, in two processes.
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: install ## Run the slow tests.
 	$(PY) -m pytest -m slow $(ARGS)

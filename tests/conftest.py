@@ -11,7 +11,9 @@ import warnings
 os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # Else programs that are started under nohup would ignore it.
+# Else programs that are started under nohup, or by a shell in the background, would ignore them until `begin`.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # What tests, their subprocesses and the workers of pytest-xdist compile is shared among them, and with nobody else.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix='impala_jax_tests_', ignore_cleanup_errors=True)

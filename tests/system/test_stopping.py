@@ -84,7 +84,7 @@ def test_at_any_moment_of_the_start_of_the_command(seconds, tmp_path):
 def at_a_moment_of_the_start(command, runtime, seconds, tmp_path):
     process = start(tmp_path, *command, '--workdir', str(tmp_path / 'run'), *runtime)
     # Python's own start is not ours.
-    wait_for(lambda: 'stop signals' in threads_of(process.pid) or marked_processes(tmp_path) == [], process)
+    wait_for(lambda: has_begun(process.pid), process)
     time.sleep(seconds)  # Whatever it hits, the promise is the same.
     stops(process, tmp_path, signal.SIGINT)
 
@@ -121,9 +121,9 @@ print(launchpad.run(config, agent, workdir, stop))
     assert (code, stdout.splitlines()[0], stderr) == (0, 'None', '')
 
 
-def threads_of(pid):
-    """Number of its threads; `begin` starts the first one beside the main thread."""
-    return 'stop signals' if len(os.listdir(f'/proc/{pid}/task')) > 1 else ''
+def has_begun(pid):
+    """Whether it has a second thread: `begin` starts it, after it has installed the handlers."""
+    return len(os.listdir(f'/proc/{pid}/task')) > 1
 
 
 def test_in_an_environment_that_hangs_when_it_is_built(tmp_path):
