@@ -62,6 +62,7 @@ class _Place:
         self._name = name
         self._in_a_row = 0
         self.num_deaths = 0  # Of all processes here.
+        self.works = False  # Whether the process has answered.
         self.handle: Any = None  # Of the process; None if there is none.
 
     def start(self, node: type, *arguments: Any) -> Any:
@@ -72,6 +73,7 @@ class _Place:
     def answered(self) -> None:
         """Notes that the process works."""
         self._in_a_row = 0
+        self.works = True
 
     def died(self, error: Exception) -> None:
         """Drops the process; raises NodeFailure if too many died in a row."""
@@ -85,6 +87,7 @@ class _Place:
 
     def close(self) -> None:
         """Ends the process."""
+        self.works = False
         handle, self.handle = self.handle, None
         if handle is not None and ray.is_initialized():
             ray.kill(handle)
@@ -114,7 +117,6 @@ class Fleet:
         self._batches = LocalTrajectoryQueue(share.num_fresh, share.queue_capacity, share.timeout_s)
         self._calls: dict[Any, tuple[int, Any]] = {}  # Unrolls under way, the oldest first: index and handle.
         self._places: list[_Place] = []  # By the actor's index.
-        self._acting: set[int] = set()  # Indices of the actors that have sent an unroll.
         self._next_check = 0.0  # time.monotonic()
         self._closed = threading.Event()
         self._under_way = 1
@@ -123,7 +125,8 @@ class Fleet:
     def metrics(self) -> dict[str, float]:
         """Returns the number of actors that act, and of those that died."""
         num_deaths = sum(place.num_deaths for place in self._places)
-        return {'actors': len(self._acting), **({'actor_deaths': num_deaths} if num_deaths else {})}
+        deaths = {'actor_deaths': num_deaths} if num_deaths else {}
+        return {'actors': sum(place.works for place in self._places), **deaths}
 
     def get_batch(self) -> Trajectory:
         """See `TrajectoryQueue.get_batch`; arrays may be read-only views of Ray's object store.
@@ -161,14 +164,12 @@ class Fleet:
             result = ray.get(call, timeout=self._setup.share.timeout_s)
         except RayError as error:  # The actor has died, or an unroll was lost with its machine.
             if place.handle is handle:  # Else its death is known from another of its calls.
-                self._acting.discard(index)
                 self._calls = {call: other for call, other in self._calls.items() if other[1] is not handle}
                 place.died(error)
             return
         if isinstance(result, Failure):
             raise NodeFailure(result.message)
         place.answered()
-        self._acting.add(index)
         self._request(index)
         if self._setup.share.num_replayed:
             result = jax.tree.map(np.array, result)  # Replay would keep views, and fill the object store.
