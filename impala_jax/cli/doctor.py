@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -245,21 +246,23 @@ except BaseException as error:
 
 def run_check(check: Check, timeout_s: float = _TIMEOUT_S) -> Result:
     """Runs one check in its own process; a failure there is part of the result, never an exception."""
-    folder = own_folder()  # Collects files that a check leaves behind, such as those of Reverb's checkpointer.
-    env = {**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3', 'TMPDIR': folder, PARENT: folder, START: folder}
+    home = own_folder()
+    env = {**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3', PARENT: home, START: home}
     if check.cpu:
         env['JAX_PLATFORMS'] = 'cpu'
     try:
-        done = subprocess.run(
-            [sys.executable, '-c', _WRAPPER, check.code],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors='replace',
-            timeout=timeout_s,
-            env=env,
-            start_new_session=True,  # Ctrl-C reaches the parent process only.
-        )
+        # For files that a check leaves behind, such as those of Reverb's checkpointer.
+        with tempfile.TemporaryDirectory(dir=home, ignore_cleanup_errors=True) as folder:
+            done = subprocess.run(
+                [sys.executable, '-c', _WRAPPER, check.code],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors='replace',
+                timeout=timeout_s,
+                env={**env, 'TMPDIR': folder},
+                start_new_session=True,  # Ctrl-C reaches the parent process only.
+            )
     except subprocess.TimeoutExpired:
         return Result(check, 'fails', f'no answer within {timeout_s:g} s')
     except OSError as error:

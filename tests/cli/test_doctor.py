@@ -10,6 +10,7 @@ from rich.console import Console
 
 from impala_jax.cli import doctor
 from impala_jax.cli.doctor import Check, Result
+from impala_jax.system import machine
 from tests.helpers.programs import STAND_INS
 
 
@@ -78,6 +79,7 @@ def test_exit_code_and_every_part_on_this_machine(capsys, monkeypatch):
     for check in doctor.CHECKS:
         assert check.name in text
     assert 'The core works.' in text
+    assert not os.listdir(machine.own_folder())  # Checks leave no files.
 
 
 @pytest.mark.launchpad
