@@ -52,6 +52,17 @@ class _LocalPolicy(NamedTuple):
         return self.compiled(self.params, key, num_steps, timestep, state)
 
 
+class ActorState(NamedTuple):
+    """Arrays from which an actor continues, besides the state of its N environments."""
+
+    key: Array  # Key for action sampling.
+    num_steps: Array  # [] int32, number of steps taken; with `key` it determines the next actions.
+    timestep: TimeStep  # [N, ...], the latest.
+    core: PyTree  # [N, ...], state of the core before it.
+    game_version: Array  # [N] int32, version that took the first action of the current game.
+    game_over: Array  # [2, N] bool, whether a game ended in each of the last two steps.
+
+
 class Actor:
     """Steps environments with a policy, and splits the experience into trajectories.
 
@@ -91,11 +102,31 @@ class Actor:
         """Resets all environments at the next unroll, and sets the seed for action sampling."""
         with jax.default_device(self._device):
             self._key = np.asarray(jax.random.PRNGKey(seed))
-        self._num_steps = 0
-        self._state = self._agent.initial_state(self.environment.num_envs)
-        self._timestep: TimeStep | None = None
-        self._game_version = np.zeros([self.environment.num_envs], np.int32)
-        self._game_over = np.ones([2, self.environment.num_envs], bool)  # In the last two steps.
+        self.state: ActorState | None = None
+        """State before the next unroll; None before the first one and after `reset`."""
+
+    def begin(self) -> ActorState:
+        """Resets the environments if no state is there, and returns the state.
+
+        Raises:
+          ConfigError: If the agent cannot read an observation; see `Agent.check_observation`.
+        """
+        if self.state is None:
+            timestep = self.environment.reset()
+            self._agent.check_observation(timestep.observation)
+            self.state = self._initial_state(timestep)
+        return self.state
+
+    def _initial_state(self, timestep: TimeStep) -> ActorState:
+        num_envs = self.environment.num_envs
+        return ActorState(
+            key=self._key,
+            num_steps=np.int32(0),
+            timestep=timestep,
+            core=self._agent.initial_state(num_envs),
+            game_version=np.zeros([num_envs], np.int32),
+            game_over=np.ones([2, num_envs], bool),
+        )
 
     def unroll(self, version: int, params: PyTree) -> Trajectory:
         """Acts for T steps with one set of parameters; see `act`.
@@ -124,29 +155,32 @@ class Actor:
         Raises:
           ConfigError: If the agent cannot read an observation; see `Agent.check_observation`.
         """
-        is_first = self._timestep is None
-        if self._timestep is None:
-            self._timestep = self.environment.reset()
-            self._agent.check_observation(self._timestep.observation)
-
-        initial_state = jax.tree.map(np.asarray, self._state)
-        timestep, state = self._timestep, self._state
+        is_first = self.state is None
+        before = self.begin()
+        initial_state = jax.tree.map(np.asarray, before.core)
+        timestep, core = before.timestep, before.core
         buffer = _Buffer(self._unroll_length, timestep, self.environment.spec)
         with jax.default_device(self._device):
             for t in range(self._unroll_length):
-                acted = policy.step(self._key, np.int32(self._num_steps), timestep, state)
+                acted = policy.step(before.key, np.int32(before.num_steps + t), timestep, core)
                 timestep, info = self.environment.step(np.asarray(acted.action))
                 self._agent.check_observation(timestep.observation)
                 buffer.add(t, timestep, np.asarray(acted.logits), info)
-                state = acted.state
-                self._num_steps += 1
+                core = acted.state
         if is_first:
             self._agent.report_small_bytes(timestep.observation)
-        self._state = state
-        self._timestep = jax.tree.map(np.copy, timestep)  # The environment may reuse its arrays in its next step.
-        versions = np.full([self.environment.num_envs], policy.version, np.int32)
         info = buffer.info()
-        game_version = self._game_versions(policy.version, buffer.step_type, info)
+        over = np.concatenate([before.game_over, info.game_over])
+        game_version = game_versions(np.int32(policy.version), buffer.step_type, over, before.game_version)
+        self.state = ActorState(
+            key=before.key,
+            num_steps=np.int32(before.num_steps + self._unroll_length),
+            timestep=jax.tree.map(np.copy, timestep),  # The environment may reuse its arrays in its next step.
+            core=core,
+            game_version=game_version[-1],
+            game_over=over[-2:],
+        )
+        versions = np.full([self.environment.num_envs], policy.version, np.int32)
         return buffer.trajectory(initial_state, info, versions, self._task_ids, game_version)
 
     def get_state(self) -> bytes:
@@ -155,18 +189,20 @@ class Actor:
         Raises:
           NotImplementedError: If the environment cannot be saved.
         """
-        state = {
-            'key': self._key,
-            'num_steps': self._num_steps,
-            'timestep': None
-            if self._timestep is None
-            else [np.asarray(leaf) for leaf in jax.tree.leaves(self._timestep)],
-            'core': [np.asarray(leaf) for leaf in jax.tree.leaves(self._state)],
-            'game_version': self._game_version,
-            'game_over': self._game_over,
-            'environment': self.environment.get_state(),
-        }
-        return plain_state.encode(state)
+        state, environment = self.state, self.environment.get_state()
+        if state is None:  # What `begin` would return, without its timestep.
+            state = self._initial_state(dummy_timestep(self.environment.spec, self.environment.num_envs))
+        return plain_state.encode(
+            {
+                'key': np.asarray(state.key),
+                'num_steps': int(state.num_steps),
+                'timestep': None if self.state is None else _leaves(state.timestep),
+                'core': _leaves(state.core),
+                'game_version': np.asarray(state.game_version),
+                'game_over': np.asarray(state.game_over),
+                'environment': environment,
+            }
+        )
 
     def set_state(self, state: bytes) -> None:
         """Continues from a state returned by `get_state`.
@@ -174,24 +210,21 @@ class Actor:
         Raises:
           ConfigError: If the state was saved by a version whose actors or environments have another state.
         """
-        num_envs = self.environment.num_envs
+        own = self._initial_state(dummy_timestep(self.environment.spec, self.environment.num_envs))
         try:
             saved = plain_state.decode(state)
-            timestep, core = saved['timestep'], self._agent.initial_state(num_envs)
-            if timestep is not None:
-                timestep = _like(dummy_timestep(self.environment.spec, num_envs), timestep)
-            core = _like(core, saved['core'])
-            arrays = [
-                _like(own, saved[name])
-                for name, own in (
-                    ('key', self._key),
-                    ('game_version', self._game_version),
-                    ('game_over', self._game_over),
-                )
-            ]
+            has_begun = saved['timestep'] is not None
+            restored = ActorState(
+                key=_like(own.key, saved['key']),
+                num_steps=np.int32(saved['num_steps']),
+                timestep=_like(own.timestep, saved['timestep']) if has_begun else own.timestep,
+                core=_like(own.core, saved['core']),
+                game_version=_like(own.game_version, saved['game_version']),
+                game_over=_like(own.game_over, saved['game_over']),
+            )
             self.environment.set_state(saved['environment'])
-            self._key, self._game_version, self._game_over = arrays
-            self._timestep, self._state, self._num_steps = timestep, core, int(saved['num_steps'])
+            self._key = restored.key
+            self.state = restored if has_begun else None
         except (KeyError, TypeError, ValueError, EnvironmentFailure) as error:
             reason = str(error).splitlines()[-1]
             raise ConfigError(
@@ -199,14 +232,24 @@ class Actor:
                 'start again with another --workdir'
             ) from error
 
-    def _game_versions(self, version: int, step_type: np.ndarray, info: StepInfo) -> np.ndarray:
-        """`Trajectory.game_version`, [T, N], from step types [T + 1, N] and info [T, N]."""
-        over = np.concatenate([self._game_over, info.game_over])
-        # The first action of a game is taken at a FIRST timestep, one step after the last game or right at a restart.
-        begins = (step_type[:-1] == FIRST) & (over[1:-1] | over[:-2])
-        game_versions = np.where(np.logical_or.accumulate(begins), np.int32(version), self._game_version)
-        self._game_version, self._game_over = game_versions[-1], over[-2:]
-        return game_versions
+
+def game_versions(version: Any, step_type: Array, over: Array, earlier: Array, xp: Any = np) -> Array:
+    """Returns `Trajectory.game_version`, [T, N] int32.
+
+    Args:
+      version: Version of the parameters of these T steps, int32.
+      step_type: Step types, [T + 1, N] int32.
+      over: Whether a game ended in each of these steps and of the two before them, [T + 2, N] bool.
+      earlier: The result for the step before, [N] int32.
+      xp: Module of the arrays, `numpy` or `jax.numpy`.
+    """
+    # The first action of a game is taken at a FIRST timestep, one step after the last game or right at a restart.
+    begins = (step_type[:-1] == FIRST) & (over[1:-1] | over[:-2])
+    return xp.where(xp.cumsum(begins, axis=0) > 0, version, earlier[None])
+
+
+def _leaves(tree: PyTree) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
 def _like(example: PyTree, saved: Any) -> PyTree:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,6 +16,8 @@ from impala_jax import frame_stacks, readings
 from impala_jax.config import ConfigError
 from impala_jax.networks import NetworkOutput
 from impala_jax.types import FIRST, Array, ArraySpec, EnvironmentSpec, PyTree, StepInfo, TimeStep, Trajectory
+
+Unroll = Callable[[PyTree, TimeStep, PyTree], tuple[NetworkOutput, PyTree]]
 
 _logger = logging.getLogger(__name__)
 
@@ -124,7 +127,16 @@ class Agent:
         before, after = (jax.tree.map(_array_name, tree) for tree in (state, new_state))
         return '' if before == after else f'the state {after} for the state {before}; return one of the same shapes'
 
-    def step(self, params: PyTree, key: Array, timestep: TimeStep, state: PyTree, *, greedy: bool = False) -> AgentStep:
+    def step(
+        self,
+        params: PyTree,
+        key: Array,
+        timestep: TimeStep,
+        state: PyTree,
+        *,
+        greedy: bool = False,
+        unroll: Unroll | None = None,
+    ) -> AgentStep:
         """Acts at one timestep.
 
         Args:
@@ -133,8 +145,10 @@ class Agent:
           timestep: Timestep, [B, ...].
           state: State of the core before the timestep, [B, ...].
           greedy: Whether to take the most likely action instead of a sample.
+          unroll: Function that takes the place of `Agent.unroll`, such as `Learner.unroll`.
         """
-        output, state = self.unroll(params, jax.tree.map(lambda x: x[None], timestep), state)
+        unroll = self.unroll if unroll is None else unroll
+        output, state = unroll(params, jax.tree.map(lambda x: x[None], timestep), state)
         logits = output.logits[0]
         action = jnp.argmax(logits, -1) if greedy else jax.random.categorical(key, logits)
         return AgentStep(action.astype(jnp.int32), logits, state)

@@ -163,11 +163,12 @@ def choose_devices(config: Config) -> list[Any]:
 
 
 class Training(NamedTuple):
-    """A training loop, and the hooks to which a runtime adds values."""
+    """A training loop, the hooks to which a runtime adds values, and the learner."""
 
     loop: TrainingLoop
     metrics: Metrics
     checkpoints: Checkpoints
+    learner: Learner
 
 
 def make_training(
@@ -222,4 +223,4 @@ def make_training(
     restored = checkpoints.restored_state
     state = learner.restore(state if restored is None else restored)
     loop = TrainingLoop(hosts, state, publish, config.total_updates, config.frames_per_update, hooks)
-    return Training(loop, metrics, checkpoints)
+    return Training(loop, metrics, checkpoints, learner)

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from impala_jax import frame_stacks, popart
-from impala_jax.agent import Agent, type_name
+from impala_jax.agent import Agent, Unroll, type_name
 from impala_jax.config import ConfigError, PopArtConfig
 from impala_jax.loss import Loss, LossDetails
 from impala_jax.optimizer import Hyperparameters
@@ -83,13 +83,14 @@ class Learner:
         self.replicated = NamedSharding(mesh, replicated)
         self._batched = {axis: NamedSharding(mesh, spec) for axis, spec in batched.items()}
         # Without shard_map, XLA gathers all frames on every device: it cannot split a joint axis of time and batch.
-        self._unroll: Any = jax.shard_map(
+        self.unroll: Unroll = jax.shard_map(  # pyright: ignore
             lambda params, timesteps, state: agent.unroll(params, frame_stacks.unpacked(timesteps), state),
             mesh=mesh,
             in_specs=(replicated, batched[1], batched[0]),
             out_specs=(batched[1], batched[0]),
             check_vma=False,  # The check does not support `impala_jax.kernels.cpu`.
         )
+        """`Agent.unroll` with the batch split over the mesh; observations may be FrameStacks."""
         self._compiled = jax.jit(self.pure_update, donate_argnums=0, out_shardings=self.replicated)
 
     def init(self, key: Array) -> LearnerState:
@@ -187,7 +188,7 @@ class Learner:
         given: dict[str, Any] = {'entropy_cost': values.entropy_cost} if hyperparameters else {}
 
         def loss_fn(params):
-            output, _ = self._unroll(params, experience.timesteps, experience.initial_state)
+            output, _ = self.unroll(params, experience.timesteps, experience.initial_state)
             if self._popart is None:
                 return _checked(self._loss(output, experience, **given))
             unnormalised, scale = popart.unnormalise(state.popart, output.values, experience.task)

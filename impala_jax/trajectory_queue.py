@@ -226,7 +226,7 @@ def batch_size(trajectories: Trajectory) -> int:
 
 def columns(trajectories: Trajectory, start: int, stop: int) -> Trajectory:
     """Returns views of the trajectories `start` to `stop - 1` of a batch."""
-    return _with_batch_axis(lambda axis, x: x[start:stop] if axis == 0 else x[:, start:stop], trajectories)
+    return map_batch_axis(lambda axis, x: x[start:stop] if axis == 0 else x[:, start:stop], trajectories)
 
 
 def _split(trajectories: Trajectory) -> list[Trajectory]:
@@ -238,11 +238,11 @@ def concatenate(parts: list[Trajectory]) -> Trajectory:
     """Joins trajectories along the batch axis; a single part is not copied."""
     if len(parts) == 1:
         return parts[0]
-    return _with_batch_axis(lambda axis, *xs: np.concatenate(xs, axis), *parts)
+    return map_batch_axis(lambda axis, *xs: np.concatenate(xs, axis), *parts)
 
 
-def _with_batch_axis(fn, *parts: Trajectory) -> Trajectory:
-    """Maps `fn(batch_axis, *leaves)` over all leaves."""
+def map_batch_axis(fn, *parts: Trajectory) -> Trajectory:
+    """Maps `fn(batch_axis, *leaves)` over the leaves of trajectories, in NumPy or JAX."""
     fields = {
         name: jax.tree.map(
             functools.partial(fn, batch_axis(name)),

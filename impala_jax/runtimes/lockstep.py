@@ -48,7 +48,7 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
             f'{share.actor.num_envs}); set --actor.num-actors and --actor.num-envs to numbers whose product divides it'
         )
     training = nodes.make_training(config, agent, workdir, publish=lambda *_: None)
-    loop, metrics, checkpoints = training
+    loop, metrics, checkpoints, _ = training
     _require_same_environments(config, training)
     side = _ActingSide(config, share, agent, training, _Patience(stop))
     try:
@@ -67,7 +67,7 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
 
 def _train(config: Config, training: Training, side: _ActingSide, stop: threading.Event) -> bool:
     """Acts and learns in turn; returns False if actors have acted for an update that was not made."""
-    loop, metrics, checkpoints = training
+    loop, metrics, checkpoints, _ = training
     started = loop.num_updates
     try:
         while not loop.done and not stop.is_set():
@@ -107,7 +107,7 @@ class _ActingSide:
 
     def start(self, workdir: Path) -> None:
         """Builds the actors, and restores their states, replay and parameters from the checkpoint."""
-        loop, _, checkpoints = self._training
+        loop, checkpoints = self._training.loop, self._training.checkpoints
         for i in range(self._share.num_actors):
             closed = self._patience.is_over
             self._actors.append(nodes.make_actor(self._share, self._agent, i, loop.num_updates, closed=closed))

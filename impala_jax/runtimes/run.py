@@ -22,7 +22,7 @@ from impala_jax.rundir.checkpoint import check_config, require_utf8, restore
 from impala_jax.rundir.files import EVALUATIONS
 from impala_jax.rundir.lock import only_process
 from impala_jax.rundir.rows import read_rows
-from impala_jax.runtimes import lockstep, nodes, threads
+from impala_jax.runtimes import device, lockstep, nodes, threads
 from impala_jax.runtimes.host_share import host, host_share, resolved
 from impala_jax.runtimes.nodes import NodeFailure
 from impala_jax.system import stopping
@@ -31,7 +31,7 @@ from impala_jax.types import Closed
 __all__ = ['Interrupted', 'NodeFailure', 'RunResult', 'default_runtime', 'run']
 
 PARTIAL = 'evaluations.partial.jsonl'  # File in the workdir: finished tasks of a suite's last evaluation.
-RUNTIMES = ('launchpad', 'ray', 'threads', 'lockstep')
+RUNTIMES = ('launchpad', 'ray', 'threads', 'lockstep', 'device')
 _NEEDS = {'launchpad': ('launchpad', 'reverb'), 'ray': ('ray',)}  # Packages of a runtime, by preference.
 
 
@@ -85,7 +85,7 @@ def run(
     Args:
       config: Configuration of the experiment.
       workdir: Folder for the files of the run; created if it is missing.
-      runtime: 'launchpad', 'ray', 'threads' or 'lockstep'; None for `default_runtime()`.
+      runtime: 'launchpad', 'ray', 'threads', 'lockstep' or 'device'; None for `default_runtime()`.
       configure_process: Whether to change two settings of this process permanently: the C library's allocator no longer
         returns large blocks to the system, and JAX stores compiled programs in a cache on disk
         (`impala_jax.kernels.allocator` and `compilation_cache`). Both affect speed only.
@@ -102,7 +102,7 @@ def run(
     _check_runtime(runtime, config)
     workdir = Path(workdir).absolute()
     require_utf8(workdir)
-    config = resolved(config)
+    config = device.one_actor(config) if runtime == 'device' else resolved(config)
     share = host_share(config)
     if share.num_actors:
         suites.assign(share.environment, share.num_actors, share.actor.num_envs)  # Raises errors before any work.
@@ -113,7 +113,8 @@ def run(
     agent = make_agent(config.network, environments.spec(config.environment, config.timeout_s), config.popart.enabled)
     if host()[0] == 0:
         slower = [f'convolutions on the CPU use XLA: the kernels are {cpu.REASON}'] if cpu.REASON else []
-        print('\n'.join([f'the network reads {agent.reads}', *slower, *unused_options(config)]), flush=True)
+        steps = [f'the program steps {config.num_fresh} environments'] if runtime == 'device' else []
+        print('\n'.join([f'the network reads {agent.reads}', *steps, *slower, *unused_options(config)]), flush=True)
     with only_process(workdir):
         check_config(workdir, config)
         if configure_process:
@@ -154,13 +155,15 @@ def _check_runtime(runtime: str, config: Config) -> None:
             f'actor.num_actors auto: each of the {host()[1]} hosts would take all CPUs of the cluster '
             f'{config.ray_address!r}; set it to the number of actors per host'
         )
-    if config.policy_lag and runtime != 'lockstep':
+    if runtime == 'device':
+        device.require_supported(config)
+    if config.policy_lag and runtime not in ('lockstep', 'device'):
         raise ConfigError(
             f'policy_lag {config.policy_lag}: the runtime {runtime!r} cannot set the lag; use --runtime lockstep, or '
             'leave it at 0'
         )
     local_mp = runtime == 'launchpad' and config.launch_type == 'local_mp'
-    if config.actor.inference == 'accelerator' and (local_mp or runtime in ('lockstep', 'ray')):
+    if config.actor.inference == 'accelerator' and (local_mp or runtime in ('lockstep', 'device', 'ray')):
         raise ConfigError(
             "actor.inference 'accelerator' requires actors that are threads of the learner's process; use --runtime "
             'threads, or --runtime launchpad --launch-type local_mt'
@@ -191,7 +194,8 @@ def _train(runtime: str, config: Config, agent: Agent, workdir: Path, stop: thre
             from impala_jax.runtimes import ray_runtime
 
             return ray_runtime.run(config, agent, workdir, stop)
-        return (threads.run if runtime == 'threads' else lockstep.run)(config, agent, workdir, stop)
+        in_this_process = {'threads': threads.run, 'lockstep': lockstep.run, 'device': device.run}
+        return in_this_process[runtime](config, agent, workdir, stop)
     except Closed:
         return None
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from impala_jax.learner import HostLost, LearnerState
 from impala_jax.optimizer import Hyperparameters
 from impala_jax.training.hosts import Batch, Hosts, Updated, to_host
 from impala_jax.training.prefetch import Prefetcher
-from impala_jax.types import Array, Closed, PyTree, Trajectory
+from impala_jax.types import Array, Closed, Counts, PyTree, Trajectory
 
 
 class Hook:
@@ -131,6 +131,30 @@ class TrainingLoop:
             hook.updated(self, update)
         self.publish()
         return True
+
+    def advance(self, state: LearnerState, updates: Iterable[tuple[dict[str, Array], Counts]]) -> None:
+        """Counts updates that a compiled program made together, and calls `Hook.updated` for each of them.
+
+        Args:
+          state: State after the last one. The hooks see the loop without a state, and with the parameters before the
+            first one.
+          updates: Scalars for the log, and counts in NumPy, of each update.
+
+        Raises:
+          Exception: If a hook raised it; the other updates are counted nevertheless.
+        """
+        self.begin()
+        self._state = None
+        remaining = list(updates)
+        try:
+            while remaining:
+                self.logs, counts = remaining.pop(0)
+                self.num_updates += 1
+                for hook in self._hooks:
+                    hook.updated(self, Updated(state, self.logs, self.params, counts, 0.0))
+        finally:
+            self.num_updates += len(remaining)
+            self.replace_state(state)
 
     def run(self, fetch: Callable[[], Trajectory], stop: threading.Event) -> None:
         """Makes updates until the budget is spent or a host stops.

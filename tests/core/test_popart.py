@@ -194,7 +194,7 @@ def test_the_statistics_are_in_the_checkpoint(tmp_path):
     _, agent, config = make_learner()
     loops = []
     for _ in range(2):
-        loop, _, checkpoints = make_training(config, agent, tmp_path, lambda *_: None, jax.devices()[:1])
+        loop, _, checkpoints, _ = make_training(config, agent, tmp_path, lambda *_: None, jax.devices()[:1])
         if not loops:
             for seed in range(3):
                 loop.step(loop.put(make_task_batch(seed)))

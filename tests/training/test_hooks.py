@@ -27,7 +27,7 @@ def loop(tmp_path):
         network=SMALL,
         learner=LearnerConfig(batch_size=4, unroll_length=5, num_devices=1),
     )
-    loop, metrics, _ = make_training(config, make_agent(SMALL, environment.spec), tmp_path, lambda *_: None)
+    loop, metrics, *_ = make_training(config, make_agent(SMALL, environment.spec), tmp_path, lambda *_: None)
     loop.unroll = lambda version: actor.unroll(version, params)
     loop.learn = lambda trajectories: loop.step(loop.put(trajectories))
     loop.log = lambda: metrics.log(loop)
@@ -98,7 +98,7 @@ def test_after_an_update_that_failed_the_last_checkpoint_stands(tmp_path, monkey
     """The update has taken the state with it: what is left of it must not be written over what is good."""
     update = Learner.update
     agent = make_agent(NETWORK, SPEC)
-    loop, _, checkpoints = make_training(make_config(num_devices=1), agent, tmp_path, lambda *_: None)
+    loop, _, checkpoints, _ = make_training(make_config(num_devices=1), agent, tmp_path, lambda *_: None)
     try:
         loop.step(loop.put(make_batch()))
         checkpoints.save(loop)

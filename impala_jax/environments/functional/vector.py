@@ -27,17 +27,19 @@ class FunctionalVectorEnvironment:
     def __init__(self, environment: FunctionalEnvironment, num_envs: int, seed: int):
         self.num_envs = num_envs
         self.spec = environment.spec
+        self.environment = environment
         self._name = environment.name
         self._device = jax.local_devices(backend='cpu')[0]
         self._step = jax.jit(jax.vmap(environment.step))
         self._observation: Any = None  # The latest, [N, ...], for rendering.
         with jax.default_device(self._device):
             keys = jnp.stack([jax.random.PRNGKey(derived_seed(seed, i)) for i in range(num_envs)])
-            self._state: EnvironmentState = jax.jit(jax.vmap(environment.init))(keys)
+            self.state: EnvironmentState = jax.jit(jax.vmap(environment.init))(keys)
+            """State of the environments, [N, ...]."""
 
     def reset(self) -> TimeStep:
         """See `VectorEnvironment.reset`."""
-        self._state = self._state._replace(over=np.ones(self.num_envs, bool))
+        self.state = self.state._replace(over=np.ones(self.num_envs, bool))
         return self.step(np.zeros(self.num_envs, np.int32))[0]
 
     def step(self, actions: np.ndarray) -> tuple[TimeStep, StepInfo]:
@@ -50,7 +52,7 @@ class FunctionalVectorEnvironment:
         """
         actions = base.check_actions(actions, self.num_envs, self.spec.num_actions)
         with jax.default_device(self._device):
-            self._state, timestep, info = self._step(self._state, actions)
+            self.state, timestep, info = self._step(self.state, actions)
         timestep, info = jax.tree.map(np.asarray, (timestep, info))
         self._check(timestep)
         self._observation = timestep.observation
@@ -58,15 +60,15 @@ class FunctionalVectorEnvironment:
 
     def get_state(self) -> bytes:
         """See `VectorEnvironment.get_state`."""
-        return plain_state.encode([np.asarray(leaf) for leaf in jax.tree.leaves(self._state)])
+        return plain_state.encode([np.asarray(leaf) for leaf in jax.tree.leaves(self.state)])
 
     def set_state(self, state: bytes) -> None:
         """See `VectorEnvironment.set_state`."""
-        own, structure = jax.tree.flatten(self._state)
+        own, structure = jax.tree.flatten(self.state)
         saved = plain_state.decode(state)
         if [(x.shape, x.dtype) for x in saved] != [(x.shape, x.dtype) for x in own]:
             raise ValueError(f'the saved state of {self._name!r} is of another version of the environment')
-        self._state = jax.tree.unflatten(structure, saved)
+        self.state = jax.tree.unflatten(structure, saved)
 
     def render(self) -> np.ndarray:
         """Shows the observation of environment 0.
@@ -89,5 +91,5 @@ class FunctionalVectorEnvironment:
                     i = int(np.flatnonzero(~np.isfinite(leaf.reshape(self.num_envs, -1)).all(axis=1))[0])
                     raise base.EnvironmentFailure(
                         f'environment {i} of {self._name!r} returned a value of the {what} that is not finite, at step '
-                        f'{int(self._state.num_steps[i])} of an episode'
+                        f'{int(self.state.num_steps[i])} of an episode'
                     )
