@@ -9,6 +9,7 @@ from impala_jax.config import ConfigError, closest
 from impala_jax.config.checks import import_object
 from impala_jax.environments.functional import minisuite
 from impala_jax.environments.functional.base import Arrival, FunctionalEnvironment, Task
+from impala_jax.environments.functional.cartpole import CartPole
 from impala_jax.environments.functional.catch import Catch
 from impala_jax.environments.functional.delayed_bandit import DelayedBandit
 
@@ -17,6 +18,7 @@ __all__ = ['PREFIX', 'TASKS', 'Arrival', 'FunctionalEnvironment', 'Task', 'task'
 PREFIX = 'jax/'
 """What the names of these environments begin with."""
 TASKS: dict[str, Callable[[], Task]] = {
+    'cartpole': CartPole,
     'catch': Catch,
     'catch_memory': functools.partial(Catch, memory=True),
     'delayed_bandit': DelayedBandit,
