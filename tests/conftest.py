@@ -38,6 +38,7 @@ _MODULES = {
     'ray': ('ray',),
     'atari': ('ale_py', 'gymnasium'),
     'dmlab': ('deepmind_lab',),
+    'gymnax': ('gymnax', 'seaborn', 'six'),
     'notebooks': ('nbclient', 'ipykernel', 'matplotlib'),
 }
 

@@ -15,9 +15,9 @@ class EnvironmentConfig:
     name: str = 'catch'
     """Environment: `catch`, `catch_memory`, `delayed_bandit`, `bsuite/catch/0`, `atari/pong`, `dmlab/rooms_watermaze`,
     `gymnasium/CartPole-v1`, `gymnasium/minigrid:MiniGrid-Empty-5x5-v0` (imports `minigrid` first), or a factory
-    `module:function` that is called as `function(seed=...)` and returns a dm_env.Environment or a gymnasium.Env. Also a
-    suite: `atari57`, `dmlab30` or `minisuite`, whose tasks are distributed evenly over the environments of all
-    actors."""
+    `module:function` that is called as `function(seed=...)` and returns a dm_env.Environment or a gymnasium.Env. As
+    pure functions in JAX: `jax/minatar/breakout`, `gymnax/Breakout-MinAtar`, or `jax/module:function`. Also a suite:
+    `atari57`, `dmlab30` or `minisuite`, whose tasks are distributed evenly over the environments of all actors."""
     preset: Literal['paper', 'machado'] = 'paper'
     """Atari only. `paper`: 1 to 30 initial no-ops, the minimal action set, and training episodes that end with a life.
     `machado` (Machado et al., 2018): sticky actions with probability 0.25, all 18 actions, and episodes that end with
@@ -52,6 +52,11 @@ class EnvironmentConfig:
             not (self.processes and self.name.startswith('dmlab/')),
             f'environment.processes {self.processes}: each environment of DeepMind Lab has its own process; use 0',
         )
+
+    @property
+    def is_functional(self) -> bool:
+        """Whether the environment consists of pure functions in JAX."""
+        return self.name.startswith(('jax/', 'gymnax/'))
 
     @property
     def frames_per_step(self) -> int:

@@ -77,7 +77,7 @@ def _make_task(
         return AtariVectorEnvironment(
             config, num_envs, seed, evaluation=evaluation, max_episode_steps=max_episode_steps
         )
-    if config.name.startswith('jax/'):
+    if config.is_functional:
         from impala_jax.environments.functional import FunctionalEnvironment, task
         from impala_jax.environments.functional.vector import FunctionalVectorEnvironment
 
@@ -141,8 +141,9 @@ def spec(config: EnvironmentConfig, timeout_s: float = 300.0) -> EnvironmentSpec
     One environment is built to read its spec, for a suite one per task. The specs of DeepMind Lab's levels are the
     same by construction: only the first level is built, and only the settings of the others are checked.
 
-    Built-in environments and Atari are built in this process. All others are built in a worker process and reset once,
-    so an environment that exits, hangs or contradicts its own spec is refused before anything else starts.
+    Built-in environments, Atari and environments in JAX are built in this process. All others are built in a worker
+    process and reset once, so an environment that exits, hangs or contradicts its own spec is refused before anything
+    else starts.
 
     Args:
       config: The environment's name and settings.

@@ -54,7 +54,7 @@ def environment_factory(config: EnvironmentConfig, evaluation: bool = False) -> 
         return _from_module(name)
     raise ConfigError(
         f'unknown environment.name {name!r}; {closest(name, _names(), usable=_is_usable)} '
-        '(or dmlab/<level>, bsuite/<id>, gymnasium/<id>, jax/<task>, or a factory module:function)'
+        '(or dmlab/<level>, bsuite/<id>, gymnasium/<id>, jax/<task>, gymnax/<id>, or a factory module:function)'
     )
 
 

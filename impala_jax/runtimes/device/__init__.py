@@ -16,7 +16,6 @@ import numpy as np
 from impala_jax.agent import Agent
 from impala_jax.build import Training
 from impala_jax.config import Config, ConfigError
-from impala_jax.environments.functional import PREFIX
 from impala_jax.environments.functional.vector import FunctionalVectorEnvironment
 from impala_jax.runtimes import nodes
 from impala_jax.runtimes.device import program
@@ -32,10 +31,10 @@ _logger = logging.getLogger(__name__)
 
 def require_supported(config: Config) -> None:
     """Raises ConfigError if the runtime does not support the configuration."""
-    if not config.environment.name.startswith(PREFIX):
+    if not config.environment.is_functional:
         raise ConfigError(
             f"environment.name {config.environment.name!r}: the runtime 'device' compiles environments in JAX, whose "
-            f"names begin with '{PREFIX}' (docs/environments.md); use one of them, or another runtime"
+            "names begin with 'jax/' or 'gymnax/' (docs/environments.md); use one of them, or another runtime"
         )
     if host()[1] > 1:
         raise ConfigError(f"the runtime 'device' runs on one host, not on {host()[1]}; use another runtime")
