@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from impala_jax.config import ConfigError, closest
 from impala_jax.config.checks import import_object
-from impala_jax.environments.functional import minisuite
+from impala_jax.environments.functional import minatar, minisuite
 from impala_jax.environments.functional.base import Arrival, FunctionalEnvironment, Task
 from impala_jax.environments.functional.cartpole import CartPole
 from impala_jax.environments.functional.catch import Catch
@@ -22,6 +22,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     'catch': Catch,
     'catch_memory': functools.partial(Catch, memory=True),
     'delayed_bandit': DelayedBandit,
+    **{f'minatar/{name}': functools.partial(minatar.MinAtar, game()) for name, game in minatar.GAMES.items()},
     **{f'minisuite/{name}': make for name, make in minisuite.TASKS.items()},
 }
 """Functions that build a task, by the name after `PREFIX`."""

@@ -1,0 +1,1 @@
+"""Tests of `impala_jax.environments.functional`."""
