@@ -19,8 +19,9 @@ from impala_jax import frame_stacks, popart
 from impala_jax.agent import Agent, Unroll, type_name
 from impala_jax.config import ConfigError, PopArtConfig
 from impala_jax.loss import Loss, LossDetails
+from impala_jax.networks import NetworkOutput
 from impala_jax.optimizer import Hyperparameters
-from impala_jax.types import Array, Experience, PyTree, Trajectory, batch_axis
+from impala_jax.types import Array, Experience, PyTree, TimeStep, Trajectory, batch_axis
 
 OptimizerFactory = Callable[[Hyperparameters], optax.GradientTransformation]
 Schedule = Callable[[Hyperparameters, Array], Hyperparameters]
@@ -82,24 +83,35 @@ class Learner:
         batched = {0: PartitionSpec('batch'), 1: PartitionSpec(None, 'batch')}  # Keyed by the axis of the batch.
         self.replicated = NamedSharding(mesh, replicated)
         self._batched = {axis: NamedSharding(mesh, spec) for axis, spec in batched.items()}
-        # Without shard_map, XLA gathers all frames on every device: it cannot split a joint axis of time and batch.
-        self.unroll: Unroll = jax.shard_map(  # pyright: ignore
-            lambda params, timesteps, state: agent.unroll(params, frame_stacks.unpacked(timesteps), state),
-            mesh=mesh,
-            in_specs=(replicated, batched[1], batched[0]),
-            out_specs=(batched[1], batched[0]),
-            check_vma=False,  # The check does not support `impala_jax.kernels.cpu`.
-        )
+
+        def unroll(params: PyTree, timesteps: TimeStep, state: PyTree) -> tuple[NetworkOutput, PyTree]:
+            return agent.unroll(params, frame_stacks.unpacked(timesteps), state)
+
+        self.unroll: Unroll = unroll
         """`Agent.unroll` with the batch split over the mesh; observations may be FrameStacks."""
+        if mesh.size > 1:
+            # Without shard_map, XLA gathers all frames on every device: it cannot split a joint axis of time and batch.
+            self.unroll = jax.shard_map(  # pyright: ignore
+                unroll,
+                mesh=mesh,
+                in_specs=(replicated, batched[1], batched[0]),
+                out_specs=(batched[1], batched[0]),
+                check_vma=False,  # The check does not support `impala_jax.kernels.cpu`.
+            )
         self._compiled = jax.jit(self.pure_update, donate_argnums=0, out_shardings=self.replicated)
 
     def init(self, key: Array) -> LearnerState:
         """Returns an initial state, on the mesh."""
-        params = jax.jit(self._agent.init)(key)  # As one program, which the compilation cache stores.
+        # As one program, which the compilation cache stores.
+        return self.restore(jax.jit(self.pure_init)(key, self.inputs(None)))
+
+    def pure_init(self, key: Array, hyperparameters: Any) -> LearnerState:
+        """The initial state as a pure function; `hyperparameters` are those of `pure_update`."""
+        params = self._agent.init(key)
         statistics = () if self._popart is None else popart.init(self._agent.spec.num_tasks)
-        optimizer = self._transformation(self.inputs(None))
-        zero = np.zeros([], np.int32)
-        return self.restore(LearnerState(params, optimizer.init(params), statistics, zero, zero, zero))
+        zero = jnp.zeros([], jnp.int32)
+        opt_state = self._transformation(hyperparameters).init(params)
+        return LearnerState(params, opt_state, statistics, zero, zero, zero)
 
     def restore(self, state: LearnerState) -> LearnerState:
         """Copies a state to the mesh; on several hosts, the state of host 0.

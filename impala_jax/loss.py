@@ -21,6 +21,21 @@ LOG_RHO_EDGES = np.array([-4, -2, -1, -0.5, -0.2, -0.1, -0.05, -0.01, 0.01, 0.05
 _EPSILON = 1e-6  # Constant of `epsilon_correction`.
 
 
+class VTraceInputs(NamedTuple):
+    """Settings of `VTraceConfig` as inputs of a compiled program, scalars."""
+
+    rho_bar: Array  # float32
+    c_bar: Array  # float32
+    pg_rho_bar: Array  # float32
+    lambda_: Array  # float32
+    correction: Array  # int32, index in `vtrace.CORRECTIONS`.
+
+    @property
+    def implementation(self) -> Literal['auto']:
+        """The fastest implementation, whose result is the same."""
+        return 'auto'
+
+
 class LossDetails(NamedTuple):
     """Auxiliary outputs of the loss, without gradients."""
 
@@ -66,11 +81,11 @@ class ImpalaLoss:
       vtrace: Off-policy correction and its truncation levels.
     """
 
-    discount: float = 0.99
+    discount: Array | float = 0.99
     baseline_cost: float = 0.5
     entropy_cost: float = 0.01
     reward_clip: Literal['unit', 'asymmetric', 'asymmetric_paper', 'none'] = 'unit'
-    vtrace: VTraceConfig = VTraceConfig()
+    vtrace: VTraceConfig | VTraceInputs = VTraceConfig()
 
     def __call__(
         self,
@@ -104,8 +119,9 @@ class ImpalaLoss:
         targets = self._targets(log_rhos, timesteps, jax.lax.stop_gradient(output.values))
 
         entropies = -jnp.sum(jnp.exp(log_policy) * log_policy, axis=-1)
-        if self.vtrace.correction == 'epsilon_correction':
-            log_pi = jnp.log(jnp.exp(log_pi) + _EPSILON)
+        is_epsilon = vtrace.is_correction(self.vtrace.correction, 'epsilon_correction')
+        if is_epsilon is not False:
+            log_pi = jnp.where(is_epsilon, jnp.log(jnp.exp(log_pi) + _EPSILON), log_pi)
         pg_advantages, errors = targets.pg_advantages, targets.vs - output.values[:-1]
         if value_scale is not None:
             pg_advantages, errors = pg_advantages / value_scale[None], errors / value_scale[None]
@@ -151,7 +167,7 @@ def clip_rewards(rewards: Array, mode: Literal['unit', 'asymmetric', 'asymmetric
 
 
 def off_policyness(
-    log_rhos: Array, log_policy: Array, log_behaviour: Array, mask: Array, config: VTraceConfig
+    log_rhos: Array, log_policy: Array, log_behaviour: Array, mask: Array, config: VTraceConfig | VTraceInputs
 ) -> dict[str, Array]:
     """Measures how far the behaviour policy mu is from the learner's policy pi, over unmasked transitions.
 

@@ -309,6 +309,8 @@ def _torso(config: NetworkConfig, reading: Reading) -> nn.Module:
         return MLPTorso(config.mlp_sizes, dtype)
     if reading.torso == 'deep':
         return DeepTorso(dtype=dtype)
+    if reading.torso == 'minatar':
+        return ShallowTorso((16,), (3,), (1,), 128, config.centre_filters, dtype)
     if reading.torso == 'shallow_atari':
         return ShallowTorso((32, 64, 64), (8, 4, 3), (4, 2, 1), 512, config.centre_filters, dtype)
     return ShallowTorso(centre_filters=config.centre_filters, dtype=dtype)

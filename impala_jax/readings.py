@@ -17,7 +17,7 @@ MAX_CATEGORIES = 2**20
 """Largest number of categories or word ids; each adds a row to an embedding and to the optimiser's state."""
 
 # Smallest image side for each torso, in pixels.
-_IMAGE_TORSOS = {'shallow': 20, 'shallow_atari': 36, 'deep': 8}
+_IMAGE_TORSOS = {'minatar': 3, 'shallow': 20, 'shallow_atari': 36, 'deep': 8}
 
 
 class Reading(NamedTuple):

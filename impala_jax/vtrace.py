@@ -19,6 +19,9 @@ from impala_jax.types import Array
 Implementation = Literal['auto', 'scan', 'associative_scan', 'rlax']
 Thresholds = tuple[float | None, float | None, float | None]  # rho_bar, c_bar, and rho_bar of the advantages.
 
+CORRECTIONS = ('vtrace', 'one_step_is', 'epsilon_correction', 'none')
+"""Names of the corrections, in the order of their indices."""
+
 
 class VTraceReturns(NamedTuple):
     """Targets of V-trace, without gradients."""
@@ -138,9 +141,12 @@ def _rlax_returns(
     return VTraceReturns(values + returns.errors, returns.pg_advantage)
 
 
-def corrected_returns(
-    correction: Literal['vtrace', 'one_step_is', 'epsilon_correction', 'none'], *, log_rhos: Array, **kwargs: Any
-) -> VTraceReturns:
+def is_correction(correction: str | Array, name: str) -> bool | Array:
+    """Whether a correction is the one of this name; a bool for a name, [] bool for an index in `CORRECTIONS`."""
+    return correction == (name if isinstance(correction, str) else CORRECTIONS.index(name))
+
+
+def corrected_returns(correction: str | Array, *, log_rhos: Array, **kwargs: Any) -> VTraceReturns:
     """Computes targets and advantages under one of the corrections of the paper's table 2.
 
     `vtrace` is `from_importance_weights`. The others use n-step returns as if the data were on-policy; transitions with
@@ -148,18 +154,20 @@ def corrected_returns(
     `epsilon_correction` differs from `none` only in the log pi of the policy gradient, which the loss computes.
 
     Args:
-      correction: Name of the correction.
+      correction: Name of the correction, or its index in `CORRECTIONS`, [] int32, which may be traced.
       log_rhos: Log importance ratios, [T, B] float32.
       **kwargs: Other arguments of `from_importance_weights`; the thresholds affect `vtrace` only.
     """
     if correction == 'vtrace':
         return from_importance_weights(log_rhos=log_rhos, **kwargs)
-    on_policy = jnp.where(jnp.isneginf(log_rhos), log_rhos, 0.0)
-    kwargs |= {name: None for name in ('clip_rho_threshold', 'clip_c_threshold', 'clip_pg_rho_threshold')}
-    returns = from_importance_weights(log_rhos=on_policy, **kwargs)
-    if correction == 'one_step_is':
-        return returns._replace(pg_advantages=jax.lax.stop_gradient(jnp.exp(log_rhos)) * returns.pg_advantages)
-    return returns
+    is_vtrace = is_correction(correction, 'vtrace')
+    used = jnp.where(is_vtrace | jnp.isneginf(log_rhos), log_rhos, 0.0)
+    for name in ('clip_rho_threshold', 'clip_c_threshold', 'clip_pg_rho_threshold'):
+        # No truncation: ratios are then 1.
+        kwargs[name] = None if is_vtrace is False else jnp.where(is_vtrace, kwargs[name], jnp.inf)
+    returns = from_importance_weights(log_rhos=used, **kwargs)
+    ratios = jnp.where(is_correction(correction, 'one_step_is'), jax.lax.stop_gradient(jnp.exp(log_rhos)), 1.0)
+    return returns._replace(pg_advantages=ratios * returns.pg_advantages)
 
 
 def discounted_sum(deltas: Array, factors: Array, implementation: str = 'auto') -> Array:

@@ -85,7 +85,7 @@ def test_commands_in_an_empty_folder(impala):
     if importlib.util.find_spec('matplotlib') is not None:
         impala('plot', 'curve', '--workdir', 'runs/catch', '--output', 'catch.png')
         assert (impala.folder / 'catch.png').stat().st_size > 10_000
-    assert len(impala('ablate', '--grid', 'table2', '--output', 'sweep', '--list').splitlines()) == 120
+    assert len(impala('ablate', '--grid', 'table2', '--output', 'sweep', '--list').splitlines()) == 720
 
 
 def test_the_doctor_needs_no_checkout(impala):

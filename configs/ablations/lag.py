@@ -1,4 +1,4 @@
-"""Grid over policy lag: the lag that each correction tolerates."""
+"""Grid over policy lag, without and with replay: how far off policy each correction works."""
 
 import tasks
 
@@ -11,7 +11,8 @@ def get_grid() -> Grid:
         tasks=tasks.TASKS,
         axes={
             'vtrace.correction': ('vtrace', 'one_step_is', 'epsilon_correction', 'none'),
-            'policy_lag': (0, 4, 16, 64),
-            'seed': (0, 1, 2, 3, 4),
+            'replay.fraction': (0.0, 0.5),
+            'policy_lag': (0, 2, 8, 32, 128),
+            'seed': tasks.SEEDS,
         },
     )

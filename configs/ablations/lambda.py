@@ -13,6 +13,6 @@ def get_grid() -> Grid:
             'vtrace.lambda': (0.0, 0.5, 0.8, 0.9, 0.95, 1.0),
             'replay.fraction': (0.5,),
             'policy_lag': (8,),
-            'seed': (0, 1, 2, 3, 4),
+            'seed': tasks.SEEDS,
         },
     )

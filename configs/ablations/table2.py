@@ -16,6 +16,6 @@ def get_grid() -> Grid:
             'vtrace.correction': ('vtrace', 'one_step_is', 'epsilon_correction', 'none'),
             'replay.fraction': (0.0, 0.5),
             'policy_lag': (8,),
-            'seed': (0, 1, 2, 3, 4),
+            'seed': tasks.SEEDS,
         },
     )

@@ -1,4 +1,4 @@
-"""Tasks with three horizons that a CPU core trains on in seconds, for the grids in this folder."""
+"""Tasks that a CPU core trains on in seconds, and games of MinAtar, for the grids in this folder."""
 
 import math
 
@@ -13,6 +13,7 @@ from impala_jax import (
     NetworkConfig,
     OptimizerConfig,
 )
+from impala_jax.config import replace
 
 
 def task(name: str, total_frames: int) -> Config:
@@ -33,4 +34,16 @@ def task(name: str, total_frames: int) -> Config:
 CATCH = task('catch', 80_000)  # 9 steps
 DELAYED_BANDIT = task('delayed_bandit', 80_000)  # 20 steps
 CARTPOLE = task('gymnasium/CartPole-v1', 80_000)  # up to 500 steps
+SEEDS = tuple(range(30))
 TASKS = {'catch': CATCH, 'delayed_bandit': DELAYED_BANDIT, 'cartpole': CARTPOLE}
+
+
+def game(name: str) -> Config:
+    """Returns the configuration of a game of MinAtar."""
+    return replace(
+        task(f'jax/minatar/{name}', 500_000),
+        {'network.mlp_sizes': (128,), 'learner.batch_size': 32, 'learner.unroll_length': 20, 'loss.entropy_cost': 0.01},
+    )
+
+
+GAMES = {name: game(name) for name in ('breakout', 'space_invaders')}

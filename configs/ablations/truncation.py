@@ -18,10 +18,10 @@ def get_grid() -> Grid:
     return Grid(
         tasks={'cartpole': dataclasses.replace(tasks.CARTPOLE, total_frames=50_000)},
         axes={
-            'seed': (0, 1, 2, 3, 4),  # first, so that an interrupted sweep has complete grids
+            'seed': tasks.SEEDS,  # first, so that an interrupted sweep has complete grids
             'vtrace.rho_bar': LEVELS,
             'vtrace.c_bar': LEVELS,
             'replay.fraction': (0.5,),
-            'policy_lag': (8,),
+            'policy_lag': (8, 32),
         },
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import NoReturn
 
 from impala_jax.cli import command_line
-from impala_jax.system.machine import num_cores
+from impala_jax.system.machine import has_accelerator, num_cores
 
 
 def ablate() -> None:
@@ -23,15 +24,32 @@ def ablate() -> None:
     )
     parser.add_argument('--output', required=True, type=Path, help='directory for the files of the sweep')
     parser.add_argument(
-        '--processes', type=int, default=num_cores(), help='number of cells run in parallel (default: %(default)s)'
+        '--processes',
+        type=int,
+        help='number of cells, or of compiled programs, run in parallel (default: one per core; one program if it runs '
+        'on a GPU or TPU)',
+    )
+    parser.add_argument(
+        '--runtime',
+        choices=('lockstep', 'device'),
+        default='lockstep',
+        help='lockstep: each cell on one core (the default). device: up to 32 cells in one compiled program, for tasks '
+        'that are written in JAX, or have a twin that is',
     )
     parser.add_argument('--outside-theory', action='store_true', help='also run the cells with c_bar > rho_bar')
     parser.add_argument('--list', action='store_true', help='list the cells and exit')
     arguments, overrides = parser.parse_known_args()
-    if arguments.processes < 1:
-        parser.error(f'--processes must be positive, got {arguments.processes}')
+    processes = arguments.processes
+    if processes is None:
+        processes = 1 if arguments.runtime == 'device' and has_accelerator() else num_cores()
+    if processes < 1:
+        parser.error(f'--processes must be positive, got {processes}')
     grid = command_line.load_grid_file(arguments.grid)
     grid = grid.override(lambda config: command_line.override(config, overrides))
+    if arguments.runtime == 'device':
+        from impala_jax.environments.functional.twins import twin
+
+        grid = grid.override(lambda config: dataclasses.replace(config, environment=twin(config.environment)))
     cells = grid.cells(arguments.outside_theory)
     if arguments.list:
         command_line.print_cells(cells)
@@ -39,7 +57,7 @@ def ablate() -> None:
     left_out = 0 if arguments.outside_theory else grid.num_outside_theory()
     if left_out:
         print(f'skipped {left_out} cells with c_bar > rho_bar, outside the theory; --outside-theory runs them')
-    command_line.run_sweep(cells, arguments.output, arguments.processes)
+    command_line.run_sweep(cells, arguments.output, processes, arguments.runtime)
 
 
 def main() -> NoReturn:

@@ -50,7 +50,7 @@ def train_arguments(argv: Sequence[str] | None = None) -> TrainArguments:
     )
     parser.add_argument('--config', required=True, help=CONFIG_HELP)
     parser.add_argument('--workdir', required=True, type=Path, help='directory for the files of the run')
-    parser.add_argument('--runtime', default=None, help='launchpad, ray, threads or lockstep')
+    parser.add_argument('--runtime', default=None, help='launchpad, ray, threads, lockstep or device')
     parser.add_argument('--fields', action='store_true', help='list the fields of the configuration and exit')
     arguments, overrides = parser.parse_known_args(argv)
     config = load_config_file(arguments.config)
@@ -110,8 +110,8 @@ def pod_arguments(argv: Sequence[str] | None = None) -> PodArguments:
     for name, value in (('hosts', arguments.simulate_hosts), ('devices', arguments.simulate_devices)):
         if value is not None and value < 1:
             raise ConfigError(f'--simulate-{name} must be positive, got {value}')
-    if arguments.train.runtime == 'lockstep':
-        raise ConfigError('--runtime lockstep is a single thread on a single host; use launchpad or threads')
+    if arguments.train.runtime in ('lockstep', 'device'):
+        raise ConfigError(f'--runtime {arguments.train.runtime} runs on a single host; use launchpad or threads')
     if arguments.train.config.launch_type == 'local_mp':
         raise ConfigError(
             '--launch-type local_mp is not supported on several hosts, where learner and actors run in one process; '

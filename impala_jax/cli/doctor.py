@@ -166,6 +166,7 @@ print(f'Ray {ray.__version__}; an engine starts, and its processes answer')
     ),
     Check('runtime threads', "import impala_jax.runtimes.threads; print('imports')", _ANEW, required=True),
     Check('runtime lockstep', "import impala_jax.runtimes.lockstep; print('imports')", _ANEW, required=True),
+    Check('runtime device', "import impala_jax.runtimes.device; print('imports')", _ANEW, required=True),
     Check('Catch', _steps('catch'), _ANEW, required=True),
     Check('Atari', _steps('atari/pong'), f"{_PIP_PINNED} 'ale-py>=0.12' 'gymnasium>=1.1'"),
     Check(

@@ -43,6 +43,8 @@ def train() -> None:
     parser.add_argument('--runtime', default=None, help='launchpad, ray, threads or lockstep')
     parser.add_argument('--parent', type=int, help=argparse.SUPPRESS)
     arguments, overrides = parser.parse_known_args()
+    if arguments.runtime == 'device':
+        parser.error('--runtime device has no population based training; use another runtime')
     if arguments.members < 1:
         parser.error(f'--members must be positive, got {arguments.members}')
     if arguments.member is not None and arguments.member < 0:

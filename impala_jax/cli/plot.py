@@ -103,6 +103,9 @@ def _add_figures_of_sweeps(kinds: Any) -> None:
     _add_sweep_options(sensitivity, 'final_return')
     sensitivity.add_argument('--field', required=True, help='numeric field on the x axis')
     sensitivity.add_argument('--hue', help='draw one line per value of this field')
+    sensitivity.add_argument(
+        '--against', help='column for the x axis instead of the field, such as kl_behaviour_target: its mean over runs'
+    )
 
     text = 'print the means of a sweep with their intervals'
     table = kinds.add_parser('table', help=text, description=text[0].upper() + text[1:] + '.')

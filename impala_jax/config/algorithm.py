@@ -19,9 +19,9 @@ class NetworkConfig:
 
     torso: str = 'auto'
     """Torso for observations: `shallow` (2 convolutions, figure 3 left), `shallow_atari` (3 convolutions), `deep` (15
-    convolutions, figure 3 right), `mlp`, `auto` (`shallow` for images, `mlp` for other observations), or a flax module
-    of your own as `module:Class` (docs/extending.md). An image torso requires an image in the observation; vectors next
-    to the image have an MLP."""
+    convolutions, figure 3 right), `minatar` (1 convolution, as in Young and Tian, 2019), `mlp`, `auto` (`shallow` for
+    images, `mlp` for other observations), or a flax module of your own as `module:Class` (docs/extending.md). An image
+    torso requires an image in the observation; vectors next to the image have an MLP."""
     centre_filters: bool = False
     """Whether the shallow torsos subtract the mean from each filter of the first convolution, at every use. The filters
     then do not respond to uniform areas such as the background, which could otherwise push their ReLUs to zero for
@@ -52,7 +52,7 @@ class NetworkConfig:
     V-trace, loss and optimiser are always float32. A torso of your own chooses its dtype itself."""
 
     def __post_init__(self):
-        known = ('auto', 'shallow', 'shallow_atari', 'deep', 'mlp')
+        known = ('auto', 'shallow', 'shallow_atari', 'deep', 'minatar', 'mlp')
         require(
             self.torso in known or ':' in self.torso,
             f'unknown network.torso {self.torso!r}; {closest(self.torso, known)}, or your own class as module:Class',

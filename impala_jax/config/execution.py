@@ -122,7 +122,8 @@ class LoggingConfig:
     interval_s: float = 2.0
     """Interval between rows in the runtimes `threads` and `launchpad`, in seconds."""
     interval_updates: int = 50
-    """Interval between rows in the runtime `lockstep`, in updates, because its rows must not depend on the clock."""
+    """Interval between rows in the runtimes `lockstep` and `device`, in updates, because their rows must not depend on
+    the clock."""
 
     def __post_init__(self):
         require_positive('logging', interval_s=self.interval_s, interval_updates=self.interval_updates)

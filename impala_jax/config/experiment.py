@@ -42,7 +42,7 @@ class Config:
     logging: LoggingConfig = LoggingConfig()
     pbt: PBTConfig = PBTConfig()
     policy_lag: int = 0
-    """Runtime `lockstep`: exact age of the actors' parameters, in updates."""
+    """Runtimes `lockstep` and `device`: exact age of the actors' parameters, in updates."""
     launch_type: Literal['local_mt', 'local_mp'] = 'local_mt'
     """Runtime `launchpad`: nodes as threads of one process (`local_mt`) or as processes (`local_mp`)."""
     serve_actors: int | None = None

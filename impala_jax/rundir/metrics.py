@@ -85,7 +85,7 @@ class MetricsLogger:
         clock = {'wall_time_s': now - self._start, 'frames_per_second': rate}
         histograms = {name: value for name, value in row.items() if isinstance(value, Histogram)}
         finite = _finite({name: value for name, value in (row | clock).items() if name not in histograms})
-        append_row(self._workdir / METRICS, finite | {name: value._asdict() for name, value in histograms.items()})
+        append_row(self._workdir / METRICS, as_json(row | clock))
         if self._tensorboard is None:
             self._tensorboard = TensorBoardWriter(self._workdir / TENSORBOARD, self._resumed_from)
         self._tensorboard.write(finite, histograms)
@@ -108,6 +108,12 @@ class MetricsLogger:
             self._view_open = True
             atexit.register(self.close)  # Restores the cursor of the terminal if the caller does not close the logger.
             self._view.open(self._last_frames, self._total_frames)
+
+
+def as_json(row: dict[str, Number | Histogram]) -> dict[str, Any]:
+    """Returns a row as it is written to `metrics.jsonl`."""
+    histograms = {name: value._asdict() for name, value in row.items() if isinstance(value, Histogram)}
+    return _finite({name: value for name, value in row.items() if name not in histograms}) | histograms
 
 
 def _finite(row: dict[str, Any]) -> dict[str, float | int]:

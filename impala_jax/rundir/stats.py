@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from impala_jax.types import StepInfo
+from impala_jax.types import Counts, StepInfo
 
 Number = float | int | np.number
 RECENT_EPISODES = 100
@@ -78,6 +78,20 @@ class LearnerStats:
         self._row_lags.append(np.asarray(lag[:num_fresh]))
         if num_fresh < lag.size:
             self._row_replay_lags.append(np.asarray(lag[num_fresh:]))
+
+    def add_batches(self, counts: Counts, lag: np.ndarray, num_fresh: int) -> None:
+        """Adds the batches of several updates of a single task.
+
+        Args:
+          counts: Counts, [updates, T, B] or [updates, B].
+          lag: Policy lag, [updates, B].
+          num_fresh: As for `add_batch`.
+        """
+        returns, ended, restarts = (x[:, :, :num_fresh].reshape(-1, num_fresh) for x in counts.info)
+        fresh = StepInfo(returns, ended, restarts)
+        self.add_batch(fresh, lag[:, :num_fresh].ravel(), lag[:, :num_fresh].size)
+        if num_fresh < lag.shape[1]:
+            self._row_replay_lags.append(lag[:, num_fresh:].ravel())
 
     def add_wait(self, wait_s: float) -> None:
         """Adds time that the learner waited for a batch, in seconds."""

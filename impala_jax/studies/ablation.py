@@ -10,6 +10,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.resource_tracker
@@ -22,7 +23,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from impala_jax.config import Config, ConfigError, closest, get, replace, to_dict
 from impala_jax.environments import suites
@@ -30,17 +31,25 @@ from impala_jax.rundir.files import METRICS, write_atomically
 from impala_jax.rundir.lock import only_process
 from impala_jax.rundir.rows import read_rows
 from impala_jax.system import stop_watch, stopping
+from impala_jax.system.machine import has_accelerator
 from impala_jax.system.quiet import quiet_libraries
 from impala_jax.system.stop_watch import StopWatch
+
+if TYPE_CHECKING:  # They would import JAX, which workers import after they have set its environment variables.
+    from impala_jax.evaluation.evaluator import Evaluation
+    from impala_jax.runtimes.device.population import Population
 
 RESULTS = 'results.csv'
 _CELLS = 'cells'
 _DONE = 'done.json'
 _ENDING_S = stopping.LIMIT_S - 1.0  # Time for a worker to exit after the sweep has ended, except for checkpoints.
+_MAX_MEMBERS = 32  # Largest number of cells of a compiled program.
+_MAX_BYTES = 2**30  # Largest size of the state of a compiled program.
 # Metrics that differ between repetitions of a run.
 _TIMES = ('wall_time_s', 'frames_per_second', 'learner_wait_fraction')
 # The state of a worker process.
 _sweep_is_over, _cell_runs = threading.Event(), threading.Event()
+_populations: dict[tuple[str, int, int], Population] = {}  # The last compiled program, by what it is compiled for.
 
 
 class Cell(NamedTuple):
@@ -49,6 +58,14 @@ class Cell(NamedTuple):
     id: str  # hash of the configuration; a cell with a changed configuration is a different cell
     values: dict[str, Any]  # `task`, and the value of each axis
     config: Config
+
+
+class Unit(NamedTuple):
+    """Cells that run together in a worker process."""
+
+    cells: Sequence[Cell]
+    num_members: int = 1  # Number of members of the compiled program, at least that of the cells.
+    policy_lag: int = 0  # Largest lag of the program's members.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +182,8 @@ def run_sweep(
       folder: Folder of the sweep, created if necessary.
       processes: Number of cells that run at the same time.
       on_done: Function that is called after each cell.
-      runtime: Runtime of each cell.
+      runtime: Runtime of each cell. With `device`, cells that differ in inputs of a compiled program only
+        (`runtimes.device.population`) are members of one, and `learner.num_devices` devices share them.
 
     Returns:
       Path of the table, which has a row for each row of metrics of each cell. The columns are `cell`, those of
@@ -173,9 +191,15 @@ def run_sweep(
       same in all rows of a cell. A suite also has `final_return/<task>`.
 
     Raises:
-      ConfigError: The folder is not writable, or another process runs a sweep in it.
+      ConfigError: The folder is not writable, another process runs a sweep in it, or the runtime does not support a
+        cell.
       CellFailed: A cell failed. The results of other cells are preserved.
     """
+    if runtime == 'device':
+        from impala_jax.runtimes.device import require_supported
+
+        for cell in cells:
+            require_supported(cell.config)
     with only_process(folder, '--output'):
         (folder / _CELLS).mkdir(exist_ok=True)
         return _run_sweep(cells, folder, processes, on_done, runtime)
@@ -184,7 +208,8 @@ def run_sweep(
 def _run_sweep(
     cells: Sequence[Cell], folder: Path, processes: int, on_done: Callable[[Cell], None], runtime: str
 ) -> Path:
-    todo = [cell for cell in cells if not is_finished(cell, folder)]
+    units = _programs(cells) if runtime == 'device' else [Unit([cell]) for cell in cells]
+    todo = [unit for unit in units if not all(is_finished(cell, folder) for cell in unit.cells)]
     # Not forked, because JAX is multithreaded.
     context = multiprocessing.get_context('spawn')
     with stopping.deferred():  # The tracker ignores SIGINT and SIGTERM by itself, but not SIGHUP.
@@ -197,13 +222,13 @@ def _run_sweep(
             with concurrent.futures.ProcessPoolExecutor(
                 workers, context, _start_worker, (stopped, folder, runtime)
             ) as pool:
-                futures: dict[concurrent.futures.Future[None], Cell] = {}
+                futures: dict[concurrent.futures.Future[None], Unit] = {}
                 try:
                     # The start of a worker must not be interrupted, and until the worker has its own session it
                     # receives a terminal's Ctrl-C.
                     with stopping.StopSignals(threading.Event()) as signals, stopping.deferred():
-                        for cell in todo:
-                            futures[pool.submit(_run_cell, cell, folder, runtime)] = cell
+                        for unit in todo:
+                            futures[pool.submit(_run_unit, unit, folder, runtime)] = unit
                     if signals.received is not None:
                         raise stopping.Stopped(signals.received)
                     watches: dict[int, StopWatch] = {}
@@ -214,7 +239,8 @@ def _run_sweep(
                         )
                         for future in done:
                             future.result(timeout=0)
-                            on_done(futures[future])
+                            for cell in futures[future].cells:
+                                on_done(cell)
                         _end_if_stopped(pool, watches)
                 except BaseException:
                     stop.close()
@@ -255,7 +281,9 @@ class CellFailed(RuntimeError):
 def _start_worker(stopped: Connection, folder: Path, runtime: str) -> None:
     """Prepares a worker process before it imports JAX: one thread in lockstep, and an exit when the sweep ends."""
     stopping.begin()  # Under `python -m impala_jax`, it has not been called yet.
-    if runtime == 'lockstep':
+    if runtime == 'device' and has_accelerator():
+        os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # Several processes may share it.
+    elif runtime in ('lockstep', 'device'):
         os.environ |= {
             'JAX_PLATFORMS': 'cpu',
             'NPROC': '1',  # size of XLA's thread pool
@@ -297,11 +325,13 @@ def _start_worker(stopped: Connection, folder: Path, runtime: str) -> None:
     threading.Thread(target=watch, name='sweep watcher', daemon=True).start()
 
 
-def _run_cell(cell: Cell, folder: Path, runtime: str) -> None:
-    """Runs or resumes a cell in a worker process."""
-    from impala_jax.runtimes.run import Interrupted, run
+def _run_unit(unit: Unit, folder: Path, runtime: str) -> None:
+    """Runs cells in a worker process, or resumes the one of a unit that is no program."""
+    from impala_jax.runtimes.run import Interrupted
 
-    stopped = f'cell {cell.id} was stopped; the same command resumes it'
+    cell = unit.cells[0]
+    name = f'cell {cell.id}' if len(unit.cells) == 1 else f'cell {cell.id} and {len(unit.cells) - 1} others'
+    stopped = f'{name} was stopped; the same command resumes it'
     workdir = _workdir(cell, folder)
     _cell_runs.set()
     try:
@@ -311,26 +341,103 @@ def _run_cell(cell: Cell, folder: Path, runtime: str) -> None:
         log_file = open(workdir / 'log.txt', 'a', encoding='utf-8', errors='backslashreplace')
         with log_file as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             try:
-                if runtime == 'lockstep':
-                    _remove_partial_checkpoints(workdir)
-                result = run(cell.config, workdir, runtime)
+                if runtime == 'device':
+                    _run_program(unit, folder)
+                else:
+                    _run_cell(cell, folder, runtime)
             except Interrupted:
                 raise CellFailed(stopped) from None
-            except OSError:
+            except (OSError, CellFailed):
                 raise
             except Exception:
                 # As text, because exceptions of libraries cannot always be pickled.
-                raise CellFailed(f'cell {cell.id} ({_describe(cell)}):\n{traceback.format_exc()}') from None
-        final: dict[str, float | None] = {'final_return': None}
-        if result.evaluation is not None:
-            final['final_return'] = result.evaluation.mean
-            final |= {f'final_return/{task}': scores.mean for task, scores in result.evaluation.tasks.items()}
-        write_atomically(workdir / _DONE, json.dumps(final))
-        shutil.rmtree(workdir / 'checkpoints')  # The checkpoints of thousands of cells would fill a disk.
+                raise CellFailed(f'{name} ({_describe(cell)}):\n{traceback.format_exc()}') from None
     except OSError as error:  # Includes errors from closing the log on a full disk.
         raise CellFailed(f'cell {cell.id}: {error.filename or workdir}: {error.strerror or error}') from None
     finally:
         _cell_runs.clear()
+
+
+def _run_cell(cell: Cell, folder: Path, runtime: str) -> None:
+    from impala_jax.runtimes.run import run
+
+    workdir = _workdir(cell, folder)
+    if runtime == 'lockstep':
+        _remove_partial_checkpoints(workdir)
+    _finish(cell, folder, run(cell.config, workdir, runtime).evaluation)
+    shutil.rmtree(workdir / 'checkpoints')  # The checkpoints of thousands of cells would fill a disk.
+
+
+def _programs(cells: Sequence[Cell]) -> list[Unit]:
+    """Divides cells into compiled programs, in a way that does not depend on the machine.
+
+    The result of a cell depends, by rounding, on the number of members of its program.
+    """
+    from impala_jax.runtimes.device.population import program_of
+
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(program_of(cell.config), []).append(cell)
+    units = []
+    for group in groups.values():
+        num_members = math.ceil(len(group) / math.ceil(len(group) / _MAX_MEMBERS))
+        lag = max(cell.config.policy_lag for cell in group)
+        units += [Unit(group[i : i + num_members], num_members, lag) for i in range(0, len(group), num_members)]
+    return units
+
+
+def _run_program(unit: Unit, folder: Path) -> None:
+    """Runs the cells of a program from start to end; a program that was stopped starts again."""
+    from impala_jax.rundir.metrics import as_json
+    from impala_jax.rundir.run_config import write_run_config
+    from impala_jax.runtimes.device.population import program_of
+    from impala_jax.runtimes.run import Interrupted
+    from impala_jax.training.hooks import NonFiniteGradients
+
+    key = program_of(unit.cells[0].config), unit.num_members, unit.policy_lag
+    if key not in _populations:  # Units with the same program follow each other.
+        _populations.clear()
+        _populations[key] = _population(unit)
+    population = _populations[key]
+    num_members = population.num_members
+    for start in range(0, len(unit.cells), num_members):
+        part = unit.cells[start : start + num_members]
+        stop = threading.Event()
+        with stopping.StopSignals(stop) as signals:
+            results = population.train([cell.config for cell in part], stop)
+        if results is None:
+            raise Interrupted(signals.received or 0, None, folder)
+        for cell, result in zip(part, results, strict=True):
+            workdir = _workdir(cell, folder)
+            write_run_config(workdir, cell.config)
+            rows = ''.join(json.dumps(as_json(row), allow_nan=False) + '\n' for row in result.rows)
+            write_atomically(workdir / METRICS, rows)
+            in_a_row = result.rows[-1]['skipped_in_a_row']
+            if in_a_row >= cell.config.learner.max_nonfinite_updates:
+                raise NonFiniteGradients(
+                    f'cell {cell.id} ({_describe(cell)}): the last {in_a_row} updates had gradients that are not '
+                    'finite (learner.max_nonfinite_updates)'
+                )
+            _finish(cell, folder, result.evaluation)
+
+
+def _population(unit: Unit) -> Population:
+    """The compiled program of a unit, with fewer members if they would take too much memory."""
+    from impala_jax.runtimes.device.population import Population
+
+    config = unit.cells[0].config
+    of_one = Population(config, 1, unit.policy_lag)
+    num_members = max(1, min(unit.num_members, _MAX_BYTES // of_one.member_bytes))
+    return Population(config, num_members, unit.policy_lag)
+
+
+def _finish(cell: Cell, folder: Path, evaluation: Evaluation | None) -> None:
+    """Writes the file that marks a cell as finished."""
+    final: dict[str, float | None] = {'final_return': None}
+    if evaluation is not None:
+        final['final_return'] = evaluation.mean
+        final |= {f'final_return/{task}': scores.mean for task, scores in evaluation.tasks.items()}
+    write_atomically(_workdir(cell, folder) / _DONE, json.dumps(final))
 
 
 def _remove_partial_checkpoints(workdir: Path) -> None:

@@ -139,6 +139,14 @@ def clean_up_after(parent: int, lifeline: int, folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def has_accelerator() -> bool:
+    """Whether JAX may use a GPU or TPU: one is visible, and `JAX_PLATFORMS` does not rule it out."""
+    if os.environ.get('JAX_PLATFORMS') == 'cpu':
+        return False
+    devices = Path('/dev')
+    return any(any(devices.glob(pattern)) for pattern in ('nvidia[0-9]*', 'kfd', 'accel*', 'vfio/[0-9]*'))
+
+
 def expand_home(path: str) -> Path | None:
     """Expands `~` in `path`; returns None if the user has no home directory, as with a bare user id in a container."""
     try:

@@ -166,16 +166,8 @@ class Metrics(Hook):
         self._last, self._last_frames = time.monotonic(), loop.frames
         if self._logger is None:
             return
-        row = {
-            'frames': loop.frames,
-            'learner_steps': loop.num_updates,
-            **self.stats.row(),
-            **{name: value for source in self._sources for name, value in source().items()},
-            **{name: _to_metric(name, value) for name, value in loop.logs.items()},
-        }
-        for name in ('skipped_updates', 'skipped_in_a_row'):
-            row[name] = int(row.get(name, 0))
-        self._logger.write(row)
+        extra = {name: value for source in self._sources for name, value in source().items()}
+        self._logger.write(row(loop.frames, loop.num_updates, self.stats, extra, loop.logs))
 
     def begin(self, loop: TrainingLoop) -> None:
         """Continues the files of a resumed run."""
@@ -265,6 +257,28 @@ class ScheduleJumps(Hook):
                     is_now,
                     loop.frames,
                 )
+
+
+def row(
+    frames: int, num_updates: int, stats: LearnerStats, extra: dict[str, Any], logs: dict[str, Array]
+) -> dict[str, Any]:
+    """Returns a row of metrics, without times.
+
+    Args:
+      frames: Number of environment frames of the run.
+      num_updates: Number of updates of the run.
+      stats: Statistics since the last row.
+      extra: Other values, keyed by metric.
+      logs: Scalars of the last update.
+    """
+    values = {
+        'frames': frames,
+        'learner_steps': num_updates,
+        **stats.row(),
+        **extra,
+        **{name: _to_metric(name, value) for name, value in logs.items()},
+    }
+    return values | {name: int(values.get(name, 0)) for name in ('skipped_updates', 'skipped_in_a_row')}
 
 
 def _to_metric(name: str, value: PyTree) -> float | Histogram:

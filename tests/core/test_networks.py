@@ -26,7 +26,7 @@ def num_params(config, spec):
 
 
 @pytest.mark.parametrize('core', ['feedforward', 'lstm'])
-@pytest.mark.parametrize('torso', ['shallow', 'shallow_atari', 'deep', 'mlp'])
+@pytest.mark.parametrize('torso', ['shallow', 'shallow_atari', 'deep', 'minatar', 'mlp'])
 def test_outputs_have_a_row_per_timestep(torso, core):
     spec = DMLAB if core == 'lstm' else ATARI
     agent = make_agent(NetworkConfig(torso, core=core), spec)
@@ -466,7 +466,7 @@ def operand_dtypes(jaxpr, found):
 
 
 @pytest.mark.parametrize('core', ['feedforward', 'lstm'])
-@pytest.mark.parametrize('torso', ['shallow', 'shallow_atari', 'deep', 'mlp'])
+@pytest.mark.parametrize('torso', ['shallow', 'shallow_atari', 'deep', 'minatar', 'mlp'])
 @pytest.mark.parametrize('compute_dtype', ['float32', 'bfloat16'])
 def test_bfloat16_is_of_all_layers_but_the_heads(torso, core, compute_dtype):
     """Parameters, outputs and state stay float32."""

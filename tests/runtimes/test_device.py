@@ -130,7 +130,11 @@ def test_the_memory_task_is_learned_with_old_parameters(tmp_path):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'environment__name': 'catch'}, "'catch': the runtime 'device' compiles environments in JAX, .* 'jax/'"),
+        (
+            {'environment__name': 'catch'},
+            "'catch': the runtime 'device' .* use --environment.name jax/catch, or another",
+        ),
+        ({'environment__name': 'gymnasium/Acrobot-v1'}, 'this one has no twin in JAX'),
         ({'actor__inference': 'accelerator'}, "actor.inference 'accelerator' requires"),
         ({'learner__batch_size': 16, 'replay__fraction': 0.75, 'learner__num_devices': 8}, 'the 4 new trajectories'),
     ],

@@ -110,6 +110,58 @@ def test_a_stopped_sweep_goes_on_and_gives_the_same_table(unbroken, grid_file, t
     assert cells == {path: path.stat().st_mtime_ns for path in output.glob('cells/*/*')}
 
 
+@pytest.fixture(scope='module')
+def programs_of_cells(tmp_path_factory):
+    """A grid of two compiled programs, and its table."""
+    folder = tmp_path_factory.mktemp('programs')
+    path = folder / 'grid.py'
+    two = "{'catch': small, 'bandit': dataclasses.replace(small, environment=EnvironmentConfig('delayed_bandit'))}"
+    path.write_text('import dataclasses\n' + GRID.replace("{'catch': small}", two).replace('8000', '40_000'))
+    code, stdout, stderr = finish(start(path, folder / 'sweep', '--runtime', 'device', '--processes', '2'))
+    assert code == 0 and not stderr.strip(), stderr
+    assert f'{2 * NUM_CELLS}/{2 * NUM_CELLS} cells' in stdout
+    return path, (folder / 'sweep' / 'results.csv').read_text()
+
+
+def test_the_table_of_compiled_programs_is_that_of_other_sweeps(programs_of_cells, unbroken):
+    rows, others = (list(csv.DictReader(table.splitlines())) for table in (programs_of_cells[1], unbroken))
+    assert list(rows[0]) == list(others[0])
+    assert len(rows) == 2 * NUM_CELLS * 50  # 1,000 updates, a row each 20
+    assert {row['task'] for row in rows} == {'catch', 'bandit'}
+    assert all(-1 <= float(row['final_return']) <= 1 for row in rows)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
+def test_stopped_programs_start_again_and_give_the_same_table(programs_of_cells, tmp_path, number):
+    path, table = programs_of_cells
+    output = tmp_path / 'sweep'
+    process = start(path, output, '--runtime', 'device', '--processes', '1')
+    wait_for(lambda: finished(output) == NUM_CELLS)
+    process.send_signal(number)
+    code, _, stderr = finish(process)
+    if number != signal.SIGKILL:
+        assert code == 128 + number, stderr
+        assert stderr.splitlines() == [f'stopped by signal {number:d}; the same command resumes the sweep']
+    wait_for(lambda: not marked_processes(output))
+    assert finished(output) < 2 * NUM_CELLS, 'it was over before the signal came'
+    assert finish(start(path, output, '--runtime', 'device', '--processes', '1'))[0] == 0
+    assert (output / 'results.csv').read_text() == table
+
+
+def test_a_task_without_a_twin_in_jax_is_refused(tmp_path):
+    cells = Grid({'acrobot': small(environment=EnvironmentConfig('gymnasium/Acrobot-v1'))}, {'seed': (3,)}).cells()
+    with pytest.raises(ConfigError, match='has no twin in JAX'):
+        run_sweep(cells, tmp_path / 'sweep', 1, runtime='device')
+    assert not (tmp_path / 'sweep').exists()
+
+
+def test_a_program_whose_member_diverges_names_it(tmp_path, monkeypatch):
+    settings = small(environment=EnvironmentConfig('jax/tests.environments.test_functional:nan'))
+    cells = Grid({'nan': settings}, {'seed': (3, 4)}).cells()
+    with pytest.raises(CellFailed, match=r'cell \w+ \(task=nan, seed=3\): the last 10 updates had gradients'):
+        run_sweep(cells, tmp_path, 1, runtime='device')
+
+
 def test_a_cell_that_fails_ends_the_sweep_with_its_name(tmp_path):
     cells = Grid({'catch': small(), 'wrong': small(environment=EnvironmentConfig(name='cach'))}, {'seed': (3,)}).cells()
     with pytest.raises(CellFailed, match=r"task=wrong, seed=3(.|\n)*unknown environment.name 'cach'"):

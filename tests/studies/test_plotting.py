@@ -299,6 +299,25 @@ def test_sensitivity_has_a_point_per_value(tmp_path):
     assert [label.get_text() for label in axes.get_xticklabels()] == ['0.0001', '0.001', '0.01']
 
 
+def test_sensitivity_against_what_the_field_did(tmp_path):
+    """The x axis is the mean of the other metric over rows and seeds, in the order of the field's values."""
+    lags, kl = [0, 4, 64], [0.0, 0.5, 0.2]
+    cells = [
+        ((lag, seed), [(1, kl[i] + seed, '', i + seed), (2, kl[i] + seed, '', i)])
+        for i, lag in enumerate(lags)
+        for seed in (0, 1)
+    ]
+    table = plotting.read_table(write(tmp_path / 'a.csv', ['policy_lag', 'seed'], cells))
+    x, y = list(table)[-3], list(table)[-1]
+    axes = plotting.sensitivity(table, 'policy_lag', metric=y, against=x).axes[0]
+    (line,) = axes.get_lines()
+    np.testing.assert_allclose(line.get_xdata(), np.array(kl) + 0.5)
+    np.testing.assert_allclose(line.get_ydata(), [0, 1, 2])
+    assert axes.get_xlabel() != 'policy lag'
+    with pytest.raises(ConfigError, match='no_such'):
+        plotting.sensitivity(table, 'policy_lag', metric=y, against='no_such')
+
+
 def test_sensitivity_has_a_place_for_infinity(grid):
     figure = plotting.sensitivity(plotting.read_table(grid), 'vtrace.rho_bar', hue='vtrace.c_bar')
     assert legend(figure) == ['0.5', '2', '∞'] and figure.axes[0].get_xscale() == 'linear'

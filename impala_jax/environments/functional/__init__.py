@@ -14,9 +14,11 @@ from impala_jax.environments.functional.catch import Catch
 from impala_jax.environments.functional.delayed_bandit import DelayedBandit
 from impala_jax.environments.functional.gymnax_adapter import GymnaxTask
 
-__all__ = ['TASKS', 'Arrival', 'FunctionalEnvironment', 'GymnaxTask', 'Task', 'task']
+__all__ = ['PREFIX', 'TASKS', 'Arrival', 'FunctionalEnvironment', 'GymnaxTask', 'Task', 'task']
 
-_PREFIX, _GYMNAX = 'jax/', 'gymnax/'
+PREFIX = 'jax/'
+"""What the names of these environments begin with, except for those of gymnax."""
+_GYMNAX = 'gymnax/'
 TASKS: dict[str, Callable[[], Task]] = {
     'cartpole': CartPole,
     'catch': Catch,
@@ -25,7 +27,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     **{f'minatar/{name}': functools.partial(minatar.MinAtar, game()) for name, game in minatar.GAMES.items()},
     **{f'minisuite/{name}': make for name, make in minisuite.TASKS.items()},
 }
-"""Functions that build a task, by the name after `jax/`."""
+"""Functions that build a task, by the name after `PREFIX`."""
 
 
 def task(name: str) -> Task:
@@ -41,14 +43,14 @@ def task(name: str) -> Task:
     """
     if name.startswith(_GYMNAX):
         return gymnax_adapter.make(name.removeprefix(_GYMNAX))
-    own = name.removeprefix(_PREFIX)
+    own = name.removeprefix(PREFIX)
     if own in TASKS:
         return TASKS[own]()
     if ':' not in own:
-        names = [f'{_PREFIX}{known}' for known in TASKS]
+        names = [f'{PREFIX}{known}' for known in TASKS]
         raise ConfigError(
             f'unknown environment.name {name!r}; {closest(name, names)} (or a function of your own, '
-            f'{_PREFIX}module:function)'
+            f'{PREFIX}module:function)'
         )
     made = import_object('environment.name', own, 'module:function')()
     missing = [part for part in ('spec', 'reset', 'step') if not hasattr(made, part)]

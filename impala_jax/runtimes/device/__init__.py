@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import logging
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +15,27 @@ import numpy as np
 from impala_jax.agent import Agent
 from impala_jax.build import Training
 from impala_jax.config import Config, ConfigError
+from impala_jax.environments.functional.twins import twin
 from impala_jax.environments.functional.vector import FunctionalVectorEnvironment
 from impala_jax.runtimes import nodes
 from impala_jax.runtimes.device import program
+from impala_jax.runtimes.device.pace import Pace
 from impala_jax.runtimes.device.program import Carry, DeviceProgram, Output, ReplayState
 from impala_jax.runtimes.host_share import HostShare, host, host_share
 from impala_jax.trajectory_queue import Replay, from_arrays, to_arrays
 
-_CHUNK_S = 1.0  # Wanted time of a call, after which signals, checkpoints and rows of metrics are looked at.
-_MAX_CHUNK = 256  # Largest number of updates in a call.
+_MAX_UPDATES = 256  # Largest number of updates in a call.
 
 _logger = logging.getLogger(__name__)
 
 
 def require_supported(config: Config) -> None:
     """Raises ConfigError if the runtime does not support the configuration."""
-    if not config.environment.is_functional:
+    own, wanted = config.environment.name, twin(config.environment).name
+    if own != wanted:
         raise ConfigError(
-            f"environment.name {config.environment.name!r}: the runtime 'device' compiles environments in JAX, whose "
-            "names begin with 'jax/' or 'gymnax/' (docs/environments.md); use one of them, or another runtime"
+            f"environment.name {own!r}: the runtime 'device' compiles environments in JAX; use --environment.name "
+            f'{wanted}, or another runtime'
         )
     if host()[1] > 1:
         raise ConfigError(f"the runtime 'device' runs on one host, not on {host()[1]}; use another runtime")
@@ -80,15 +81,11 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
         if config.num_replayed:
             metrics.log_with(lambda: {'replay_size': updates.replay_size})
         checkpoints.save_with(updates.state)
-        chunk, interval = 1, config.logging.interval_updates
+        pace = Pace(config, updates.size)
         while not loop.done and not stop.is_set():
-            start = time.monotonic()
-            # Rows do not depend on the clock, so a call ends where a row is due.
-            wanted = min(chunk, config.total_updates - loop.num_updates, interval - loop.num_updates % interval)
-            updates.make(wanted)
-            took = max(time.monotonic() - start, 1e-6)
-            chunk = max(1, min(_MAX_CHUNK, 2 * chunk, int(wanted * _CHUNK_S / took)))
-            if loop.num_updates % interval == 0:
+            with pace.call(loop.num_updates) as count:
+                updates.make(count)
+            if loop.num_updates % config.logging.interval_updates == 0:
                 metrics.log(loop)
             if checkpoints.is_due:
                 checkpoints.save(loop)
@@ -118,9 +115,10 @@ class _Updates:
         )
         shardings = inner.shardings(carry)
         self._carry: Carry = jax.device_put(carry, shardings)
-        self._size = min(_MAX_CHUNK, config.logging.interval_updates)
+        self.size = min(_MAX_UPDATES, config.logging.interval_updates)
+        """Largest number of updates in a call."""
         self._run = jax.jit(
-            functools.partial(inner.run, size=self._size),
+            functools.partial(inner.run, size=self.size),
             donate_argnums=0,
             out_shardings=(shardings, None),
         )

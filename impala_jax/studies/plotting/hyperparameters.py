@@ -93,10 +93,13 @@ def sensitivity(
     panel: str | None = None,
     over: Sequence[str] = ('seed',),
     statistic: str = 'mean',
+    against: str | None = None,
 ) -> Figure:
     """Draws means over runs of the last value of a metric against a field, with intervals, a line for each `hue`.
 
-    The field's axis is logarithmic if its values span a factor of ten or more, and has a position for inf.
+    With `against`, the x axis is not the field, but what the field did: the mean of another metric over the rows of the
+    runs, such as `kl_behaviour_target` for the policy lag. The field's axis is logarithmic if its values span a factor
+    of ten or more, and has a position for inf.
 
     Args:
       table: Table of a sweep.
@@ -106,6 +109,7 @@ def sensitivity(
       panel: Name of a field; None for one panel.
       over: Names of the fields to average over.
       statistic: Name of the statistic over runs, in `STATISTICS`.
+      against: Name of a numeric column, the x axis; None for the field.
 
     Returns:
       The figure.
@@ -115,19 +119,27 @@ def sensitivity(
     """
     numeric_column(table, field)
     groups = group_cells(table, metric, [panel, hue, field], over)
+    places = {} if against is None else group_cells(table, against, [panel, hue, field], over)
     figure, panels = new_figure(len(field_values(table, panel)))
     styles = hue_styles(table, hue)
     for axes, panel_value in zip(panels, field_values(table, panel), strict=True):
-        position = _knob_axis(axes, field_values(table, field))
+        position = _knob_axis(axes, field_values(table, field)) if against is None else np.asarray
         for hue_value, style in styles.items():
             knob = [value for value in field_values(table, field) if (panel_value, hue_value, value) in groups]
             if not knob:
                 continue
             runs = [groups[panel_value, hue_value, value] for value in knob]
             values, low, high = np.transpose([estimate(cells, over, statistic) for cells in runs])
-            axes.plot(position(knob), values, marker='o', markersize=4, label=value_text(hue, hue_value), **style)
-            axes.fill_between(position(knob), low, high, color=style['color'], alpha=0.2, linewidth=0)
-        finish_axes(axes, label_of(field), label_of(metric), panel_title(panel, panel_value))
+            x = position(knob)
+            if against is not None:
+                x = np.array(
+                    [np.mean([cell.values.mean() for cell in places[panel_value, hue_value, v]]) for v in knob]
+                )
+            axes.plot(x, values, marker='o', markersize=4, label=value_text(hue, hue_value), **style)
+            axes.fill_between(x, low, high, color=style['color'], alpha=0.2, linewidth=0)
+        finish_axes(axes, label_of(against or field), label_of(metric), panel_title(panel, panel_value))
+        if against is not None:
+            axes.set_xscale('symlog', linthresh=1e-3)
     add_hue_legend(figure, hue, styles)
     add_caption(figure, caption(groups.values(), over, statistic))
     return figure
