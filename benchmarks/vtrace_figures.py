@@ -1,12 +1,15 @@
-"""Draws the figures of docs/vtrace.md: python benchmarks/vtrace_figures.py runs/table2 runs/truncation docs/images.
+"""Draws the figures of docs/vtrace.md and prints its numbers: python benchmarks/vtrace_figures.py runs docs/images.
 
-The arguments are the folders of the sweeps configs/ablations/table2.py and truncation.py, and the folder for the
-figures. The theoretical results are for Catch, written as an MDP.
+The arguments are the folder of the sweeps, each in a folder with the name of its grid in configs/ablations, and the
+folder for the figures. The figures of a sweep that is missing are left out. The theoretical results are for Catch,
+written as an MDP.
 """
 
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,25 +55,65 @@ def trade_off() -> list[dict[str, float]]:
     return tabular.trade_off(mdp, mu, pi, LEVELS, LEVELS, n=10, weights=visits / visits.sum())
 
 
-def main(table2: Path, truncation: Path, images: Path) -> None:
-    """Draws the figures.
+CORRECTIONS = ('vtrace', 'one_step_is', 'epsilon_correction', 'none')
+# The returns of a random policy and of a perfect one.
+RANGES = {'catch': (-1.0, 1.0), 'delayed_bandit': (0.0, 1.0), 'cartpole': (0.0, 500.0)}
 
-    Args:
-      table2: Folder of the sweep table2.py.
-      truncation: Folder of the sweep truncation.py.
-      images: Folder for the figures.
-    """
-    images.mkdir(parents=True, exist_ok=True)
-    table = plotting.read_table(table2 / 'results.csv')
+
+def aggregates(table: plotting.Table) -> dict[str, list[dict[str, Any]]]:
+    """Returns normalised scores of each correction: one result per seed, with a score per task."""
+    results: dict[str, list[dict[str, Any]]] = {}
+    finals = {
+        (str(table['vtrace.correction'][i]), int(table['seed'][i]), str(table['task'][i])): table['final_return'][i]
+        for i in range(len(table['cell']))
+    }
+    for correction in CORRECTIONS:
+        for seed in sorted({key[1] for key in finals}):
+            scores = {
+                task: {'mean_return': (finals[correction, seed, task] - low) / (high - low), 'human_normalised': None}
+                for task, (low, high) in RANGES.items()
+            }
+            result = {'environment': 'normalised returns', 'tasks': scores, 'aggregates': {}}
+            results.setdefault(correction, []).append(result)
+    return results
+
+
+def table2(table: plotting.Table, images: Path) -> None:
+    """Draws curves and profiles of the four corrections."""
     replayed = plotting.select(table, {'replay.fraction': '0.5'})
-    plotting.save(plotting.curves(replayed, hue='vtrace.correction', panel='task'), images / 'table2.png')
+    figure = plotting.curves(replayed, hue='vtrace.correction', panel='task', statistic='iqm')
+    plotting.save(figure, images / 'table2.png')
+    agents = aggregates(replayed)
+    plotting.save(plotting.profile(agents), images / 'table2_profile.png')
+    print(plotting.results_table(table, panel='task', split='replay.fraction', markdown=True, statistic='iqm'))
+    print(plotting.profile_table(agents))
 
+
+def lag(table: plotting.Table, images: Path, name: str) -> None:
+    """Draws returns against the policy lag, and against what it did to the data."""
+    options: dict[str, Any] = {'hue': 'vtrace.correction', 'panel': 'task', 'statistic': 'iqm'}
+    for fraction, suffix in (('0', ''), ('0.5', '_replay')):
+        part = plotting.select(table, {'replay.fraction': fraction})
+        plotting.save(plotting.sensitivity(part, 'policy_lag', **options), images / f'{name}{suffix}.png')
+        against = plotting.sensitivity(part, 'policy_lag', against='kl_behaviour_target', **options)
+        plotting.save(against, images / f'{name}{suffix}_kl.png')
+        for metric in ('final_return', 'kl_behaviour_target', 'effective_sample_size'):
+            print(f'{name}, replay {fraction}: {metric}')
+            for row in np.unique(part['policy_lag']):
+                at = plotting.select(part, {'policy_lag': row})
+                print(f'lag {row:g}')
+                print(plotting.results_table(at, panel='task', metric=metric, statistic='iqm'))
+
+
+def truncation(table: plotting.Table, images: Path) -> None:
+    """Draws returns over rho_bar and c_bar, next to the theory of Catch."""
     rows = trade_off()
     errors = np.sqrt([row['mse'] for row in rows]).reshape(len(LEVELS), len(LEVELS))
-    theory = plotting.Matrix('theory: rms error of the value target', LEVELS, LEVELS, errors)
-    grid = plotting.read_table(truncation / 'results.csv')
-    plotting.save(plotting.heatmap(grid, theory=theory), images / 'truncation.png')
-
+    theory = plotting.Matrix('theory of catch: rms error of the value target', LEVELS, LEVELS, errors)
+    for value in np.unique(table['policy_lag']):
+        part = plotting.select(table, {'policy_lag': value})
+        figure = plotting.heatmap(part, panel='task', theory=theory, statistic='iqm')
+        plotting.save(figure, images / f'truncation_lag{value:g}.png')
     # Without truncation the bias is 0 up to rounding.
     inside = [row | {'bias': np.round(row['bias_rms'] ** 2, 12)} for row in rows if row['c_bar'] <= row['rho_bar']]
     plotting.save(plotting.bias_variance(inside), images / 'bias_variance.png')
@@ -78,7 +121,32 @@ def main(table2: Path, truncation: Path, images: Path) -> None:
         print('  '.join(f'{name} {value:.4g}' for name, value in row.items()))
 
 
+def main(runs: Path, images: Path) -> None:
+    """Draws the figures of the sweeps in a folder."""
+    images.mkdir(parents=True, exist_ok=True)
+
+    def draw_lambda(table: plotting.Table) -> None:
+        figure = plotting.sensitivity(table, 'vtrace.lambda', panel='task', statistic='iqm')
+        plotting.save(figure, images / 'lambda.png')
+
+    def draw_learning_rate(table: plotting.Table) -> None:
+        plotting.save(plotting.ranked(table, statistic='iqm'), images / 'ranked.png')
+
+    draw: dict[str, Callable[[plotting.Table], None]] = {
+        'table2': lambda table: table2(table, images),
+        'lag': lambda table: lag(table, images, 'lag'),
+        'truncation': lambda table: truncation(table, images),
+        'lambda': draw_lambda,
+        'learning_rate': draw_learning_rate,
+        'minatar': lambda table: lag(table, images, 'minatar'),
+    }
+    for name, function in draw.items():
+        path = runs / name / 'results.csv'
+        if path.exists():
+            function(plotting.read_table(path))
+
+
 if __name__ == '__main__':
-    if len(sys.argv) != 4:
-        sys.exit('usage: python benchmarks/vtrace_figures.py TABLE2_FOLDER TRUNCATION_FOLDER IMAGES_FOLDER')
+    if len(sys.argv) != 3:
+        sys.exit('usage: python benchmarks/vtrace_figures.py RUNS_FOLDER IMAGES_FOLDER')
     main(*map(Path, sys.argv[1:]))

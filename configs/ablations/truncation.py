@@ -16,7 +16,7 @@ LEVELS = (1.0, 2.0, 4.0, 10.0, 100.0, math.inf)
 def get_grid() -> Grid:
     """Returns the grid."""
     return Grid(
-        tasks={'cartpole': dataclasses.replace(tasks.CARTPOLE, total_frames=50_000)},
+        tasks={name: dataclasses.replace(tasks.TASKS[name], total_frames=50_000) for name in ('catch', 'cartpole')},
         axes={
             'seed': tasks.SEEDS,  # first, so that an interrupted sweep has complete grids
             'vtrace.rho_bar': LEVELS,

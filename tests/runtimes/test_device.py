@@ -7,6 +7,7 @@ import pytest
 from impala_jax import Config, ConfigError, config, run
 from impala_jax.config import EvaluatorConfig, LearnerConfig, LoggingConfig, NetworkConfig
 from impala_jax.rundir import checkpoint
+from impala_jax.training.hooks import NonFiniteGradients
 from tests.helpers.runs import assert_same, files, learned, rows_of
 
 
@@ -143,6 +144,14 @@ def test_what_the_program_cannot_do_is_refused(changes, message, tmp_path):
     with pytest.raises(ConfigError, match=message) as error:
         run(small(**changes), tmp_path / 'run', 'device')
     assert '\n' not in str(error.value) and not (tmp_path / 'run').exists()
+
+
+def test_a_run_that_fails_saves_what_it_has_learned(tmp_path):
+    """The same command then repeats no update."""
+    with pytest.raises(NonFiniteGradients, match='10 updates in a row'):
+        run(small(environment__name='jax/tests.environments.test_functional:nan'), tmp_path, 'device')
+    saved = checkpoint.restore(tmp_path, {'learner': None})
+    assert saved.step >= 10 and int(saved.state['learner']['skipped']) == saved.step
 
 
 def test_environments_of_another_number_are_refused(tmp_path):

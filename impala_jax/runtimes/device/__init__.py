@@ -90,6 +90,10 @@ def run(config: Config, agent: Agent, workdir: Path, stop: threading.Event) -> i
             if checkpoints.is_due:
                 checkpoints.save(loop)
         loop.finish()
+    except BaseException:
+        if updates.can_be_saved:
+            checkpoints.save(loop)
+        raise
     finally:
         loop.close()
     return loop.num_updates
@@ -101,6 +105,8 @@ class _Updates:
     def __init__(self, config: Config, share: HostShare, agent: Agent, training: Training, workdir: Path):
         self.replay_size = 0
         """Number of trajectories in replay."""
+        self.can_be_saved = True
+        """Whether the state is there; it is donated to each call."""
         self._training, self._agent = training, agent
         self._lag = np.int32(config.policy_lag)
         self._actor = nodes.make_actor(share, agent, 0, training.loop.num_updates)
@@ -128,6 +134,7 @@ class _Updates:
         loop, learner = self._training.loop, self._training.learner
         state = loop.state
         assert state is not None
+        self.can_be_saved = False
         carry, output = self._run(
             self._carry._replace(learner=state), learner.inputs(loop.hyperparameters), self._lag, np.int32(num_updates)
         )
@@ -138,6 +145,7 @@ class _Updates:
         for i in range(num_updates):
             row: Output = jax.tree.map(lambda x, i=i: x[i], rows)
             updates.append((row.logs, row.counts))
+        self.can_be_saved = True
         loop.advance(carry.learner, updates)
 
     def state(self) -> dict[str, Any]:
