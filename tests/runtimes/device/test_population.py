@@ -8,8 +8,8 @@ import pytest
 
 from impala_jax import run
 from impala_jax.runtimes.device.population import Population, program_of
+from tests.helpers.device_runs import small
 from tests.helpers.runs import TIMES, rows_of
-from tests.runtimes.test_device import small
 
 REPLAY = {'learner__batch_size': 8, 'replay__fraction': 0.5, 'replay__capacity': 20}
 MEMBERS = [

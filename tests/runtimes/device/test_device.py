@@ -4,26 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from impala_jax import Config, ConfigError, config, run
-from impala_jax.config import EvaluatorConfig, LearnerConfig, LoggingConfig, NetworkConfig
+from impala_jax import ConfigError, config, run
 from impala_jax.rundir import checkpoint
 from impala_jax.training.hooks import NonFiniteGradients
+from tests.helpers.device_runs import small
 from tests.helpers.runs import assert_same, files, learned, rows_of
-
-
-def small(num_updates=100, **changes):
-    """A run of 4 environments in JAX, 10 steps an update."""
-    made = config.replace(
-        Config(
-            total_frames=40 * num_updates,
-            network=NetworkConfig(torso='mlp', mlp_sizes=(16,), lstm_size=8),
-            learner=LearnerConfig(batch_size=4, unroll_length=10, num_devices=1),
-            evaluator=EvaluatorConfig(episodes=0),
-            logging=LoggingConfig(interval_updates=10),
-        ),
-        {'environment.name': 'jax/catch', 'actor.num_actors': 1, 'actor.num_envs': 4},
-    )
-    return config.replace(made, {name.replace('__', '.'): value for name, value in changes.items()})
 
 
 def result(workdir):
