@@ -55,7 +55,12 @@ def trade_off() -> list[dict[str, float]]:
     return tabular.trade_off(mdp, mu, pi, LEVELS, LEVELS, n=10, weights=visits / visits.sum())
 
 
-CORRECTIONS = ('vtrace', 'one_step_is', 'epsilon_correction', 'none')
+CORRECTIONS = {
+    'vtrace': 'V-trace',
+    'one_step_is': '1-step IS',
+    'epsilon_correction': 'ε-correction',
+    'none': 'no correction',
+}
 # The returns of a random policy and of a perfect one.
 RANGES = {'catch': (-1.0, 1.0), 'delayed_bandit': (0.0, 1.0), 'cartpole': (0.0, 500.0)}
 
@@ -67,14 +72,14 @@ def aggregates(table: plotting.Table) -> dict[str, list[dict[str, Any]]]:
         (str(table['vtrace.correction'][i]), int(table['seed'][i]), str(table['task'][i])): table['final_return'][i]
         for i in range(len(table['cell']))
     }
-    for correction in CORRECTIONS:
+    for correction, name in CORRECTIONS.items():
         for seed in sorted({key[1] for key in finals}):
             scores = {
                 task: {'mean_return': (finals[correction, seed, task] - low) / (high - low), 'human_normalised': None}
                 for task, (low, high) in RANGES.items()
             }
             result = {'environment': 'normalised returns', 'tasks': scores, 'aggregates': {}}
-            results.setdefault(correction, []).append(result)
+            results.setdefault(name, []).append(result)
     return results
 
 
