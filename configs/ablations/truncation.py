@@ -18,7 +18,7 @@ def get_grid() -> Grid:
     return Grid(
         tasks={name: dataclasses.replace(tasks.TASKS[name], total_frames=50_000) for name in ('catch', 'cartpole')},
         axes={
-            'seed': tasks.SEEDS,  # first, so that an interrupted sweep has complete grids
+            'seed': tasks.SEEDS[:10],  # first, so that an interrupted sweep has complete grids
             'vtrace.rho_bar': LEVELS,
             'vtrace.c_bar': LEVELS,
             'replay.fraction': (0.5,),

@@ -314,6 +314,8 @@ def test_sensitivity_against_what_the_field_did(tmp_path):
     np.testing.assert_allclose(line.get_xdata(), np.array(kl) + 0.5)
     np.testing.assert_allclose(line.get_ydata(), [0, 1, 2])
     assert axes.get_xlabel() != 'policy lag'
+    axes = plotting.sensitivity(table, 'policy_lag', metric=y).axes[0]
+    assert axes.get_xscale() == 'symlog' and [t.get_text() for t in axes.get_xticklabels()] == ['0', '4', '64']
     with pytest.raises(ConfigError, match='no_such'):
         plotting.sensitivity(table, 'policy_lag', metric=y, against='no_such')
 

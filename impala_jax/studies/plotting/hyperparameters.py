@@ -99,7 +99,7 @@ def sensitivity(
 
     With `against`, the x axis is not the field, but what the field did: the mean of another metric over the rows of the
     runs, such as `kl_behaviour_target` for the policy lag. The field's axis is logarithmic if its values span a factor
-    of ten or more, and has a position for inf.
+    of ten or more, and has positions for 0 and inf.
 
     Args:
       table: Table of a sweep.
@@ -204,6 +204,8 @@ def _knob_axis(axes: Axes, values: Sequence[float]) -> Callable[[Any], np.ndarra
     """Sets up the x axis for ascending values; returns their positions as a function, with inf one step further."""
     finite = [value for value in values if math.isfinite(value)]
     logarithmic = _is_spread(finite, 10)
+    # Such as policy lags: 0 has a place of its own, one step before the others.
+    after_zero = not logarithmic and bool(finite) and finite[0] == 0 and _is_spread(finite[1:], 10)
     if len(finite) > 1:
         beyond = finite[-1] ** 2 / finite[-2] if logarithmic else 2 * finite[-1] - finite[-2]
     else:
@@ -215,6 +217,8 @@ def _knob_axis(axes: Axes, values: Sequence[float]) -> Callable[[Any], np.ndarra
 
     if logarithmic:
         axes.set_xscale('log')
+    elif after_zero:
+        axes.set_xscale('symlog', linthresh=finite[1])
     # With few values, each has a tick label; with many, only round numbers and infinity have one.
     if len(values) <= 8:
         axes.set_xticks(position(values), [value_text(None, value) for value in values])
