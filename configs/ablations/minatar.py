@@ -12,7 +12,7 @@ def get_grid() -> Grid:
         axes={
             'vtrace.correction': ('vtrace', 'one_step_is', 'epsilon_correction', 'none'),
             'replay.fraction': (0.0, 0.5),
-            'policy_lag': (0, 16, 128),
+            'policy_lag': (0, 32),
             'seed': tasks.SEEDS[:5],
         },
     )
