@@ -41,7 +41,7 @@ TASKS = {'catch': CATCH, 'delayed_bandit': DELAYED_BANDIT, 'cartpole': CARTPOLE}
 def game(name: str) -> Config:
     """Returns the configuration of a game of MinAtar."""
     return replace(
-        task(f'jax/minatar/{name}', 500_000),
+        task(f'jax/minatar/{name}', 300_000),
         {'network.mlp_sizes': (128,), 'learner.batch_size': 32, 'learner.unroll_length': 20, 'loss.entropy_cost': 0.01},
     )
 
