@@ -407,6 +407,7 @@ def _run_program(unit: Unit, folder: Path) -> None:
             results = population.train([cell.config for cell in part], stop)
         if results is None:
             raise Interrupted(signals.received or 0, None, folder)
+        diverged = []
         for cell, result in zip(part, results, strict=True):
             workdir = _workdir(cell, folder)
             write_run_config(workdir, cell.config)
@@ -414,11 +415,14 @@ def _run_program(unit: Unit, folder: Path) -> None:
             write_atomically(workdir / METRICS, rows)
             in_a_row = result.rows[-1]['skipped_in_a_row']
             if in_a_row >= cell.config.learner.max_nonfinite_updates:
-                raise NonFiniteGradients(
+                diverged.append(
                     f'cell {cell.id} ({_describe(cell)}): the last {in_a_row} updates had gradients that are not '
                     'finite (learner.max_nonfinite_updates)'
                 )
-            _finish(cell, folder, result.evaluation)
+            else:
+                _finish(cell, folder, result.evaluation)
+        if diverged:  # After the others are finished: the whole program is repeated for a cell that is not.
+            raise NonFiniteGradients('; '.join(diverged))
 
 
 def _population(unit: Unit) -> Population:
