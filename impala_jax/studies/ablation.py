@@ -19,7 +19,6 @@ import shutil
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -201,6 +200,12 @@ def run_sweep(
         for cell in cells:
             require_supported(cell.config)
     with only_process(folder, '--output'):
+        for cell in cells:
+            if is_finished(cell, folder) and (other := _read_done(cell, folder)['runtime']) != runtime:
+                raise ConfigError(
+                    f'{folder} has results of --runtime {other}, and the numbers of {runtime} differ; use --runtime '
+                    f'{other}, or another --output'
+                )
         (folder / _CELLS).mkdir(exist_ok=True)
         return _run_sweep(cells, folder, processes, on_done, runtime)
 
@@ -209,7 +214,8 @@ def _run_sweep(
     cells: Sequence[Cell], folder: Path, processes: int, on_done: Callable[[Cell], None], runtime: str
 ) -> Path:
     units = _programs(cells) if runtime == 'device' else [Unit([cell]) for cell in cells]
-    todo = [unit for unit in units if not all(is_finished(cell, folder) for cell in unit.cells)]
+    finished = {cell.id for cell in cells if is_finished(cell, folder)}
+    todo = [unit for unit in units if not finished.issuperset(cell.id for cell in unit.cells)]
     # Not forked, because JAX is multithreaded.
     context = multiprocessing.get_context('spawn')
     with stopping.deferred():  # The tracker ignores SIGINT and SIGTERM by itself, but not SIGHUP.
@@ -240,7 +246,8 @@ def _run_sweep(
                         for future in done:
                             future.result(timeout=0)
                             for cell in futures[future].cells:
-                                on_done(cell)
+                                if cell.id not in finished:
+                                    on_done(cell)
                         _end_if_stopped(pool, watches)
                 except BaseException:
                     stop.close()
@@ -272,6 +279,12 @@ def _end_if_stopped(pool: concurrent.futures.ProcessPoolExecutor, watches: dict[
 def is_finished(cell: Cell, folder: Path) -> bool:
     """Whether the sweep in `folder` has results of the cell."""
     return (_workdir(cell, folder) / _DONE).exists()
+
+
+def _read_done(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Returns `runtime` and `final`, the results, of a finished cell."""
+    done = json.loads((_workdir(cell, folder) / _DONE).read_text())
+    return done if 'final' in done else {'runtime': 'lockstep', 'final': done}  # As version 0.1 wrote it.
 
 
 class CellFailed(RuntimeError):
@@ -327,6 +340,7 @@ def _start_worker(stopped: Connection, folder: Path, runtime: str) -> None:
 
 def _run_unit(unit: Unit, folder: Path, runtime: str) -> None:
     """Runs cells in a worker process, or resumes the one of a unit that is no program."""
+    from impala_jax.runtimes.nodes import final_message
     from impala_jax.runtimes.run import Interrupted
 
     cell = unit.cells[0]
@@ -349,9 +363,9 @@ def _run_unit(unit: Unit, folder: Path, runtime: str) -> None:
                 raise CellFailed(stopped) from None
             except (OSError, CellFailed):
                 raise
-            except Exception:
+            except Exception as error:
                 # As text, because exceptions of libraries cannot always be pickled.
-                raise CellFailed(f'{name} ({_describe(cell)}):\n{traceback.format_exc()}') from None
+                raise CellFailed(f'{name} ({_describe(cell)}):\n{final_message(error)}') from None
     except OSError as error:  # Includes errors from closing the log on a full disk.
         raise CellFailed(f'cell {cell.id}: {error.filename or workdir}: {error.strerror or error}') from None
     finally:
@@ -364,7 +378,7 @@ def _run_cell(cell: Cell, folder: Path, runtime: str) -> None:
     workdir = _workdir(cell, folder)
     if runtime == 'lockstep':
         _remove_partial_checkpoints(workdir)
-    _finish(cell, folder, run(cell.config, workdir, runtime).evaluation)
+    _finish(cell, folder, runtime, run(cell.config, workdir, runtime).evaluation)
     shutil.rmtree(workdir / 'checkpoints')  # The checkpoints of thousands of cells would fill a disk.
 
 
@@ -392,7 +406,6 @@ def _run_program(unit: Unit, folder: Path) -> None:
     from impala_jax.rundir.run_config import write_run_config
     from impala_jax.runtimes.device.population import program_of
     from impala_jax.runtimes.run import Interrupted
-    from impala_jax.training.hooks import NonFiniteGradients
 
     key = program_of(unit.cells[0].config), unit.num_members, unit.policy_lag
     if key not in _populations:  # Units with the same program follow each other.
@@ -407,41 +420,40 @@ def _run_program(unit: Unit, folder: Path) -> None:
             results = population.train([cell.config for cell in part], stop)
         if results is None:
             raise Interrupted(signals.received or 0, None, folder)
-        diverged = []
+        failed = []
         for cell, result in zip(part, results, strict=True):
             workdir = _workdir(cell, folder)
             write_run_config(workdir, cell.config)
             rows = ''.join(json.dumps(as_json(row), allow_nan=False) + '\n' for row in result.rows)
             write_atomically(workdir / METRICS, rows)
-            in_a_row = result.rows[-1]['skipped_in_a_row']
-            if in_a_row >= cell.config.learner.max_nonfinite_updates:
-                diverged.append(
-                    f'cell {cell.id} ({_describe(cell)}): the last {in_a_row} updates had gradients that are not '
-                    'finite (learner.max_nonfinite_updates)'
-                )
+            if result.problem:
+                failed.append(f'error: cell {cell.id} ({_describe(cell)}): {result.problem}')
             else:
-                _finish(cell, folder, result.evaluation)
-        if diverged:  # After the others are finished: the whole program is repeated for a cell that is not.
-            raise NonFiniteGradients('; '.join(diverged))
+                _finish(cell, folder, 'device', result.evaluation)
+        if failed:  # After the others are finished: the whole program is repeated for a cell that is not.
+            raise CellFailed('\n'.join(failed))
 
 
 def _population(unit: Unit) -> Population:
     """The compiled program of a unit, with fewer members if they would take too much memory."""
     from impala_jax.runtimes.device.population import Population
+    from impala_jax.runtimes.device.program import require_memory
 
     config = unit.cells[0].config
     of_one = Population(config, 1, unit.policy_lag)
+    require_memory(of_one.member_bytes, config)
     num_members = max(1, min(unit.num_members, _MAX_BYTES // of_one.member_bytes))
     return Population(config, num_members, unit.policy_lag)
 
 
-def _finish(cell: Cell, folder: Path, evaluation: Evaluation | None) -> None:
+def _finish(cell: Cell, folder: Path, runtime: str, evaluation: Evaluation | None) -> None:
     """Writes the file that marks a cell as finished."""
     final: dict[str, float | None] = {'final_return': None}
     if evaluation is not None:
         final['final_return'] = evaluation.mean
         final |= {f'final_return/{task}': scores.mean for task, scores in evaluation.tasks.items()}
-    write_atomically(_workdir(cell, folder) / _DONE, json.dumps(final))
+    # The numbers of runtimes differ, so a table has those of one only.
+    write_atomically(_workdir(cell, folder) / _DONE, json.dumps({'runtime': runtime, 'final': final}))
 
 
 def _remove_partial_checkpoints(workdir: Path) -> None:
@@ -461,10 +473,10 @@ def _write_results(cells: Sequence[Cell], folder: Path) -> None:
     for cell in cells:
         workdir = _workdir(cell, folder)
         if is_finished(cell, folder):
-            done = json.loads((workdir / _DONE).read_text())
+            final = _read_done(cell, folder)['final']
             for metrics in read_rows(workdir / METRICS):
                 plain = {k: v for k, v in metrics.items() if k not in _TIMES and not isinstance(v, dict)}
-                rows.append({'cell': cell.id, **cell.values, **plain, **done})
+                rows.append({'cell': cell.id, **cell.values, **plain, **final})
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval='', lineterminator='\n')

@@ -24,6 +24,10 @@ from impala_jax.types import Array, PyTree
 
 _logger = logging.getLogger(__name__)
 
+NON_FINITE_GRADIENTS = (
+    'updates in a row had gradients that are not finite (learner.max_nonfinite_updates); lower '
+    'optimizer.learning_rate, or look for NaN in the environment'
+)
 Source = Callable[[], dict[str, Any]]
 
 
@@ -222,10 +226,7 @@ class NonFiniteUpdates(Hook):
         if in_a_row:
             _logger.warning('update %d skipped: its gradient was not finite', loop.num_updates - 1)
         if in_a_row >= self._limit:
-            raise NonFiniteGradients(
-                f'{in_a_row} updates in a row had gradients that are not finite (learner.max_nonfinite_updates); '
-                'lower optimizer.learning_rate, or look for NaN in the environment'
-            )
+            raise NonFiniteGradients(f'{in_a_row} {NON_FINITE_GRADIENTS}')
 
 
 class ScheduleJumps(Hook):

@@ -155,11 +155,18 @@ def test_a_task_without_a_twin_in_jax_is_refused(tmp_path):
     assert not (tmp_path / 'sweep').exists()
 
 
-def test_a_program_whose_member_diverges_names_it(tmp_path, monkeypatch):
-    settings = small(environment=EnvironmentConfig('jax/tests.environments.test_functional:nan'))
-    cells = Grid({'nan': settings}, {'seed': (3, 4)}).cells()
-    with pytest.raises(CellFailed, match=r'cell \w+ \(task=nan, seed=3\): the last 10 updates had gradients'):
+def test_a_member_that_diverges_is_named_and_the_others_are_finished(tmp_path):
+    settings = small(environment=EnvironmentConfig('jax/catch'))
+    adam = config_lib.replace(settings, {'optimizer.name': 'adam', 'optimizer.epsilon': 1e-8, 'total_frames': 2000})
+    cells = Grid({'catch': adam}, {'optimizer.learning_rate': (1e30, 1e-3)}).cells()
+    with pytest.raises(
+        CellFailed, match=r'error: cell \w+ \(task=catch, optimizer.learning_rate=1e\+30\): \d+ updates in'
+    ):
         run_sweep(cells, tmp_path, 1, runtime='device')
+    rows = list(csv.DictReader((tmp_path / 'results.csv').read_text().splitlines()))
+    assert {row['cell'] for row in rows} == {cells[1].id}
+    with pytest.raises(ConfigError, match='has results of --runtime device, and the numbers of lockstep differ'):
+        run_sweep(cells, tmp_path, 1)
 
 
 def test_a_cell_that_fails_ends_the_sweep_with_its_name(tmp_path):

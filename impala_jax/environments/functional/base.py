@@ -142,6 +142,8 @@ def _problem(task: Task) -> str:
     for function, observation in (('reset', first), ('step', arrival.observation)):
         if _described(observation) != wanted:
             return f'{function} returns the observation {_described(observation)}, and its spec is {wanted}'
+    if task.spec.num_actions < 1:
+        return f'its spec has num_actions {task.spec.num_actions}; there must be at least one'
     found = [_described(x) for x in (arrival.reward, arrival.terminated, arrival.truncated)]
     if found[0] != 'float32 []' or any(x != 'bool []' for x in found[1:]):
         return f'step returns reward, terminated, truncated as {", ".join(found)}; return float32 [], bool [], bool []'

@@ -15,6 +15,7 @@ import numpy as np
 from impala_jax.agent import Agent
 from impala_jax.build import Training
 from impala_jax.config import Config, ConfigError
+from impala_jax.environments import EnvironmentFailure
 from impala_jax.environments.functional.twins import twin
 from impala_jax.environments.functional.vector import FunctionalVectorEnvironment
 from impala_jax.runtimes import nodes
@@ -140,6 +141,11 @@ class _Updates:
         )
         self._carry = carry
         rows: Output = jax.tree.map(np.asarray, output)
+        problem = program.describe_not_finite(
+            rows.finite[:num_updates], self._environment.environment.name, loop.num_updates
+        )
+        if problem:
+            raise EnvironmentFailure(problem)
         self.replay_size = int(rows.replay_size[num_updates - 1])
         updates = []
         for i in range(num_updates):
@@ -197,13 +203,14 @@ class _Updates:
     def _restored_replay(self, saved: dict[str, Any], config: Config) -> ReplayState:
         if not config.num_replayed:
             return program.no_replay()
+        empty = program.batch_first(self._agent.empty_trajectory(config.learner.unroll_length, 1))
+        program.require_memory(self._capacity * sum(x.nbytes for x in jax.tree.leaves(empty)), config)
         # The host's replay checks the arrays, and orders them.
         replay = Replay(self._capacity, config.num_replayed, self._replay_seed)
         replay.restore(saved, self._agent.trajectory_structure())
         ordered = replay.state()
         trajectories = from_arrays(ordered, self._agent.trajectory_structure())
-        empty = self._agent.empty_trajectory(config.learner.unroll_length, 1)
-        items = jax.tree.map(lambda x: np.zeros([self._capacity, *x.shape[1:]], x.dtype), program.batch_first(empty))
+        items = jax.tree.map(lambda x: np.zeros([self._capacity, *x.shape[1:]], x.dtype), empty)
         num_added, num_batches = ordered['counts']
         if trajectories is not None:
             size = len(replay)

@@ -25,10 +25,18 @@ from impala_jax.loss import ImpalaLoss, VTraceInputs
 from impala_jax.optimizer import Hyperparameters
 from impala_jax.rundir.stats import LearnerStats
 from impala_jax.runtimes.device.pace import Pace
-from impala_jax.runtimes.device.program import Carry, DeviceProgram, Output, ReplayState, batch_first, no_replay
+from impala_jax.runtimes.device.program import (
+    Carry,
+    DeviceProgram,
+    Output,
+    ReplayState,
+    batch_first,
+    describe_not_finite,
+    no_replay,
+)
 from impala_jax.runtimes.host_share import host_share
 from impala_jax.seeds import derived_seed
-from impala_jax.training.hooks import row
+from impala_jax.training.hooks import NON_FINITE_GRADIENTS, row
 from impala_jax.types import Array, PyTree, TimeStep
 
 INPUTS = (
@@ -67,6 +75,7 @@ class MemberResult(NamedTuple):
 
     rows: list[dict[str, Any]]  # Rows of metrics, without times.
     evaluation: Evaluation | None  # Of the last parameters; None without an evaluator.
+    problem: str  # Why the run would have ended early on its own; '' if it would not.
 
 
 def program_of(config: Config) -> str:
@@ -155,7 +164,10 @@ class Population:
                 Evaluation(returns[i].astype(float).tolist(), num_truncated=int(truncated[i].sum()))
                 for i in range(len(configs))
             ]
-        return [MemberResult(own.rows, evaluation) for own, evaluation in zip(written, evaluations, strict=True)]
+        return [
+            MemberResult(own.rows, evaluation, own.problem)
+            for own, evaluation in zip(written, evaluations, strict=True)
+        ]
 
     def init(self, member: Member) -> Carry:
         """Returns the state of a run at its start, a pure function; see `Actor` and `runtimes.device`."""
@@ -288,13 +300,19 @@ class _Rows:
 
     def __init__(self, config: Config, tasks: tuple[str, ...]):
         self.rows: list[dict[str, Any]] = []
+        self.problem = ''
         self._config = config
         self._stats = LearnerStats(tasks)
 
     def add(self, num_updates: int, output: Output) -> None:
         """Adds the output [updates, ...] of the last updates, and a row if one is due after `num_updates`."""
         config, counts = self._config, output.counts
-        version = np.arange(num_updates - len(counts.version), num_updates, dtype=np.int32)
+        before = num_updates - len(counts.version)
+        version = np.arange(before, num_updates, dtype=np.int32)
+        self.problem = self.problem or describe_not_finite(output.finite, config.environment.name, before)
+        limit, in_a_row = config.learner.max_nonfinite_updates, int(output.logs['skipped_in_a_row'].max())
+        if in_a_row >= limit:
+            self.problem = self.problem or f'{in_a_row} {NON_FINITE_GRADIENTS}'
         self._stats.add_batches(counts, version[:, None] - counts.version, config.num_fresh)
         if num_updates % config.logging.interval_updates and num_updates < config.total_updates:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from impala_jax.actor import ActorState, game_versions
 from impala_jax.agent import Agent
+from impala_jax.config import Config, ConfigError
 from impala_jax.environments.functional.base import EnvironmentState, FunctionalEnvironment
 from impala_jax.learner import Learner, LearnerState
 from impala_jax.trajectory_queue import map_batch_axis
@@ -44,6 +46,7 @@ class Output(NamedTuple):
     logs: dict[str, Array]
     counts: Counts  # New trajectories come first.
     replay_size: Array  # [] int32
+    finite: Array  # [2] bool, whether the new trajectories have only finite rewards, and only finite observations.
 
 
 class DeviceProgram:
@@ -121,6 +124,8 @@ class DeviceProgram:
         version = jnp.maximum(num_updates - lag, carry.oldest)
         params = jax.tree.map(lambda ring: ring[_slot(ring, version)], carry.history)
         actor, environments, trajectories = self._act(params, version, carry.actor, carry.environments)
+        timesteps = trajectories.timesteps
+        finite = jnp.stack([_all_finite(timesteps.reward), _all_finite(timesteps.observation)])
         replay = carry.replay
         if self._num_replayed:
             replay, trajectories = self._mix(replay, trajectories)
@@ -129,7 +134,7 @@ class DeviceProgram:
             lambda ring, new: ring.at[_slot(ring, learner.num_updates)].set(new), carry.history, learner.params
         )
         carry = Carry(learner, history, carry.oldest, actor, environments, replay)
-        return carry, Output(logs, trajectories.counts, _size(replay))
+        return carry, Output(logs, trajectories.counts, _size(replay), finite)
 
     def _act(
         self, params: PyTree, version: Array, actor: ActorState, environments: EnvironmentState
@@ -200,6 +205,38 @@ def batch_first(trajectories: Trajectory) -> Trajectory:
 
 
 batch_second = batch_first  # The exchange of the first two axes is its own inverse.
+
+
+def describe_not_finite(finite: np.ndarray, name: str, num_updates: int) -> str:
+    """Describes values of an environment that are not finite; '' if all are.
+
+    Args:
+      finite: `Output.finite` of several updates, [updates, 2].
+      name: Name of the environment.
+      num_updates: Number of updates before the first of these.
+    """
+    if finite.all():
+        return ''
+    update, part = np.argwhere(~finite)[0]
+    what = ('reward', 'observation')[part]
+    update += num_updates
+    return f'an environment of {name!r} returned a value of the {what} that is not finite, for update {update}'
+
+
+def require_memory(num_bytes: int, config: Config) -> None:
+    """Raises ConfigError if the state of a run exceeds the memory of this machine."""
+    there = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    if num_bytes > there:
+        replay = f'replay.capacity {config.replay.capacity}, ' if config.num_replayed else ''
+        raise ConfigError(
+            f'device: the state of the run takes {num_bytes / 2**30:.1f} GiB, and this machine has '
+            f'{there / 2**30:.1f}; lower {replay}policy_lag {config.policy_lag} or the network'
+        )
+
+
+def _all_finite(tree: PyTree) -> Array:
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in leaves] or [True]).all()
 
 
 def _slot(ring: Array, version: Array) -> Array:

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from impala_jax import ConfigError, config, run
+from impala_jax.environments import EnvironmentFailure
 from impala_jax.rundir import checkpoint
 from impala_jax.training.hooks import NonFiniteGradients
 from tests.helpers.device_runs import small
 from tests.helpers.runs import assert_same, files, learned, rows_of
-
 
 # So that runs of any length are compiled once.
 SAME_PROGRAM = {'optimizer__schedule_frames': 4000, 'optimizer__schedule': 'constant'}
@@ -137,10 +137,25 @@ def test_what_the_program_cannot_do_is_refused(changes, message, tmp_path):
 
 def test_a_run_that_fails_saves_what_it_has_learned(tmp_path):
     """The same command then repeats no update."""
+    diverging = {'optimizer__name': 'adam', 'optimizer__epsilon': 1e-8, 'optimizer__learning_rate': 1e30}
     with pytest.raises(NonFiniteGradients, match='10 updates in a row'):
-        run(small(environment__name='jax/tests.environments.test_functional:nan'), tmp_path, 'device')
+        run(small(**diverging), tmp_path, 'device')
     saved = checkpoint.restore(tmp_path, {'learner': None})
-    assert saved.step >= 10 and int(saved.state['learner']['skipped']) == saved.step
+    assert saved.step >= 10 and int(saved.state['learner']['skipped']) >= 10
+
+
+def test_a_value_that_is_not_finite_ends_the_run(tmp_path):
+    name = 'jax/tests.environments.test_functional:nan'
+    with pytest.raises(
+        EnvironmentFailure, match=f"'{name}' returned a value of the reward that is not finite, for upd"
+    ):
+        run(small(environment__name=name), tmp_path, 'device')
+
+
+def test_a_state_that_exceeds_the_memory_is_refused(tmp_path):
+    settings = {'learner__batch_size': 8, 'replay__fraction': 0.5, 'replay__capacity': 10**9}
+    with pytest.raises(ConfigError, match=r'takes \d+.* GiB, and this machine has .* lower replay.capacity 1000000000'):
+        run(small(**settings), tmp_path, 'device')
 
 
 def test_environments_of_another_number_are_refused(tmp_path):
