@@ -130,9 +130,8 @@ def main(runs: Path, images: Path) -> None:
     """Draws the figures of the sweeps in a folder."""
     images.mkdir(parents=True, exist_ok=True)
 
-    def draw_lambda(table: plotting.Table) -> None:
-        figure = plotting.sensitivity(table, 'vtrace.lambda', panel='task', statistic='iqm')
-        plotting.save(figure, images / 'lambda.png')
+    def print_lambda(table: plotting.Table) -> None:
+        print(plotting.results_table(table, 'vtrace.lambda', panel='task', markdown=True, statistic='iqm'))
 
     def draw_learning_rate(table: plotting.Table) -> None:
         plotting.save(plotting.ranked(table, statistic='iqm'), images / 'ranked.png')
@@ -141,7 +140,7 @@ def main(runs: Path, images: Path) -> None:
         'table2': lambda table: table2(table, images),
         'lag': lambda table: lag(table, images, 'lag'),
         'truncation': lambda table: truncation(table, images),
-        'lambda': draw_lambda,
+        'lambda': print_lambda,
         'learning_rate': draw_learning_rate,
         'minatar': lambda table: lag(table, images, 'minatar'),
     }
