@@ -115,10 +115,16 @@ def truncation(table: plotting.Table, images: Path) -> None:
     rows = trade_off()
     errors = np.sqrt([row['mse'] for row in rows]).reshape(len(LEVELS), len(LEVELS))
     theory = plotting.Matrix('theory of catch: rms error of the value target', LEVELS, LEVELS, errors)
-    for value in np.unique(table['policy_lag']):
-        part = plotting.select(table, {'policy_lag': value})
-        figure = plotting.heatmap(part, panel='task', theory=theory, statistic='iqm')
-        plotting.save(figure, images / f'truncation_lag{value:g}.png')
+    for task, beside in (('catch', theory), ('cartpole', None)):
+        part = plotting.select(table, {'task': task})
+        figure = plotting.heatmap(part, panel='policy_lag', theory=beside, statistic='iqm')
+        plotting.save(figure, images / f'truncation_{task}.png')
+        finals = part['final_return'][np.unique(part['cell'], return_index=True)[1]]
+        levels = part['vtrace.c_bar'][np.unique(part['cell'], return_index=True)[1]]
+        for c_bar in LEVELS:
+            own = finals[levels == c_bar]
+            error = np.std(own, ddof=1) / math.sqrt(len(own))
+            print(f'{task}, c_bar {c_bar:g}: mean {np.mean(own):.3f}, standard error {error:.3f}, {len(own)} runs')
     # Without truncation the bias is 0 up to rounding.
     inside = [row | {'bias': np.round(row['bias_rms'] ** 2, 12)} for row in rows if row['c_bar'] <= row['rho_bar']]
     plotting.save(plotting.bias_variance(inside), images / 'bias_variance.png')
