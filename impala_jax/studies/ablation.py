@@ -10,7 +10,6 @@ import hashlib
 import io
 import itertools
 import json
-import math
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.resource_tracker
@@ -29,6 +28,8 @@ from impala_jax.environments import suites
 from impala_jax.rundir.files import METRICS, write_atomically
 from impala_jax.rundir.lock import only_process
 from impala_jax.rundir.rows import read_rows
+from impala_jax.studies import programs
+from impala_jax.studies.programs import Unit
 from impala_jax.system import stop_watch, stopping
 from impala_jax.system.machine import has_accelerator
 from impala_jax.system.quiet import quiet_libraries
@@ -36,19 +37,15 @@ from impala_jax.system.stop_watch import StopWatch
 
 if TYPE_CHECKING:  # They would import JAX, which workers import after they have set its environment variables.
     from impala_jax.evaluation.evaluator import Evaluation
-    from impala_jax.runtimes.device.population import Population
 
 RESULTS = 'results.csv'
 _CELLS = 'cells'
 _DONE = 'done.json'
 _ENDING_S = stopping.LIMIT_S - 1.0  # Time for a worker to exit after the sweep has ended, except for checkpoints.
-_MAX_MEMBERS = 32  # Largest number of cells of a compiled program.
-_MAX_BYTES = 2**30  # Largest size of the state of a compiled program.
 # Metrics that differ between repetitions of a run.
 _TIMES = ('wall_time_s', 'frames_per_second', 'learner_wait_fraction')
 # The state of a worker process.
 _sweep_is_over, _cell_runs = threading.Event(), threading.Event()
-_populations: dict[tuple[str, int, int], Population] = {}  # The last compiled program, by what it is compiled for.
 
 
 class Cell(NamedTuple):
@@ -57,14 +54,6 @@ class Cell(NamedTuple):
     id: str  # hash of the configuration; a cell with a changed configuration is a different cell
     values: dict[str, Any]  # `task`, and the value of each axis
     config: Config
-
-
-class Unit(NamedTuple):
-    """Cells that run together in a worker process."""
-
-    cells: Sequence[Cell]
-    num_members: int = 1  # Number of members of the compiled program, at least that of the cells.
-    policy_lag: int = 0  # Largest lag of the program's members.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +202,7 @@ def run_sweep(
 def _run_sweep(
     cells: Sequence[Cell], folder: Path, processes: int, on_done: Callable[[Cell], None], runtime: str
 ) -> Path:
-    units = _programs(cells) if runtime == 'device' else [Unit([cell]) for cell in cells]
+    units = programs.divide(cells) if runtime == 'device' else [Unit([cell]) for cell in cells]
     finished = {cell.id for cell in cells if is_finished(cell, folder)}
     todo = [unit for unit in units if not finished.issuperset(cell.id for cell in unit.cells)]
     # Not forked, because JAX is multithreaded.
@@ -382,46 +371,20 @@ def _run_cell(cell: Cell, folder: Path, runtime: str) -> None:
     shutil.rmtree(workdir / 'checkpoints')  # The checkpoints of thousands of cells would fill a disk.
 
 
-def _programs(cells: Sequence[Cell]) -> list[Unit]:
-    """Divides cells into compiled programs, in a way that does not depend on the machine.
-
-    The result of a cell depends, by rounding, on the number of members of its program.
-    """
-    from impala_jax.runtimes.device.population import program_of
-
-    groups: dict[str, list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(program_of(cell.config), []).append(cell)
-    units = []
-    for group in groups.values():
-        num_members = math.ceil(len(group) / math.ceil(len(group) / _MAX_MEMBERS))
-        lag = max(cell.config.policy_lag for cell in group)
-        units += [Unit(group[i : i + num_members], num_members, lag) for i in range(0, len(group), num_members)]
-    return units
-
-
 def _run_program(unit: Unit, folder: Path) -> None:
     """Runs the cells of a program from start to end; a program that was stopped starts again."""
     from impala_jax.rundir.metrics import as_json
     from impala_jax.rundir.run_config import write_run_config
-    from impala_jax.runtimes.device.population import program_of
     from impala_jax.runtimes.run import Interrupted
 
-    key = program_of(unit.cells[0].config), unit.num_members, unit.policy_lag
-    if key not in _populations:  # Units with the same program follow each other.
-        _populations.clear()
-        _populations[key] = _population(unit)
-    population = _populations[key]
-    num_members = population.num_members
-    for start in range(0, len(unit.cells), num_members):
-        part = unit.cells[start : start + num_members]
+    for part in programs.parts(unit):
         stop = threading.Event()
         with stopping.StopSignals(stop) as signals:
-            results = population.train([cell.config for cell in part], stop)
+            results = part.population.train([cell.config for cell in part.cells], stop)
         if results is None:
             raise Interrupted(signals.received or 0, None, folder)
         failed = []
-        for cell, result in zip(part, results, strict=True):
+        for cell, result in zip(part.cells, results, strict=True):
             workdir = _workdir(cell, folder)
             write_run_config(workdir, cell.config)
             rows = ''.join(json.dumps(as_json(row), allow_nan=False) + '\n' for row in result.rows)
@@ -432,18 +395,6 @@ def _run_program(unit: Unit, folder: Path) -> None:
                 _finish(cell, folder, 'device', result.evaluation)
         if failed:  # After the others are finished: the whole program is repeated for a cell that is not.
             raise CellFailed('\n'.join(failed))
-
-
-def _population(unit: Unit) -> Population:
-    """The compiled program of a unit, with fewer members if they would take too much memory."""
-    from impala_jax.runtimes.device.population import Population
-    from impala_jax.runtimes.device.program import require_memory
-
-    config = unit.cells[0].config
-    of_one = Population(config, 1, unit.policy_lag)
-    require_memory(of_one.member_bytes, config)
-    num_members = max(1, min(unit.num_members, _MAX_BYTES // of_one.member_bytes))
-    return Population(config, num_members, unit.policy_lag)
 
 
 def _finish(cell: Cell, folder: Path, runtime: str, evaluation: Evaluation | None) -> None:

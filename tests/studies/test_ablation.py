@@ -128,7 +128,7 @@ def test_the_table_of_compiled_programs_is_that_of_other_sweeps(programs_of_cell
     assert list(rows[0]) == list(others[0])
     assert len(rows) == 2 * NUM_CELLS * 50  # 1,000 updates, a row each 20
     assert {row['task'] for row in rows} == {'catch', 'bandit'}
-    assert all(-1 <= float(row['final_return']) <= 1 for row in rows)
+    assert all(-1 <= float(row['final_return']) <= 1 for row in rows if row['task'] == 'catch')
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
