@@ -220,7 +220,10 @@ from impala_jax.environments.catch import Catch
 class Dies(Catch):
     def step(self, action):
         if 'RAY_JOB_ID' in os.environ:  # In a worker process of an actor.
-            os.kill(os.getppid(), 9)
+            parent = os.getppid()
+            with open(f'/proc/{parent}/cmdline', 'rb') as file:
+                if b'ray::' in file.read():  # Else it is dead already, and the parent now is the engine's keeper.
+                    os.kill(parent, 9)
         return super().step(action)
 
 def make(seed):
