@@ -63,6 +63,19 @@ class ActorState(NamedTuple):
     game_over: Array  # [2, N] bool, whether a game ended in each of the last two steps.
 
 
+def initial_state(agent: Agent, key: Array, timestep: TimeStep) -> ActorState:
+    """Returns the state before the first step, after the first timestep [N, ...]; `key` is for action sampling."""
+    num_envs = timestep.step_type.shape[0]
+    return ActorState(
+        key=key,
+        num_steps=np.int32(0),
+        timestep=timestep,
+        core=agent.initial_state(num_envs),
+        game_version=np.zeros([num_envs], np.int32),
+        game_over=np.ones([2, num_envs], bool),
+    )
+
+
 class Actor:
     """Steps environments with a policy, and splits the experience into trajectories.
 
@@ -114,19 +127,8 @@ class Actor:
         if self.state is None:
             timestep = self.environment.reset()
             self._agent.check_observation(timestep.observation)
-            self.state = self._initial_state(timestep)
+            self.state = initial_state(self._agent, self._key, timestep)
         return self.state
-
-    def _initial_state(self, timestep: TimeStep) -> ActorState:
-        num_envs = self.environment.num_envs
-        return ActorState(
-            key=self._key,
-            num_steps=np.int32(0),
-            timestep=timestep,
-            core=self._agent.initial_state(num_envs),
-            game_version=np.zeros([num_envs], np.int32),
-            game_over=np.ones([2, num_envs], bool),
-        )
 
     def unroll(self, version: int, params: PyTree) -> Trajectory:
         """Acts for T steps with one set of parameters; see `act`.
@@ -191,7 +193,7 @@ class Actor:
         """
         state, environment = self.state, self.environment.get_state()
         if state is None:  # What `begin` would return, without its timestep.
-            state = self._initial_state(dummy_timestep(self.environment.spec, self.environment.num_envs))
+            state = self._example_state()
         return plain_state.encode(
             {
                 'key': np.asarray(state.key),
@@ -210,7 +212,7 @@ class Actor:
         Raises:
           ConfigError: If the state was saved by a version whose actors or environments have another state.
         """
-        own = self._initial_state(dummy_timestep(self.environment.spec, self.environment.num_envs))
+        own = self._example_state()
         try:
             saved = plain_state.decode(state)
             has_begun = saved['timestep'] is not None
@@ -231,6 +233,11 @@ class Actor:
                 f'the saved state of an actor is of another version of impala_jax or of the environment ({reason}); '
                 'start again with another --workdir'
             ) from error
+
+    def _example_state(self) -> ActorState:
+        """The state before the first unroll, with a timestep of zeros."""
+        timestep = dummy_timestep(self.environment.spec, self.environment.num_envs)
+        return initial_state(self._agent, self._key, timestep)
 
 
 def game_versions(version: Any, step_type: Array, over: Array, earlier: Array, xp: Any = np) -> Array:

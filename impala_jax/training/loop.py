@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from impala_jax.learner import HostLost, LearnerState
 from impala_jax.optimizer import Hyperparameters
@@ -132,7 +132,7 @@ class TrainingLoop:
         self.publish()
         return True
 
-    def advance(self, state: LearnerState, updates: Iterable[tuple[dict[str, Array], Counts]]) -> None:
+    def advance(self, state: LearnerState, updates: Sequence[tuple[dict[str, Array], Counts]]) -> None:
         """Counts updates that a compiled program made together, and calls `Hook.updated` for each of them.
 
         Args:
@@ -145,15 +145,14 @@ class TrainingLoop:
         """
         self.begin()
         self._state = None
-        remaining = list(updates)
+        total = self.num_updates + len(updates)
         try:
-            while remaining:
-                self.logs, counts = remaining.pop(0)
+            for self.logs, counts in updates:
                 self.num_updates += 1
                 for hook in self._hooks:
                     hook.updated(self, Updated(state, self.logs, self.params, counts, 0.0))
         finally:
-            self.num_updates += len(remaining)
+            self.num_updates = total
             self.replace_state(state)
 
     def run(self, fetch: Callable[[], Trajectory], stop: threading.Event) -> None:

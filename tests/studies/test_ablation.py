@@ -53,6 +53,16 @@ def start(grid_file, output, *arguments):
     return programs.start(output, 'launch/ablate.py', '--grid', str(grid_file), '--output', str(output), *arguments)
 
 
+def stop(process, output, number):
+    """Sends a signal to a sweep, and waits until nothing of it is left."""
+    process.send_signal(number)
+    code, _, stderr = finish(process)
+    if number != signal.SIGKILL:
+        assert code == 128 + number, stderr
+        assert stderr.splitlines() == [f'stopped by signal {number:d}; the same command resumes the sweep']
+    wait_for(lambda: not marked_processes(output))
+
+
 def finished(output):
     return len(list(output.glob('cells/*/done.json')))
 
@@ -93,12 +103,7 @@ def test_a_stopped_sweep_goes_on_and_gives_the_same_table(unbroken, grid_file, t
     # Some seconds a cell, so that the signal comes inside one.
     process = start(grid_file, output, '--processes', '2')
     wait_for(lambda: finished(output) >= 2)
-    process.send_signal(number)
-    code, _, stderr = finish(process)
-    if number != signal.SIGKILL:
-        assert code == 128 + number, stderr
-        assert stderr.splitlines() == [f'stopped by signal {number:d}; the same command resumes the sweep']
-    wait_for(lambda: not marked_processes(output))
+    stop(process, output, number)
     before = finished(output)
     assert 2 <= before < NUM_CELLS, 'it was over before the signal came'
     code, stdout, stderr = finish(start(grid_file, output, '--processes', '2'))
@@ -137,12 +142,7 @@ def test_stopped_programs_start_again_and_give_the_same_table(programs_of_cells,
     output = tmp_path / 'sweep'
     process = start(path, output, '--runtime', 'device', '--processes', '1')
     wait_for(lambda: finished(output) == NUM_CELLS)
-    process.send_signal(number)
-    code, _, stderr = finish(process)
-    if number != signal.SIGKILL:
-        assert code == 128 + number, stderr
-        assert stderr.splitlines() == [f'stopped by signal {number:d}; the same command resumes the sweep']
-    wait_for(lambda: not marked_processes(output))
+    stop(process, output, number)
     assert finished(output) < 2 * NUM_CELLS, 'it was over before the signal came'
     assert finish(start(path, output, '--runtime', 'device', '--processes', '1'))[0] == 0
     assert (output / 'results.csv').read_text() == table

@@ -203,14 +203,15 @@ class _Updates:
     def _restored_replay(self, saved: dict[str, Any], config: Config) -> ReplayState:
         if not config.num_replayed:
             return program.no_replay()
-        empty = program.batch_first(self._agent.empty_trajectory(config.learner.unroll_length, 1))
-        program.require_memory(self._capacity * sum(x.nbytes for x in jax.tree.leaves(empty)), config)
+        unroll_length = config.learner.unroll_length
+        of_one = self._agent.empty_trajectory(unroll_length, 1)
+        program.require_memory(self._capacity * sum(x.nbytes for x in jax.tree.leaves(of_one)), config)
         # The host's replay checks the arrays, and orders them.
         replay = Replay(self._capacity, config.num_replayed, self._replay_seed)
         replay.restore(saved, self._agent.trajectory_structure())
         ordered = replay.state()
         trajectories = from_arrays(ordered, self._agent.trajectory_structure())
-        items = jax.tree.map(lambda x: np.zeros([self._capacity, *x.shape[1:]], x.dtype), empty)
+        items = program.empty_items(self._agent, unroll_length, self._capacity, np)
         num_added, num_batches = ordered['counts']
         if trajectories is not None:
             size = len(replay)

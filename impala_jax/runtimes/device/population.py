@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from impala_jax import environments, vtrace
-from impala_jax.actor import ActorState
+from impala_jax.actor import initial_state
 from impala_jax.agent import Agent
 from impala_jax.build import make_agent, make_hyperparameters, make_loss, make_optimizer_factory, make_schedule
 from impala_jax.config import Config, VTraceConfig, to_flat_dict
@@ -30,8 +30,8 @@ from impala_jax.runtimes.device.program import (
     DeviceProgram,
     Output,
     ReplayState,
-    batch_first,
     describe_not_finite,
+    empty_items,
     no_replay,
 )
 from impala_jax.runtimes.host_share import host_share
@@ -171,25 +171,16 @@ class Population:
 
     def init(self, member: Member) -> Carry:
         """Returns the state of a run at its start, a pure function; see `Actor` and `runtimes.device`."""
-        num_envs = self._share.num_fresh
         learner = self._learner(member).pure_init(member.params_key, member.hyperparameters)
         environments, timestep = self._reset(self._environment, member.environment_keys)
-        actor = ActorState(
-            key=member.actor_key,
-            num_steps=jnp.int32(0),
-            timestep=timestep,
-            core=self._agent.initial_state(num_envs),
-            game_version=jnp.zeros([num_envs], jnp.int32),
-            game_over=jnp.ones([2, num_envs], bool),
-        )
+        actor = initial_state(self._agent, member.actor_key, timestep)
         history = jax.tree.map(lambda x: jnp.broadcast_to(x, [self._slots, *x.shape]), learner.params)
         return Carry(learner, history, jnp.int32(0), actor, environments, self._replay(member.replay_key))
 
     def _replay(self, key: Array) -> ReplayState:
         if not self._capacity:
             return no_replay()
-        empty = batch_first(self._agent.empty_trajectory(self._share.unroll_length, 1))
-        items: Any = jax.tree.map(lambda x: jnp.zeros([self._capacity, *x.shape[1:]], x.dtype), empty)
+        items = empty_items(self._agent, self._share.unroll_length, self._capacity, jnp)
         return ReplayState(items, jnp.int32(0), jnp.int32(0), key)
 
     def _update(self, carry: Carry, member: Member, num_updates: Array) -> tuple[Carry, Output]:

@@ -191,6 +191,12 @@ def no_replay() -> ReplayState:
     return ReplayState((), zero, zero, np.zeros([2], np.uint32))
 
 
+def empty_items(agent: Agent, unroll_length: int, capacity: int, xp: Any) -> Trajectory:
+    """Returns `ReplayState.items` of zeros, as arrays of the module `xp`, `numpy` or `jax.numpy`."""
+    empty = batch_first(agent.empty_trajectory(unroll_length, 1))
+    return jax.tree.map(lambda x: xp.zeros([capacity, *x.shape[1:]], x.dtype), empty)
+
+
 def history(versions: dict[int, PyTree], slots: int) -> PyTree:
     """Returns the ring of parameters, in NumPy; the newest `slots` of `versions` are consecutive."""
     newest = max(versions)
